@@ -1,0 +1,311 @@
+"""What goes into the machine and what comes out of it: the only words that `node/machine.py` and its shells share.
+
+An *event* is something that happened (a frame arrived, a worker finished, a commit was synced, a timer fired); an
+*effect* is something the shell shall do. Both are plain data: a shell carries effects out in the order given and
+decides nothing. Two shells exist: the daemon (trio, processes, disk) and the heap driver of the tests, from which the
+simulator grows. Rule: nothing here may import a clock, a socket or a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+Job = bytes  # 16 bytes
+NodeId = str  # a PeerId in text form
+
+
+class Row(NamedTuple):
+    """One journal row, unique by (job, kind, key). A `value` of None in a Store means: delete the row.
+
+    `meta` is small and read at start; `value` may be large and is read on demand by Fetch (see HEAVY).
+    """
+
+    job: Job
+    kind: str
+    key: bytes
+    meta: bytes
+    value: bytes | None
+
+
+HEAVY = frozenset({"code", "input", "result", "log"})
+"""Kinds of rows whose `value` is left on disk at start (`Loaded` carries b"" there) and asked for with Fetch."""
+
+
+class Segment(NamedTuple):
+    """Adjacent tasks [lo, hi) of one job that call one function, as they go to a worker.
+
+    shape 0: data is a list of hi-lo byte strings, each a pickled `(args, kwargs)`; b"" means no arguments.
+    shape 1: data is one pickled list of items, called as fn(item); task lo is item number `offset` of it.
+    shape 2: as 1, called as fn(*item).
+    `key` names a packed blob (shapes 1 and 2) within the job, so that a worker may keep it; b"" for shape 0.
+    """
+
+    lo: int
+    hi: int
+    fn: bytes
+    shape: int
+    data: Any
+    offset: int
+    key: bytes
+
+
+class Outcome(NamedTuple):
+    """Results of adjacent tasks [lo, hi), as they come from a worker and go to journal and reader.
+
+    shape 0: data is a list of hi-lo pickles; b"" stands for None.
+    shape 1: data is one pickled list of hi-lo values.
+    shape 2: hi == lo + 1, data is msgpack of `core.failure.encode_exception`: the task raised.
+    """
+
+    lo: int
+    hi: int
+    shape: int
+    data: Any
+
+
+# ---- events ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """First event of a life: what the journal held (heavy values empty), and wall clock minus monotonic clock."""
+
+    rows: Sequence[Row]
+    wall_offset_s: float
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The rows of that Store are fsynced."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFailed:
+    """The rows of that Store are not on disk (full, broken); `reason` is one line."""
+
+    token: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """The rows asked for; a row that is missing or fails its checksum is absent."""
+
+    token: int
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True, slots=True)
+class ClientJoined:
+    """A client said HELLO on the local socket. `session` is b"" for the command line."""
+
+    client: int
+    session: bytes
+    program: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSent:
+    """One frame from a client (`core.messages`)."""
+
+    client: int
+    kind: int
+    id: int
+    body: Any
+
+
+@dataclass(frozen=True, slots=True)
+class ClientGone:
+    """The connection ended; `goodbye` if the client said so before."""
+
+    client: int
+    goodbye: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady:
+    """A worker child has started (again) and waits for a Run."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDone:
+    """A worker reports on a run: outcomes so far, and at the end (`final`) the ranges it gives back unstarted.
+
+    `busy_s` is the time spent in these tasks; `logs` is a list of (index, captured output).
+    `unfit` names why the function could not be loaded here (a missing import): then all its tasks are given back.
+    """
+
+    worker: int
+    run: int
+    outcomes: Sequence[Outcome]
+    final: bool
+    returned: Sequence[tuple[int, int]]
+    busy_s: float
+    logs: Sequence[tuple[int, bytes]] = ()
+    unfit: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDied:
+    """A worker child ended. `index` is the task that its progress page named as running, or None.
+
+    cause: "signal" | "exit" | "timeout" | "memory" | "killed" (we asked for it); `detail` is one line for people,
+    `stderr` the last lines it wrote. Runs that were with it and not `final` are gone; a new child follows (WorkerReady).
+    """
+
+    worker: int
+    run: int | None
+    index: int | None
+    cause: str
+    detail: str
+    stderr: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    """A timer set by SetTimer is due."""
+
+    key: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerUp:
+    """A member became reachable."""
+
+    peer: NodeId
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDown:
+    """A member's connection ended; `reset` if a new one was refused as well (it is gone, not only silent)."""
+
+    peer: NodeId
+    reset: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSent:
+    """One control frame from a member."""
+
+    peer: NodeId
+    kind: int
+    body: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The node shall end: start nothing new, give running tasks `grace_s`, then emit Stopped."""
+
+    grace_s: float
+
+
+Event = (
+    Loaded | Stored | StoreFailed | Fetched | ClientJoined | ClientSent | ClientGone | WorkerReady | WorkerDone
+    | WorkerDied | TimerFired | PeerUp | PeerDown | PeerSent | Stop
+)  # fmt: skip
+
+
+# ---- effects --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One frame to a local client."""
+
+    client: int
+    kind: int
+    id: int
+    body: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """One control frame to a member."""
+
+    peer: NodeId
+    kind: int
+    body: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Write (or delete) rows and answer Stored(token) once they are fsynced; token 0 wants no answer."""
+
+    token: int
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Read the values of rows (job, kind, key) and answer Fetched(token, rows)."""
+
+    token: int
+    keys: Sequence[tuple[Job, str, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Give a worker tasks. Up to two runs may be with a worker; it works them off in order.
+
+    `codes` maps a function id to its union as packed by `core.batch` (a view of the job's own table, not a copy; the
+    shell sends an entry to a child once). `context` goes to the child: {"job", "name", "attempt", "node", "prints",
+    "env"}; `timeout_s` is per task, `memory` in bytes, None: no own limit.
+    """
+
+    worker: int
+    run: int
+    job: Job
+    segments: Sequence[Segment]
+    codes: Mapping[bytes, bytes]
+    context: Mapping[str, Any]
+    timeout_s: float | None = None
+    memory: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Ask a worker to give back all it has not started (answered by WorkerDone(final=True, returned=…))."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """Kill the worker's process group; answered by WorkerDied(cause="killed")."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetTimer:
+    """Fire TimerFired(key) at `at_s` (monotonic); a timer of the same key is replaced; `at_s` None cancels it."""
+
+    key: tuple[Any, ...]
+    at_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A line for the node's log on stderr. level: "info" | "warning"."""
+
+    level: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """All is handed over or in the journal; `waiting` names the jobs that wait there. The shell may end."""
+
+    waiting: Sequence[str] = field(default=())
+
+
+Effect = Reply | Send | Store | Fetch | Run | Recall | Kill | SetTimer | Log | Stopped

@@ -1,0 +1,127 @@
+"""Batches of task inputs: how a client packs tasks, and how a node cuts them into what a worker gets.
+
+A batch is immutable and travels byte for byte. It names its functions by content id (their bodies travel once per job,
+in CODE frames) and packs tasks by runs of equal function and options, so that a map of 10⁶ items costs no per-task
+bytes beyond the pickled items themselves:
+
+    batch = msgpack [fns, opts, runs]
+    fns   = [code id, …]                       16 bytes each: the first half of the BLAKE3 of the function union
+    opts  = [{…}, …]                           core.options, only what differs from the defaults
+    run   = [count, fn, opts, shape, data, deps, parent]     fn and opts are positions in the tables
+    union = msgpack ["pickle", python minor, bytes] | ["import", "module:qualname", tree id or nil]
+                  | ["name", text] | ["exec", argv, tree id or nil]
+
+Shapes are those of `node.events.Segment`. `deps` (task ids this run waits for) and `parent` are nil until dependencies
+and nested tasks are built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import blake3
+
+from p2pgrid.core.errors import PeerError
+from p2pgrid.core.wire import pack, unpack
+
+TASKS_PER_BATCH_MAX = 1 << 20
+TABLE_MAX = 4096
+BATCH_BYTES_MAX = 256 * 1024 * 1024
+
+CALLS, ITEMS, TUPLES = 0, 1, 2
+"""Shapes: a list of pickled (args, kwargs); one pickled list for fn(item); the same for fn(*item)."""
+
+
+def content_id(data: bytes) -> bytes:
+    """Return the 16-byte content id of `data` (BLAKE3, truncated)."""
+    return blake3.blake3(data).digest(16)
+
+
+def pickled_function(minor: int, data: bytes) -> bytes:
+    """Return the union of a function pickled under Python 3.`minor`."""
+    return pack(["pickle", minor, data])
+
+
+def python_minor(union: bytes) -> int | None:
+    """Return the Python minor version a function is bound to, or None if it runs under any."""
+    match unpack(union):
+        case ["pickle", int(minor), bytes()]:
+            return minor
+        case ["import" | "name" | "exec", *_]:
+            return None
+    msg = "an unknown kind of function"
+    raise PeerError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class InputRun:
+    """`hi - lo` adjacent tasks that call one function with one set of options."""
+
+    lo: int
+    hi: int
+    fn: bytes
+    opts: int
+    shape: int
+    data: Any
+
+    def cut(self, lo: int, hi: int) -> tuple[Any, int]:
+        """Return (data, offset) for the tasks [lo, hi) of this run, as a Segment wants them."""
+        if self.shape == CALLS:
+            return self.data[lo - self.lo : hi - self.lo], 0
+        return self.data, lo - self.lo
+
+
+@dataclass(frozen=True, slots=True)
+class InputBatch:
+    """A decoded batch: tasks [lo, hi) of a job."""
+
+    lo: int
+    hi: int
+    opts: tuple[Mapping[str, Any], ...]
+    runs: tuple[InputRun, ...]
+
+
+def encode_batch(
+    fns: Sequence[bytes],
+    opts: Sequence[Mapping[str, Any]],
+    runs: Sequence[tuple[int, int, int, int, Any]],
+) -> bytes:
+    """Return the bytes of a batch. `runs` are (count, position in fns, position in opts, shape, data)."""
+    return pack([list(fns), list(opts), [[*run, None, None] for run in runs]])
+
+
+def decode_batch(lo: int, hi: int, data: bytes) -> InputBatch:
+    """Return the batch that holds the tasks [lo, hi). Raises PeerError unless it is well formed."""
+    match unpack(data):
+        case [list(fns), list(opts), list(runs)] if len(fns) <= TABLE_MAX and len(opts) <= TABLE_MAX:
+            pass
+        case _:
+            msg = "a batch that is not [fns, opts, runs]"
+            raise PeerError(msg)
+    if not all(isinstance(fn, bytes) and len(fn) == 16 for fn in fns) or not all(isinstance(o, dict) for o in opts):
+        msg = "a batch with a malformed table"
+        raise PeerError(msg)
+    at = lo
+    decoded = []
+    for run in runs:
+        match run:
+            case [int(count), int(fn), int(opt), int(shape), body, None, None] if (
+                count > 0
+                and 0 <= fn < len(fns)
+                and 0 <= opt < len(opts)
+                and (
+                    (shape == CALLS and isinstance(body, list) and len(body) == count)
+                    or (shape in (ITEMS, TUPLES) and isinstance(body, bytes))
+                )
+            ):
+                decoded.append(InputRun(at, at + count, fns[fn], opt, shape, body))
+                at += count
+            case _:
+                msg = "a batch with a malformed run"
+                raise PeerError(msg)
+    if at != hi or hi - lo > TASKS_PER_BATCH_MAX:
+        msg = f"a batch of {at - lo} tasks that says it has {hi - lo}"
+        raise PeerError(msg)
+    return InputBatch(lo, hi, tuple(opts), tuple(decoded))

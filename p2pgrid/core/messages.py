@@ -1,0 +1,65 @@
+"""Frame types and their bodies: local socket (client and daemon), worker pipe (daemon and child), peers.
+
+Every frame is `u32 length (big-endian) | msgpack [version, type, id, body]` (`core.wire`). `id` pairs a REQUEST with its
+ANSWER or ERROR and is 0 elsewhere. Bodies are msgpack arrays in the order given here. New types and new trailing
+elements are only ever added.
+"""
+
+# ---- client -> daemon -----------------------------------------------------------------------------------------------
+HELLO = 1  # {"v": 1, "session": 16 bytes or b"", "pid", "program"}; answered by WELCOME
+OPEN = 2  # [job16, spec]                      spec: core.record.Spec packed; idempotent
+CODE = 3  # [job16, code_id16, union bytes]    a function; before the batches that use it
+INPUT = 4  # [job16, lo, hi, batch bytes]      core.batch; re-sent byte for byte until acknowledged
+CLOSE = 5  # [job16, n]                        the job has n tasks and gets no more
+WATCH = 6  # [job16, [lo, hi, lo, hi, …] already had]   results flow as RESULT from now on, STATE at the end
+CANCEL = 7  # [job16, [lo, hi, …] or None]     None: the whole job
+GOT = 8  # [job16, bytes]                      credit: that many result bytes were taken in
+REQUEST = 9  # [verb, {arguments}]             see REQUESTS
+GOODBYE = 10  # []                             the client leaves on purpose
+UNWATCH = 11  # [job16]
+
+# ---- daemon -> client -----------------------------------------------------------------------------------------------
+WELCOME = 32  # {"v", "id", "name", "grid", "slots", "nodes", "version", "python": [major, minor], "embedded", "pid"}
+ACK = 33  # [job16, what, lo]                  what: "spec" "code" "input" "close" "cancel"; fsynced (lo: of the batch, else 0)
+RESULT = 34  # [job16, [[lo, hi, shape, data, node name, attempt], …]]     see node.events.Outcome
+STATE = 35  # [job16, state, reason]           the job ended: done failed cancelled abandoned; or "unknown": no such job here
+NOTICE = 36  # [job16, text]                   a line for the person: why tasks wait
+ANSWER = 37  # answer of a REQUEST
+ERROR = 38  # {"code", "message", "next"}      of a REQUEST (id), or of the connection (id 0)
+REFUSED = 39  # [job16, what, lo, {"code", "message", "next"}]   an OPEN, CODE, INPUT or CLOSE was not accepted
+QUEUED = 40  # [job16, [lo, hi, …]]            task ranges that went back to waiting (a worker died); informational
+
+REQUESTS = {
+    "status": "{}",
+    "jobs": "{mine: session or None}",
+    "show": "{target}",
+    "explain": "{target}",
+    "logs": "{target}",
+    "cancel": "{target}",
+    "find": "{target} -> {job: 16 bytes, lo, hi} of an id, prefix, name or `last`",
+    "stop": "{}  (embedded or by `p2pgrid stop`)",
+    "workers": "{} -> [{worker, pid, state, job, index}]",
+}
+
+# ---- daemon -> worker child -----------------------------------------------------------------------------------------
+W_CODE = 64  # [code_id16, union bytes]
+W_BLOB = 65  # [job16, key, bytes]             a packed list of inputs; child keeps the last W_BLOBS of them
+W_RUN = 66  # [run, job16, context, [segment, …]]   segment: [lo, hi, fn, shape, data or None (blob), offset, key]
+W_BLOBS = 4
+
+# ---- worker child -> daemon -----------------------------------------------------------------------------------------
+W_READY = 80  # {"pid", "python": [major, minor, micro]}
+W_DONE = 81  # [run, [outcome, …], final, [[lo, hi], …] returned, busy_s, [[index, output], …], unfit]
+
+# ---- peer <-> peer (control stream) ---------------------------------------------------------------------------------
+P_WANT = 96  # [rid, free slots, speed]           a holder asks a keeper for work
+P_GRANT = 97  # [rid, job16, spec, [[lo, hi, attempt], …], [[code_id, union], …], [[lo, hi, batch], …]]
+P_GRANT_ACK = 98  # [rid, claim seq]
+P_NONE = 99  # [rid]                              nothing for you now; you are a waiter
+P_CLAIM = 100  # [inc, seq, interval_s, [[job16, [lo, hi, …], [running lo, hi, …]], …]]
+P_RESULTS = 101  # [[job16, [inc, no], attempt, [outcome, …]], …]
+P_RESULTS_ACK = 102  # [[job16, inc, no], …]      fsynced at the keeper
+P_DROP = 103  # [job16, [lo, hi, …] or None]      done elsewhere or cancelled: stop and forget these
+P_WORK = 104  # []                                there is uncovered work here: ask
+P_RETURN = 105  # [job16, [lo, hi, …], why]       a holder gives ranges back unstarted (unfit, draining)
+P_CRASHED = 106  # [job16, index, [kind, inc, no], alone [lo, hi, …], text]   a worker process died of this task at the holder

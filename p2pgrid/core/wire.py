@@ -1,0 +1,115 @@
+"""Frames: `u32 length (big-endian) | msgpack [version, type, id, body]`, with a limit on everything.
+
+Sans-IO: bytes in, frames out. Whoever reads a stream owns one Splitter. Nothing here trusts the other side: a length
+beyond the limit, bytes that are not msgpack, or a frame of another shape raise PeerError, and the connection is to be
+dropped.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, NamedTuple
+
+import msgpack
+
+from p2pgrid.core.errors import PeerError
+
+VERSION = 1
+FRAME_MAX_LOCAL = 320 * 1024 * 1024
+"""Local socket and worker pipe: one batch of values (at most 256 MiB) and its envelope."""
+FRAME_MAX_CONTROL = 64 * 1024
+"""Control frames between members."""
+DEPTH_NOTE = "msgpack bounds nesting itself (its C unpacker refuses more than 512 levels)"
+
+_LENGTH = struct.Struct(">I")
+_packer = msgpack.Packer(use_bin_type=True, autoreset=True)
+
+
+class Frame(NamedTuple):
+    """One decoded frame."""
+
+    version: int
+    kind: int
+    id: int
+    body: Any
+
+
+def pack(value: Any) -> bytes:
+    """Return `value` as msgpack."""
+    return _packer.pack(value)  # type: ignore[no-any-return]
+
+
+def unpack(data: bytes | memoryview, *, limit: int = FRAME_MAX_LOCAL) -> Any:
+    """Return the value that `data` holds. Raises PeerError if it is not exactly one msgpack value."""
+    try:
+        return msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=False,
+            max_bin_len=limit,
+            max_str_len=limit,
+            max_array_len=min(limit, 16_777_216),
+            max_map_len=min(limit, 1_048_576),
+        )
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
+        msg = f"not msgpack: {type(error).__name__}"
+        raise PeerError(msg) from error
+
+
+def frame(kind: int, body: Any, id_: int = 0) -> bytes:
+    """Return one frame as bytes."""
+    data = pack([VERSION, kind, id_, body])
+    return _LENGTH.pack(len(data)) + data
+
+
+class Splitter:
+    """Cuts a byte stream into frames.
+
+    `feed` takes what was read and returns the frames that are complete; an unfinished one is kept, at most `limit`
+    bytes of it.
+    """
+
+    __slots__ = ("_buffer", "_limit", "_need")
+
+    def __init__(self, limit: int = FRAME_MAX_LOCAL) -> None:
+        self._limit = limit
+        self._buffer = bytearray()
+        self._need = 4
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """Return the frames completed by `data`. Raises PeerError on a frame that is too long or malformed."""
+        buffer = self._buffer
+        buffer += data
+        size = len(buffer)
+        if size < self._need:
+            return []
+        frames: list[Frame] = []
+        at = 0
+        view = memoryview(buffer)
+        try:
+            while size - at >= 4:
+                (length,) = _LENGTH.unpack_from(buffer, at)
+                if length > self._limit:
+                    msg = f"a frame of {length} bytes, more than the {self._limit} allowed"
+                    raise PeerError(msg)
+                end = at + 4 + length
+                if end > size:
+                    self._need = end - at
+                    break
+                frames.append(self._decode(view[at + 4 : end]))
+                at = end
+            else:
+                self._need = 4
+        finally:
+            view.release()
+        del buffer[:at]
+        return frames
+
+    def _decode(self, data: memoryview) -> Frame:
+        with data:
+            value = unpack(data, limit=self._limit)
+        match value:
+            case [int(version), int(kind), int(id_), body]:
+                return Frame(version, kind, id_, body)
+        msg = "a frame that is not [version, type, id, body]"
+        raise PeerError(msg)
