@@ -280,9 +280,14 @@ class Recall:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """Kill the worker's process group; answered by WorkerDied(cause="killed")."""
+    """Kill the worker's process group if the task it runs now is in `spans` of `run` (None: whatever it runs).
+
+    Answered by WorkerDied(cause="killed"); where another task runs it is a Recall.
+    """
 
     worker: int
+    run: int
+    spans: Sequence[tuple[int, int]] | None
 
 
 @dataclass(frozen=True, slots=True)
