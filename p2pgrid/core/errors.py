@@ -211,7 +211,7 @@ class QuotaExceeded(GridError):
 
 
 class NotAuthorized(GridError):
-    """This member may not do that."""
+    """A member may not do that."""
 
     code = "not-authorized"
     advice = "ask an admin of the grid for the role: p2pgrid promote NODE"
@@ -245,8 +245,14 @@ class RemoteError(GridError):
     advice = "read the remote traceback above"
 
     def __init__(
-        self, module: str = "", qualname: str = "", text: str = "", traceback: str = "", *,
-        next: str = "", code: str = "",  # noqa: A002
+        self,
+        module: str = "",
+        qualname: str = "",
+        text: str = "",
+        traceback: str = "",
+        *,
+        next: str = "",
+        code: str = "",  # noqa: A002
     ) -> None:
         """Keep the four things that are known about an exception from elsewhere."""
         name = ".".join(part for part in (module, qualname) if part and part != "builtins")
@@ -265,11 +271,26 @@ class PeerError(Exception):
 _BY_CODE: dict[str, type[GridError]] = {
     error.code: error
     for error in (
-        GridError, NoNode, NodeGone, NotFound, Unschedulable, NotSerializable, DependencyFailed, WorkerCrashed,
-        TaskTimeout, TaskMemoryExceeded, TaskCancelled, ObjectLost, ResultLost, QuotaExceeded, NotAuthorized,
-        VersionMismatch, MissingModule, RemoteError,
+        GridError,
+        NoNode,
+        NodeGone,
+        NotFound,
+        Unschedulable,
+        NotSerializable,
+        DependencyFailed,
+        WorkerCrashed,
+        TaskTimeout,
+        TaskMemoryExceeded,
+        TaskCancelled,
+        ObjectLost,
+        ResultLost,
+        QuotaExceeded,
+        NotAuthorized,
+        VersionMismatch,
+        MissingModule,
+        RemoteError,
     )
-}  # fmt: skip
+}
 _BY_CODE["ambiguous"] = NotFound
 
 

@@ -92,15 +92,11 @@ def match(text: str, jobs: Mapping[bytes, str | None]) -> list[bytes]:
     if not lower:
         return []
     exact = [
-        job_id
-        for job_id, given in jobs.items()
-        if lower in (job_name(job_id), job_id.hex()) or text.strip() == given
-    ]  # fmt: skip
+        job_id for job_id, given in jobs.items() if lower in (job_name(job_id), job_id.hex()) or text.strip() == given
+    ]
     if exact:
         return exact
     as_hex = lower if len(lower) >= HEX_PREFIX_MIN and _HEX.fullmatch(lower) else None
     return [
-        job_id
-        for job_id in jobs
-        if job_name(job_id).startswith(lower) or (as_hex and job_id.hex().startswith(as_hex))
-    ]  # fmt: skip
+        job_id for job_id in jobs if job_name(job_id).startswith(lower) or (as_hex and job_id.hex().startswith(as_hex))
+    ]

@@ -8,8 +8,8 @@ import math
 import re
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_BYTES = {"B": 1} | {
-    f"{letter}{suffix}": base ** (power + 1)
+_BYTES: dict[str, int] = {"B": 1} | {
+    f"{letter}{suffix}": int(base ** (power + 1))
     for power, letter in enumerate("KMGTP")
     for suffix, base in (("B", 1000), ("iB", 1024))
 }
@@ -61,7 +61,7 @@ def parse_size(value: str | float) -> int:
             msg = f"not a size: {value!r}; the units are {', '.join(_BYTES)}"
             raise ValueError(msg)
         factor = _BYTES_BY_LOWER[unit.lower() or "b"]
-        size = int(number) * factor if number.isdigit() else round(float(number) * factor)
+        size: int = int(number) * factor if number.isdigit() else round(float(number) * factor)
     else:
         if not math.isfinite(value) or value != int(value):
             msg = f"not a size: {value!r}; a whole number of bytes or a text such as 2GiB is accepted"

@@ -143,10 +143,8 @@ def clauses(where: Where) -> tuple[Where, ...]:
     match where.root:
         case All(parts, sources):
             return tuple(
-                clause
-                for part, source in zip(parts, sources, strict=True)
-                for clause in clauses(Where(source, part))
-            )  # fmt: skip
+                clause for part, source in zip(parts, sources, strict=True) for clause in clauses(Where(source, part))
+            )
     return (where,)
 
 
