@@ -17,7 +17,7 @@ NodeId = str  # a PeerId in text form
 
 
 class Row(NamedTuple):
-    """One journal row, unique by (job, kind, key). A `value` of None in a Store means: delete the row.
+    """One journal row, unique by (job, kind, key). A `value` of None in a Store means: delete the row, and with kind "*" all rows of the job.
 
     `meta` is small and read at start; `value` may be large and is read on demand by Fetch (see HEAVY).
     """
@@ -57,6 +57,7 @@ class Outcome(NamedTuple):
     shape 0: data is a list of hi-lo pickles; b"" stands for None.
     shape 1: data is one pickled list of hi-lo values.
     shape 2: hi == lo + 1, data is msgpack of `core.failure.encode_exception`: the task raised.
+    shape 4 (between nodes only): hi == lo + 1, data is msgpack [kind, detail, stderr]: its worker process died.
     """
 
     lo: int

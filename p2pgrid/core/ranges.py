@@ -215,7 +215,7 @@ class RangeMap(Generic[V]):
         """Combine `value` into every index of [lo, hi)."""
         if lo >= hi:
             return
-        if not self._hi or lo > self._hi[-1]:
+        if not self._hi or lo > self._hi[-1] or (lo == self._hi[-1] and value != self._value[-1]):
             self._lo.append(lo)
             self._hi.append(hi)
             self._value.append(value)

@@ -1,0 +1,240 @@
+"""Answers to what people ask at the command line: read-only views of the machine (`core.messages.REQUESTS`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from p2pgrid.core.errors import GridError, NotFound
+from p2pgrid.core.ids import match, parse_target
+from p2pgrid.core.ranges import RangeSet, Span
+from p2pgrid.node.keeping import Kept
+
+if TYPE_CHECKING:
+    from p2pgrid.node.machine import Machine
+
+
+def answer(machine: Machine, verb: str, arguments: dict[str, Any], now: float) -> dict[str, Any]:
+    """Return the answer to a request. Raises GridError where there is none."""
+    target = str(arguments.get("target", ""))
+    match verb:
+        case "status":
+            return _status(machine)
+        case "jobs":
+            session = arguments.get("mine")
+            kept = [k for k in _newest(machine) if not session or k.spec.session == session]
+            return {"jobs": [describe(machine, one) for one in kept]}
+        case "find":
+            one, span = _single(machine, target)
+            return {"job": one.id, "lo": span[0] if span else None, "hi": span[1] if span else None}
+        case "show":
+            return _show(machine, *_single(machine, target))
+        case "explain":
+            return {"lines": _explain(machine, *_single(machine, target))}
+        case "workers":
+            return {"workers": _workers(machine)}
+    msg = f"this node does not know the request {verb!r}"
+    raise GridError(msg, next="install the same version on both sides: p2pgrid --version")
+
+
+def targets(machine: Machine, text: str) -> list[tuple[Kept, Span | None]]:
+    """Return the jobs (and the tasks in them) that a target names. Raises NotFound; ambiguous ones as well."""
+    try:
+        target = parse_target(text)
+    except ValueError as error:
+        raise NotFound(str(error), next="p2pgrid jobs lists what there is") from error
+    span = None if target.lo is None or target.hi is None else (target.lo, target.hi)
+    newest = _newest(machine)
+    if target.job_text == "all":
+        return [(kept, span) for kept in newest]
+    if target.job_text == "last":
+        if not newest:
+            msg = "there is no job yet"
+            raise NotFound(msg, next="submit one: p2pgrid.Grid().map(f, xs)")
+        return [(newest[0], span)]
+    found = match(target.job_text, {kept.id: kept.spec.name or None for kept in newest})
+    if not found:
+        msg = f"no job {text!r} here"
+        raise NotFound(msg, next="p2pgrid jobs lists what there is")
+    if len(found) > 1:
+        names = ", ".join(sorted(machine.keeping.jobs[job].name for job in found))
+        msg = f"{text!r} is ambiguous: {names}"
+        raise NotFound(msg, next="give more of the id", code="ambiguous")
+    return [(machine.keeping.jobs[found[0]], span)]
+
+
+def _single(machine: Machine, text: str) -> tuple[Kept, Span | None]:
+    found = targets(machine, text)
+    if len(found) != 1:
+        msg = f"{text!r} names {len(found)} jobs, one is wanted"
+        raise NotFound(msg, next="p2pgrid jobs lists what there is", code="ambiguous")
+    return found[0]
+
+
+def _newest(machine: Machine) -> list[Kept]:
+    return sorted(machine.keeping.jobs.values(), key=lambda kept: (-kept.spec.submitted_s, kept.id))
+
+
+def hand_over(kept: Kept) -> str:
+    """Return what the last line of a stopping node says of a job."""
+    total = kept.known.size if kept.total is None else kept.total
+    return f"{kept.name} ({kept.done.size} of {total} done)"
+
+
+def _running(machine: Machine, kept: Kept) -> RangeSet:
+    return (machine.running.spans(kept.id) | machine.leases.covered(kept.id)) - kept.done
+
+
+def state_of(machine: Machine, kept: Kept) -> str:
+    """Return queued, running, done, failed, cancelled or abandoned."""
+    if kept.ended:
+        return kept.state
+    return "running" if kept.done or _running(machine, kept) else "queued"
+
+
+def waiting_reason(machine: Machine, kept: Kept) -> str:
+    """Return why tasks of a job wait for a node that could run them, or an empty text."""
+    work = machine.pool.works.get(kept.id)
+    if work is None or kept.ended:
+        return ""
+    stuck = [lane for lane in work.lanes.values() if lane.ready and not machine.fits_somewhere(lane)]
+    return "; ".join(dict.fromkeys(machine.why_waits(lane) for lane in stuck))
+
+
+def describe(machine: Machine, kept: Kept) -> dict[str, Any]:
+    """Return one job as listings show it."""
+    return {
+        "id": kept.name,
+        "hex": kept.id.hex(),
+        "name": kept.spec.name,
+        "state": state_of(machine, kept),
+        "done": kept.done.size - kept.failed.size,
+        "failed": kept.failed.size,
+        "total": kept.total,
+        "known": kept.known.size,
+        "submitted": kept.spec.submitted_s,
+        "expires": kept.expires_s,
+        "program": kept.spec.program,
+        "owner": machine.config.node_id,
+        "detached": kept.spec.detach,
+        "reason": kept.reason,
+        "waiting": waiting_reason(machine, kept),
+    }
+
+
+def _show(machine: Machine, kept: Kept, span: Span | None) -> dict[str, Any]:
+    running = _running(machine, kept)
+    now_running = RangeSet((i, i + 1) for i in machine.running.first_of_each(kept.id))
+    work = machine.pool.works.get(kept.id)
+    stuck = RangeSet()
+    if work is not None:
+        for lane in work.lanes.values():
+            if lane.ready and not machine.fits_somewhere(lane):
+                stuck.update(lane.ready)
+    rest = ((kept.known - kept.done) - kept.cancelled) - running
+    shown: dict[str, Any] = {
+        "job": describe(machine, kept),
+        "tasks": {
+            "waiting": (rest & stuck).size,
+            "queued": (rest - stuck).size + running.size - (running & now_running).size,
+            "running": (running & now_running).size,
+            "done": kept.done.size - kept.failed.size,
+            "failed": kept.failed.size,
+            "cancelled": (kept.cancelled - kept.done).size,
+        },
+    }
+    if span is None:
+        return shown
+    lo, hi = span
+    if not kept.known.within(lo, hi):
+        msg = f"{kept.name} has no task {lo}"
+        raise NotFound(msg, next=f"p2pgrid show {kept.name}")
+    tasks = [_task(machine, kept, index, running, now_running, stuck) for index in range(lo, min(hi, lo + 10_000))
+             if index in kept.known]  # fmt: skip
+    shown["task"] = tasks[0]
+    shown["listed"] = tasks
+    return shown
+
+
+def _task(
+    machine: Machine, kept: Kept, index: int, running: RangeSet, now_running: RangeSet, stuck: RangeSet
+) -> dict[str, Any]:
+    results = machine.keeping.entry_of(kept, index)
+    attempts = kept.record.attempts.get(index) or 1
+    node = ""
+    if index in kept.failed:
+        state = "failed"
+    elif index in kept.done:
+        state = "done"
+    elif index in kept.cancelled or kept.record.cancelled_all:
+        state = "cancelled"
+    elif index in now_running:
+        state, node = "running", machine.config.name
+    elif index in running:
+        state = "queued"
+    else:
+        state = "waiting" if index in stuck else "queued"
+    if results is not None:
+        attempts, node = results.attempt, machine.config.name
+    tries = [one.kind for one in sorted(kept.record.tries.get(index, ()))]
+    return {"index": index, "state": state, "node": node, "attempts": attempts, "failed_tries": tries}
+
+
+def _explain(machine: Machine, kept: Kept, span: Span | None) -> list[str]:
+    state = state_of(machine, kept)
+    total = "an open number of" if kept.total is None else str(kept.total)
+    lines = [f"{kept.name} is {state}: {kept.done.size} of {total} tasks have ended, {kept.failed.size} of them failed"]
+    reason = waiting_reason(machine, kept)
+    if reason:
+        lines.append(f"tasks wait: {reason}")
+    work = machine.pool.works.get(kept.id)
+    if work is not None:
+        for node, why in sorted({item for lane in work.lanes.values() for item in lane.unfit.items()}):
+            lines.append(f"{node[-8:]} cannot load the function: {why}")
+        ready = work.ready()
+        if ready and not reason:
+            busy = sum(1 for w in machine.running.workers.values() if w.runs)
+            lines.append(f"{ready} tasks are ready and wait for a free slot ({busy} of {machine.running.slots} busy)")
+    if kept.total is None and not kept.ended:
+        lines.append("its client may still add tasks")
+    if kept.reason:
+        lines.append(f"reason: {kept.reason}")
+    if span is not None:
+        shown = _show(machine, kept, span)
+        for task in shown["listed"]:
+            tries = f", failed tries: {' '.join(task['failed_tries'])}" if task["failed_tries"] else ""
+            where = f" at {task['node']}" if task["node"] else ""
+            lines.append(f"task {task['index']}: {task['state']}{where}, attempt {task['attempts']}{tries}")
+    return lines
+
+
+def _workers(machine: Machine) -> list[dict[str, Any]]:
+    rows = []
+    for worker in machine.running.workers.values():
+        info = worker.runs[0] if worker.runs else None
+        state = "starting" if not worker.ready else ("busy" if info else "idle")
+        row: dict[str, Any] = {"worker": worker.id, "pid": None, "state": state, "job": "", "index": None}
+        if info is not None:
+            row["job"] = info.taken.work.name
+            first = info.left.first()
+            row["index"] = first[0] if first else None
+        rows.append(row)
+    return rows
+
+
+def _status(machine: Machine) -> dict[str, Any]:
+    config = machine.config
+    busy = sum(1 for worker in machine.running.workers.values() if worker.runs)
+    open_jobs = [kept for kept in machine.keeping.jobs.values() if not kept.ended]
+    return {
+        "node": {
+            "id": config.node_id, "name": config.name, "version": config.version, "slots": config.slots,
+            "busy": busy, "python": ".".join(map(str, config.python)), "embedded": config.embedded,
+            "pid": config.pid, "clients": len(machine.clients),
+        },
+        "grid": {
+            "name": config.grid, "nodes": 1 + len(machine.peers),
+            "slots": config.slots + sum(int(facts.get("slots", 0)) for facts in machine.peers.values()),
+        },
+        "jobs": {"open": len(open_jobs), "all": len(machine.keeping.jobs), "ready": machine.pool.ready()},
+        "warnings": [],
+    }  # fmt: skip

@@ -1,0 +1,294 @@
+"""The workers of this node: which tasks each gets next, how many at once, and what becomes of them when one dies.
+
+A *grain* is what goes to a worker in one run: about `grain_s` of work by measured rates, at most `grain_calls` single
+submits, one task while the rate of a function is unknown. Two grains may be with a worker, so that it never waits for
+us; a worker with nothing to do makes us recall what another has not started.
+
+Rule: this file decides about workers and slots alone. It takes from the pool it is given and reports what became of
+tasks to its caller; it knows no peers, clients or journals.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from p2pgrid.core.ranges import RangeSet, Span
+from p2pgrid.node.events import Effect, Kill, Outcome, Recall, Run, SetTimer
+from p2pgrid.node.pool import Job, Lane, Pool, Taken, segments
+
+
+@dataclass(frozen=True, slots=True)
+class RunningOptions:
+    """Bounds of the hot path (DESIGN §10)."""
+
+    grain_s: float = 0.05
+    grain_calls: int = 64
+    grain_items: int = 20_000
+    in_flight: int = 2
+    recall_after_s: float = 0.03
+    """How long a worker may sit idle before we ask another for what it has not started."""
+    rates_kept: int = 4096
+
+
+@dataclass(slots=True, eq=False)
+class RunInfo:
+    """A grain that is with a worker."""
+
+    run: int
+    taken: Taken
+    left: RangeSet
+    since_s: float
+
+    @property
+    def job(self) -> Job:
+        """The job it belongs to."""
+        return self.taken.work.job
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One worker child, as far as decisions need it."""
+
+    id: int
+    ready: bool = False
+    recalled: bool = False
+    runs: list[RunInfo] = field(default_factory=list)
+
+
+class Running:
+    """Slots and grains of one node."""
+
+    def __init__(self, slots: int, resources: Mapping[str, float], options: RunningOptions) -> None:
+        self.workers = {i: Worker(i) for i in range(slots)}
+        self.slots = slots
+        self.resources = dict(resources)
+        self.options = options
+        self.stopping = False
+        self._runs = 0
+        self._seconds_per_task: OrderedDict[bytes, float] = OrderedDict()
+        self._waiting: tuple[Lane, float] | None = None  # a wide lane that slots are being kept free for
+        self._recall_due = False
+
+    # ---- what is running --------------------------------------------------------------------------------------------
+
+    def idle(self) -> list[Worker]:
+        """Return the workers that wait for a run."""
+        return [w for w in self.workers.values() if w.ready and not w.runs]
+
+    def free_slots(self) -> int:
+        """Return how many more one-slot tasks could start now."""
+        return 0 if self.stopping else max(0, min(len(self.idle()), int(self.slots - self._cpus_used())))
+
+    def spans(self, job: Job) -> RangeSet:
+        """Return the tasks of a job that are with workers."""
+        return RangeSet(span for w in self.workers.values() for r in w.runs if r.job == job for span in r.left)
+
+    def first_of_each(self, job: Job) -> list[int]:
+        """Return the tasks of a job that run now, as far as we know without asking the workers."""
+        fronts = (w.runs[0] for w in self.workers.values() if w.runs)
+        return [r.left.first()[0] for r in fronts if r.job == job and r.left]  # type: ignore[index]
+
+    def busy(self) -> bool:
+        """Whether any worker has a run."""
+        return any(w.runs for w in self.workers.values())
+
+    def speed(self) -> float:
+        """Return the known task rate of this node, tasks per second over all slots (0: unknown)."""
+        if not self._seconds_per_task:
+            return 0.0
+        newest = next(reversed(self._seconds_per_task.values()))
+        return self.slots / max(newest, 1e-7)
+
+    def _cpus_used(self) -> float:
+        return sum(max(r.taken.lane.cpus for r in w.runs) for w in self.workers.values() if w.runs)
+
+    def _resources_free(self, lane: Lane) -> bool:
+        for name, amount in lane.resources.items():
+            used = sum(
+                w.runs[0].taken.lane.resources.get(name, 0.0) for w in self.workers.values() if w.runs
+            )
+            if used + amount > self.resources.get(name, 0.0):
+                return False
+        return True
+
+    # ---- feeding ----------------------------------------------------------------------------------------------------
+
+    def feed(self, pool: Pool, eligible: Any, now: float) -> list[Effect]:
+        """Give tasks to workers while there are both. `eligible(lane)` says whether this node may run it at all."""
+        out: list[Effect] = []
+        if self.stopping:
+            return out
+        idle = self.idle()
+        starved = False
+        for worker in idle:
+            if not self._give(worker, pool, eligible, now, out):
+                starved = True
+                break
+        if not starved:
+            for worker in self.workers.values():
+                if worker.ready and len(worker.runs) == 1 and not self._prefetch(worker, pool, eligible, now, out):
+                    break
+        if starved and not self._recall_due and any(self._unstarted(w) for w in self.workers.values()):
+            self._recall_due = True
+            out.append(SetTimer(("recall",), now + self.options.recall_after_s))
+        return out
+
+    def _give(self, worker: Worker, pool: Pool, eligible: Any, now: float, out: list[Effect]) -> bool:
+        lane = self._choose(pool, eligible, now)
+        if lane is None:
+            return False
+        self._start(worker, pool, lane, now, out)
+        return True
+
+    def _choose(self, pool: Pool, eligible: Any, now: float) -> Lane | None:
+        """Return the lane to serve next; slots are kept free for one that waited over a second for enough of them."""
+        used = self._cpus_used()
+        if self._waiting is not None and not self._waiting[0].ready:
+            self._waiting = None
+        for lane in pool.candidates():
+            if not eligible(lane):
+                continue
+            if used + lane.cpus <= self.slots and self._resources_free(lane):
+                if self._waiting is None or lane is self._waiting[0]:
+                    self._waiting = None
+                    return lane
+                if now - self._waiting[1] < 1.0:
+                    return lane
+                return None
+            if self._waiting is None:
+                self._waiting = (lane, now)
+        return None
+
+    def _prefetch(self, worker: Worker, pool: Pool, eligible: Any, now: float, out: list[Effect]) -> bool:
+        """Queue a second grain behind a short one of the same kind, so that the worker never waits for us."""
+        front = worker.runs[0].taken.lane
+        if front.cpus > 1 or front.resources or self._seconds_per_task.get(front.fn, 1.0) > self.options.grain_s:
+            return True
+        for lane in pool.candidates():
+            if not eligible(lane):
+                continue
+            short = self._seconds_per_task.get(lane.fn, 1.0) <= self.options.grain_s
+            if lane.cpus <= 1 and not lane.resources and short:
+                self._start(worker, pool, lane, now, out)
+                return True
+            return True
+        return False
+
+    def grain(self, lane: Lane) -> int:
+        """Return how many tasks of a lane to hand out at once."""
+        per_task = self._seconds_per_task.get(lane.fn)
+        if per_task is None:
+            return 1
+        most = self.options.grain_items if lane.packed else self.options.grain_calls
+        fair = -(-lane.ready.size // (2 * self.slots))
+        return max(1, min(most, fair, int(self.options.grain_s / max(per_task, 1e-9))))
+
+    def _start(self, worker: Worker, pool: Pool, lane: Lane, now: float, out: list[Effect]) -> None:
+        taken = pool.take(lane, self.grain(lane))
+        self._runs += 1
+        worker.runs.append(RunInfo(self._runs, taken, RangeSet(taken.spans), now))
+        options = lane.options
+        memory = options.resources.get("mem")
+        out.append(
+            Run(
+                worker=worker.id,
+                run=self._runs,
+                job=lane.work.job,
+                segments=segments(taken),
+                codes=lane.work.codes,
+                context={
+                    "name": lane.work.name,
+                    "attempt": taken.attempt,
+                    "prints": options.prints,
+                    "env": dict(options.env or {}),
+                    "cpu": lane.cpus,
+                },
+                timeout_s=options.timeout_s,
+                memory=None if memory is None else int(memory),
+            )
+        )
+
+    # ---- what workers report ----------------------------------------------------------------------------------------
+
+    def worker_ready(self, worker: int) -> None:
+        """Take a (new) child into service."""
+        self.workers[worker].ready = True
+
+    def find(self, worker: int, run: int) -> RunInfo | None:
+        """Return a run that is with a worker."""
+        return next((r for r in self.workers[worker].runs if r.run == run), None)
+
+    def progressed(self, info: RunInfo, outcomes: Sequence[Outcome], busy_s: float, pool: Pool) -> None:
+        """Note which tasks of a run have ended and how long they took."""
+        count = sum(info.left.discard(outcome.lo, outcome.hi) for outcome in outcomes)
+        pool.served(info.taken.work, busy_s * max(info.taken.lane.cpus, 1))
+        if not count:
+            return
+        fn, sample = info.taken.lane.fn, busy_s / count
+        known = self._seconds_per_task.pop(fn, sample)
+        self._seconds_per_task[fn] = known + 0.3 * (sample - known)
+        if len(self._seconds_per_task) > self.options.rates_kept:
+            self._seconds_per_task.popitem(last=False)
+
+    def ended(self, worker: int, info: RunInfo) -> None:
+        """Take a finished run from its worker."""
+        self.workers[worker].runs.remove(info)
+        self.workers[worker].recalled = False
+
+    def died(self, worker: int) -> list[RunInfo]:
+        """Take a dead child out of service; return the runs that were with it."""
+        child = self.workers[worker]
+        runs, child.runs = child.runs, []
+        child.ready = child.recalled = False
+        return runs
+
+    # ---- taking back ------------------------------------------------------------------------------------------------
+
+    def _unstarted(self, worker: Worker) -> int:
+        return 0 if worker.recalled else sum(r.left.size for r in worker.runs) - 1
+
+    def recall(self, now: float) -> list[Effect]:
+        """On the timer: ask the worker with the most unstarted work to give it back, if another is still idle."""
+        self._recall_due = False
+        if self.stopping or not self.idle():
+            return []
+        loaded = [w for w in self.workers.values() if self._unstarted(w) > 0]
+        if not loaded:
+            return []
+        worst = max(loaded, key=lambda w: (self._seconds(w), -w.id))
+        if now - worst.runs[0].since_s < self.options.recall_after_s / 2:
+            self._recall_due = True
+            return [SetTimer(("recall",), now + self.options.recall_after_s)]
+        worst.recalled = True
+        return [Recall(worst.id)]
+
+    def _seconds(self, worker: Worker) -> float:
+        return sum(r.left.size * self._seconds_per_task.get(r.taken.lane.fn, 1.0) for r in worker.runs)
+
+    def cancel(self, job: Job, cancelled: RangeSet | None) -> list[Effect]:
+        """Stop tasks of a job that are with workers (None: all of it)."""
+        out: list[Effect] = []
+        for worker in self.workers.values():
+            for info in worker.runs:
+                if info.job != job:
+                    continue
+                spans = list(info.left if cancelled is None else info.left & cancelled)
+                if spans:
+                    out.append(Kill(worker.id, info.run, spans))
+        return out
+
+    def stop(self) -> list[Effect]:
+        """Start nothing new; give back what has not started."""
+        self.stopping = True
+        return [Recall(w.id) for w in self.workers.values() if w.runs]
+
+    def kill_all(self) -> list[Effect]:
+        """End whatever runs."""
+        return [Kill(w.id, w.runs[0].run, None) for w in self.workers.values() if w.runs]
+
+    def remaining(self, info: RunInfo) -> list[Span]:
+        """Return the tasks of a run that have not ended."""
+        return list(info.left)
