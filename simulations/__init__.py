@@ -1,1 +1,1 @@
-"""The simulator will live here: world, network, faults, checkers and workloads that drive the very machines of the node."""
+"""The simulator will live here: a world, a network, faults and checkers that drive the machines of the node."""
