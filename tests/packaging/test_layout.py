@@ -31,7 +31,7 @@ def test_folder_is_imported_under_the_package(name: str) -> None:
 
 @pytest.mark.parametrize("target", ["wheel", "sdist"])
 def test_archives_reach_linked_folders_by_the_package_only(target: str) -> None:
-    """Without `only-include` the wheel built from the sdist silently lacks dht and node; naming them doubles each file."""
+    """Without `only-include` the wheel built from the sdist lacks dht and node; naming them doubles each file."""
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())
     named = config["tool"]["hatch"]["build"]["targets"][target]["only-include"]
 
