@@ -251,8 +251,8 @@ class RemoteError(GridError):
         text: str = "",
         traceback: str = "",
         *,
-        next: str = "",
-        code: str = "",  # noqa: A002
+        next: str = "",  # noqa: A002
+        code: str = "",
     ) -> None:
         """Keep the four things that are known about an exception from elsewhere."""
         name = ".".join(part for part in (module, qualname) if part and part != "builtins")

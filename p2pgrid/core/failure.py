@@ -47,6 +47,9 @@ _UNICODE_ERRORS = (UnicodeDecodeError, UnicodeEncodeError, UnicodeTranslateError
 _FIELDS_LEFT_OUT = frozenset({"obj", "message", "exceptions", "__suppress_context__"})
 
 _CONTAINERS: dict[str, Any] = {"t": tuple, "l": list, "s": set, "f": frozenset}
+# Two levels: with the usual six, a list that contains itself a hundred times takes minutes.
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
 
 T = TypeVar("T")
 
@@ -97,7 +100,7 @@ def encode_exception(exc: BaseException, *, skip_frames: int = 0) -> dict[str, A
         skip_frames: how many of the outermost frames are the caller's own and left out of the traceback.
     """
     data = _Encoder().exception(exc, depth=0) or {}
-    shown = exc.__traceback__
+    shown = _guarded(lambda: _own(exc, "__traceback__"), lambda: None)
     for _ in range(skip_frames):
         shown = shown.tb_next if shown is not None else None
     printed = _guarded(lambda: _printed(exc, shown), lambda: "(the traceback could not be printed)\n")
@@ -107,27 +110,37 @@ def encode_exception(exc: BaseException, *, skip_frames: int = 0) -> dict[str, A
 
 def decode_exception(data: object) -> BaseException:
     """Build the exception again, its remote traceback at the end of its chain of causes; never raises."""
-    printed = data.get("traceback") if isinstance(data, dict) else None
-    printed = _plain(printed, TRACEBACK_MAX, keep_tail=True) if isinstance(printed, str) else ""
+    return _guarded(lambda: _decoded(data), _unreadable)
+
+
+def _decoded(data: object) -> BaseException:
     exc = _Decoder().exception(data, depth=0)
-    if isinstance(exc, RemoteError) and not exc.traceback and isinstance(data, dict):
-        exc.traceback = printed
-        exc.args = (*exc.args[:3], printed)
-    if printed:
-        _attach(exc, RemoteTraceback(printed))
+    printed = data.get("traceback") if isinstance(data, dict) else None
+    if isinstance(printed, str) and printed:
+        _attach(exc, RemoteTraceback(_plain(printed, TRACEBACK_MAX, keep_tail=True)))
     return exc
+
+
+def _unreadable() -> RemoteError:
+    return RemoteError(text="(an exception that could not be read)")
 
 
 def _printed(exc: BaseException, shown: TracebackType | None) -> str:
     return "".join(traceback.format_exception(type(exc), exc, shown))
 
 
+def _own(exc: BaseException, name: str) -> Any:
+    """Read an attribute without the `__getattribute__` of a stranger's class."""
+    return object.__getattribute__(exc, name)
+
+
 def _attach(exc: BaseException, carrier: RemoteTraceback) -> None:
     last = exc
     for _ in range(DEPTH_MAX + 1):
-        if last.__cause__ is None:
+        cause = _own(last, "__cause__")
+        if cause is None:
             break
-        last = last.__cause__
+        last = cause
     BaseException.__setattr__(last, "__cause__", carrier)
 
 
@@ -140,7 +153,7 @@ class _Encoder:
 
     def exception(self, exc: BaseException, depth: int) -> dict[str, Any] | None:
         """Return one exception without its traceback; None where a limit is reached."""
-        if depth > DEPTH_MAX or self._nodes_left == 0 or isinstance(exc, RemoteTraceback):
+        if depth > DEPTH_MAX or self._nodes_left == 0 or type(exc) is RemoteTraceback:
             return None
         self._nodes_left -= 1
         return _guarded(lambda: self._described(exc, depth), lambda: {"text": "(an exception that hides itself)"})
@@ -152,21 +165,21 @@ class _Encoder:
             "module": lineage[0][0],
             "qualname": lineage[0][1],
             "mro": lineage,
-            "args": None if isinstance(exc, BaseExceptionGroup) else self._values(args),
+            "args": None if issubclass(type(exc), BaseExceptionGroup) else self._values(args),
             "text": self._text(_guarded(lambda: str(exc), lambda: "")),
         }
         data |= self._attributes(exc, args)
-        if isinstance(exc, BaseExceptionGroup):
+        if issubclass(type(exc), BaseExceptionGroup) and isinstance(exc, BaseExceptionGroup):
             data["message"] = self._text(exc.message)
             data["count"] = len(exc.exceptions)
             members = (self.exception(member, depth + 1) for member in exc.exceptions[:MEMBERS_MAX])
             data["members"] = [member for member in members if member is not None]
         for link in ("cause", "context"):
-            linked = getattr(exc, f"__{link}__")
+            linked = _own(exc, f"__{link}__")
             # A cause is nearly always the context as well; once is enough.
-            if linked is not None and not (link == "context" and linked is exc.__cause__):
+            if linked is not None and not (link == "context" and linked is _own(exc, "__cause__")):
                 data[link] = self.exception(linked, depth + 1)
-        data["suppress"] = exc.__suppress_context__
+        data["suppress"] = _own(exc, "__suppress_context__")
         return data
 
     def _attributes(self, exc: BaseException, args: tuple[Any, ...]) -> dict[str, Any]:
@@ -189,7 +202,7 @@ class _Encoder:
 
     def _text(self, text: str) -> object:
         """Return a text that must come back equal, or tagged as cut where it is too long for that."""
-        limit = min(TEXT_MAX, self._bytes_left // 4)
+        limit = max(OPAQUE_MAX, min(TEXT_MAX, self._bytes_left // 4))
         text = str.__str__(text)
         self._bytes_left -= 4 * min(limit, len(text))
         return _texted(text) if len(text) <= limit else ["x", _plain(text, limit)]
@@ -251,37 +264,40 @@ def _aliased(value: object, args: tuple[Any, ...], budget: _Budget) -> object:
 
 
 def _encoded(value: object, budget: _Budget) -> object:
+    """Return a value as data, or its two texts where it is too large as a whole."""
     before = budget.spent
     try:
         return _safe(value, budget, DEPTH_MAX)
+    except (_TooLargeError, RuntimeError):  # RuntimeError: a container that another thread changes meanwhile
+        budget.spent = before
+    try:
+        return _opaque(value, budget)
     except _TooLargeError:
-        budget.spent = before
-    except RuntimeError:  # a container that another thread changes meanwhile
-        budget.spent = before
-    return _opaque(value, budget)
+        return ["r", "…", "…"]
 
 
-def _safe(value: object, budget: _Budget, depth: int) -> object:
-    """Return a value as data. Methods of subclasses are never called: they are a stranger's."""
+def _safe(value: Any, budget: _Budget, depth: int) -> object:
+    """Return a value as data. Neither its methods nor its `__class__` are asked: they may be a stranger's."""
     budget.spend(8)
-    if value is None or isinstance(value, bool):
+    kind = type(value)
+    if value is None or kind is bool:
         return value
-    if isinstance(value, int):
+    if issubclass(kind, int):
         return _safe_int(int.__index__(value), budget)
-    if isinstance(value, float):
+    if issubclass(kind, float):
         return float.__float__(value)
-    if type(value) is str:
+    if kind is str:
         budget.spend(len(value) if value.isascii() else 4 * len(value))
         return _texted(value)
-    if isinstance(value, bytes | bytearray):
+    if kind is bytes or kind is bytearray:
         budget.spend(len(value))
-        return bytes(value) if isinstance(value, bytes) else ["y", bytes(value)]
+        return value if kind is bytes else ["y", bytes(value)]
     if depth == 0:
         return _opaque(value, budget)
-    for tag, kind in _CONTAINERS.items():
-        if isinstance(value, kind):
-            return [tag, [_safe(item, budget, depth - 1) for item in kind.__iter__(value)]]
-    if isinstance(value, dict):
+    for tag, container in _CONTAINERS.items():
+        if issubclass(kind, container):
+            return [tag, [_safe(item, budget, depth - 1) for item in container.__iter__(value)]]
+    if issubclass(kind, dict):
         items = dict.items(value)
         return ["d", [[_safe(key, budget, depth - 1), _safe(item, budget, depth - 1)] for key, item in items]]
     return _opaque(value, budget)
@@ -296,13 +312,16 @@ def _safe_int(value: int, budget: _Budget) -> object:
 
 
 def _opaque(value: object, budget: _Budget) -> list[object]:
-    """Return the two texts of a value that does not travel."""
+    """Return the two texts of a value that does not travel.
+
+    Raises:
+        _TooLargeError: there is no room even for them.
+    """
     builtin = type(value) in {tuple, list, set, frozenset, dict, str, bytes, bytearray, int}
-    shown = _guarded(lambda: reprlib.repr(value) if builtin else repr(value), lambda: f"<{type(value).__name__}>")
+    shown = _guarded(lambda: _SHORT.repr(value) if builtin else repr(value), lambda: f"<{type(value).__name__}>")
     text = shown if builtin else _guarded(lambda: str(value), lambda: shown)
     shown, text = _shortened(shown), _shortened(text)
-    if not budget.has_room_for(shown + text):
-        shown = text = "…"
+    budget.spend(8 + 4 * len(shown + text))
     return ["r", _texted(text), _texted(shown)]
 
 
@@ -345,15 +364,15 @@ class _Decoder:
         """Return one exception with its causes; a RemoteError where it cannot be rebuilt."""
         self._nodes_left -= 1
         if not isinstance(data, dict) or depth > DEPTH_MAX or self._nodes_left < 0:
-            return RemoteError(text="(an exception that could not be read)")
+            return _unreadable()
         exc = _guarded(lambda: self._faithful(data, depth), lambda: None)
         if exc is None:
-            exc = _guarded(lambda: _remote(data), lambda: RemoteError(text="(an exception that could not be read)"))
+            exc = _guarded(lambda: _remote(data), _unreadable)
         for link in ("cause", "context"):
             if isinstance(data.get(link), dict):
                 BaseException.__setattr__(exc, f"__{link}__", self.exception(data[link], depth + 1))
-        if exc.__cause__ is not None and exc.__context__ is None:
-            BaseException.__setattr__(exc, "__context__", exc.__cause__)
+        if _own(exc, "__context__") is None:
+            BaseException.__setattr__(exc, "__context__", _own(exc, "__cause__"))
         BaseException.__setattr__(exc, "__suppress_context__", data.get("suppress") is True)
         return exc
 

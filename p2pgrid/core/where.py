@@ -163,11 +163,9 @@ def _tokens(text: str) -> list[_Token]:
         found = _TOKEN.match(text, position)
         if found is None:
             _refuse_character(text, position)
-        kind = found.lastgroup or "end"
-        word = found[kind]
-        if kind == "name" and word in _WORDS:
-            kind = "word"
-        tokens.append(_Token(kind, word, found.start(kind), found.end()))
+        group = found.lastgroup or "end"
+        kind = "word" if found[group] in _WORDS else group
+        tokens.append(_Token(kind, found[group], found.start(group), found.end()))
         position = found.end()
     return tokens
 
