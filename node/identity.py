@@ -1,0 +1,217 @@
+"""Who this node is: its Ed25519 key, the PeerId made from it, and the proof that it belongs to its grid.
+
+A node that finds no grid founds one: a fresh grid key signs this node as admin and is thrown away; its public half names
+the grid. The chain of links has the layout of DESIGN §3:
+
+    chain = msgpack [[body, signature], …]
+    body  = msgpack ["n", subject, roles, signed at, until or 0, inviter and voucher or b""]
+    signature = Ed25519 of "p2pgrid link 1\\0" + grid's public key + body
+
+Rule: private keys never leave this file but as a `NodeKey`, and never get into a log, a crash report or a worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from p2pgrid.core.errors import GridError, PeerError
+from p2pgrid.core.ids import grid_name, node_name
+from p2pgrid.core.wire import pack, unpack
+
+SUBMIT, WORK, ADMIN, OBSERVE = 1, 2, 4, 8
+ALL_ROLES = SUBMIT | WORK | ADMIN | OBSERVE
+KEY_FILE = "node.key"
+GRID_FILE = "grid.json"
+LINK_WORD = b"p2pgrid link 1\0"
+CHAIN_BYTES_MAX = 4096
+
+_KEY_LENGTH = 32
+_BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+_PEER_ID_HEAD = bytes((0x00, 0x24, 0x08, 0x01, 0x12, 0x20))
+"""Identity multihash (0x00) of 36 bytes: the protobuf {type = Ed25519 (1), data = 32 bytes}."""
+_KEY_WORD = "p2pgrid-ed25519"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What is known of this node before anything runs.
+
+    Attributes:
+        id: the PeerId in text form.
+        founded: whether the grid was made right now.
+    """
+
+    key: Ed25519PrivateKey = field(repr=False)
+    public: bytes
+    id: str
+    name: str
+    grid: bytes
+    grid_name: str
+    chains: tuple[bytes, ...]
+    founded: bool
+
+
+def open_identity(folder: Path, name: str | None, wall_s: float) -> Identity:
+    """Return the identity kept in `folder`; what is missing is made. The caller holds the lock of the directory.
+
+    Raises:
+        GridError: a file cannot be read, is malformed, or others may read the key.
+    """
+    key = _node_key(folder / KEY_FILE)
+    public = key.public_key().public_bytes_raw()
+    grid, chains, founded = _membership(folder / GRID_FILE, public, wall_s)
+    return Identity(key, public, peer_id(public), name or node_name(public), grid, grid_name(grid), chains, founded)
+
+
+def peer_id(public: bytes) -> str:
+    """Return the libp2p PeerId of an Ed25519 public key."""
+    return base58(_PEER_ID_HEAD + public)
+
+
+def base58(data: bytes) -> str:
+    """Return `data` in the alphabet of Bitcoin, as libp2p writes ids."""
+    number = int.from_bytes(data, "big")
+    digits = []
+    while number:
+        number, digit = divmod(number, 58)
+        digits.append(_BASE58[digit])
+    zeros = len(data) - len(data.lstrip(b"\0"))
+    return _BASE58[0] * zeros + "".join(reversed(digits))
+
+
+def sign_link(signer: Ed25519PrivateKey, grid: bytes, subject: bytes, roles: int, signed_at: int) -> list[bytes]:
+    """Return a node link without an end, as [body, signature]."""
+    body = pack(["n", subject, roles, signed_at, 0, b""])
+    return [body, signer.sign(LINK_WORD + grid + body)]
+
+
+def founding_subject(grid: bytes, chain: bytes) -> bytes:
+    """Return the node that the first link of a chain admits, its signature checked.
+
+    Raises:
+        PeerError: it is no chain of this grid.
+    """
+    match unpack(chain, limit=CHAIN_BYTES_MAX):
+        case [[bytes(body), bytes(signature)], *_]:
+            pass
+        case _:
+            raise PeerError("a chain that is not a list of links")
+    match unpack(body, limit=CHAIN_BYTES_MAX):
+        case ["n", bytes(subject), int(), int(), int(), bytes()] if len(subject) == _KEY_LENGTH:
+            pass
+        case _:
+            raise PeerError("a chain that does not begin with a node link")
+    try:
+        Ed25519PublicKey.from_public_bytes(grid).verify(signature, LINK_WORD + grid + body)
+    except (InvalidSignature, ValueError) as error:
+        raise PeerError("a chain that this grid did not sign") from error
+    return subject
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def _node_key(path: Path) -> Ed25519PrivateKey:
+    try:
+        text = _read_private(path)
+    except FileNotFoundError:
+        key = Ed25519PrivateKey.generate()
+        write_private(path, f"{_KEY_WORD} {key.private_bytes_raw().hex()}\n".encode())
+        return key
+    word, _, digits = text.strip().partition(b" ")
+    try:
+        raw = bytes.fromhex(digits.decode("ascii"))
+    except ValueError:
+        raw = b""
+    if word != _KEY_WORD.encode() or len(raw) != _KEY_LENGTH:
+        raise GridError(
+            f"{path} is not a node key",
+            next=f"put the right file back, or move it and {GRID_FILE} away: the node then gets a new identity",
+            code="directory-unusable",
+        )
+    return Ed25519PrivateKey.from_private_bytes(raw)
+
+
+def _read_private(path: Path) -> bytes:
+    with _explained(path), path.open("rb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        # Refused rather than mended: who can have read it may have done so, and only the user knows whom that means.
+        if mode & 0o077:
+            raise GridError(
+                f"{path} can be read by others (mode {mode:04o})",
+                next=f"chmod 600 {path}; or delete it and {GRID_FILE}, and the node gets a new identity",
+                code="directory-unusable",
+            )
+        return file.read(4096)
+
+
+def _membership(path: Path, public: bytes, wall_s: float) -> tuple[bytes, tuple[bytes, ...], bool]:
+    try:
+        with _explained(path):
+            text = path.read_bytes()
+    except FileNotFoundError:
+        grid_key = Ed25519PrivateKey.generate()
+        grid = grid_key.public_key().public_bytes_raw()
+        chain = pack([sign_link(grid_key, grid, public, ALL_ROLES, int(wall_s))])
+        kept = {"v": 1, "grid": grid.hex(), "chains": [chain.hex()]}
+        write_private(path, json.dumps(kept, indent=1).encode() + b"\n")
+        return grid, (chain,), True
+    try:
+        kept = json.loads(text)
+        grid = bytes.fromhex(kept["grid"])
+        chains = tuple(bytes.fromhex(chain) for chain in kept["chains"])
+        mine = any(founding_subject(grid, chain) == public for chain in chains)
+    except (ValueError, TypeError, KeyError, PeerError) as error:
+        raise GridError(
+            f"{path} is not a membership: {error}",
+            next="put the right file back, or move it away: p2pgrid node founds a new grid",
+            code="directory-unusable",
+        ) from error
+    if not mine:
+        raise GridError(
+            f"{path} admits another node than {KEY_FILE} beside it",
+            next=f"put the {KEY_FILE} back that belongs to it, or move {GRID_FILE} away: p2pgrid node founds a new grid",
+            code="directory-unusable",
+        )
+    return grid, chains, False
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file of mode 0600 so that it is there whole or not at all, after a power cut too."""
+    fresh = path.with_name(f".{path.name}.new")
+    with _explained(path):
+        fresh.unlink(missing_ok=True)
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+        fresh.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise GridError(
+            f"{path} cannot be used: {error.strerror or error}",
+            next=f"mend the rights of {path.parent}, or use another directory: p2pgrid node --dir DIR",
+            code="directory-unusable",
+        ) from error
