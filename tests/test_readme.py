@@ -1,0 +1,30 @@
+"""Every Python snippet of the README runs, as a program of its own, in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parent.parent / "README.md"
+SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(SNIPPETS)))
+def test_snippet_runs(number: int, tmp_path: Path) -> None:
+    """A reader who pastes it gets no error."""
+    program = tmp_path / "snippet.py"
+    program.write_text(SNIPPETS[number], encoding="utf-8")
+    environment = {**os.environ, "P2PGRID_DIR": "", "XDG_DATA_HOME": str(tmp_path / "data")}
+    del environment["P2PGRID_DIR"]
+
+    done = subprocess.run(
+        [sys.executable, program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
