@@ -1,17 +1,44 @@
-"""The pool of worker processes, trio side (skeleton: signatures are final).
+"""The pool of worker processes, trio side. It obeys and decides nothing: effects in, events out.
 
-It obeys and decides nothing: effects in (`run`, `recall`, `kill`), events out (`deliver`).
+    async with trio.open_nursery() as nursery:
+        await nursery.start(pool.serve)              # in the main thread; WorkerReady events follow
+        for effect in machine.handle(event, now):
+            pool.run(effect)                         # or pool.recall(effect.worker), pool.kill(effect)
+        pool.flush()                                 # once after each lot of effects
+        pool.stop()
+
+One task per worker waits for its socket and reads; what is sent leaves inline, without blocking, and a second task
+only wakes where the socket is full. `deliver` gets the events of one read together, so that what follows from them can
+be sent together as well.
 """
 
 from __future__ import annotations
 
+import os
+import secrets
+import sys
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from time import monotonic
 
 import trio
 
-from p2pgrid.node.events import Event, Kill, Log, Run
+from p2pgrid.core.errors import PeerError
+from p2pgrid.node import reaper, workers_memory
+from p2pgrid.node.events import Event, Kill, Log, Run, WorkerDied
+from p2pgrid.node.page import LOOK, START, Progress
+from p2pgrid.node.workers_child import Birth, Child, Verdict
+from p2pgrid.node.workers_home import Interpreter, ask_versions, fresh_home, link_packages
+from p2pgrid.node.workers_limits import check_memory, check_time
+from p2pgrid.node.workers_reaper import Reaper
+
+WATCH_S = 0.1
+WATCH_IDLE_S = 1.0
+CLOSED_S = 0.5
+"""A child whose pipe ended is given so long to end by itself, and to say how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +47,13 @@ class PoolOptions:
 
     memory_budget: int | None = None
     """Private memory of all workers together, in bytes; above it the largest is killed. None: 80 % of the RAM."""
-
-
-@dataclass(frozen=True, slots=True)
-class Interpreter:
-    """One `--python`: where it is and what it calls itself."""
-
-    path: Path
-    version: tuple[int, int, int]
+    births_max: int = 5
+    """So many deaths in a row before a child was ready, within `births_s`, and the next try waits …"""
+    births_s: float = 5.0
+    backoff_s: float = 1.0
+    """… this long, and twice as long each time …"""
+    backoff_max_s: float = 30.0
+    """… up to this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +61,12 @@ class WorkerState:
     """What one worker does now, for `status` and the verb `workers`."""
 
     worker: int
-    pid: int
+    pid: int | None
     state: str  # "starting" | "idle" | "busy" | "stopped"
     job: bytes | None
     index: int | None
     running_s: float
-    done: float | None
-    total: float | None
-    text: str
+    progress: Progress | None
 
 
 class WorkerPool:
@@ -52,7 +76,7 @@ class WorkerPool:
         self,
         slots: int,
         python: Sequence[Path],
-        dir: Path,  # noqa: A002
+        dir: Path,  # noqa: A002 - the word of the interface
         node_name: str,
         deliver: Callable[[list[Event]], None],
         *,
@@ -60,39 +84,238 @@ class WorkerPool:
         options: PoolOptions = PoolOptions(),
     ) -> None:
         """Remember; nothing is started yet. `dir` is the node's directory; all we write stays under it."""
-        raise NotImplementedError
+        self._python = list(python)
+        self._packages = dir / "python"
+        self._name = node_name
+        self._scratch = dir / "scratch"
+        self._deliver = deliver
+        self._log = log
+        self._options = options
+        self._budget = options.memory_budget or workers_memory.total_bytes() * 8 // 10
+        self._token = secrets.token_hex(8)
+        self._births = 0
+        self._children: list[Child | None] = [None] * slots
+        self._dirty: dict[int, None] = {}
+        self._busy = trio.Event()
+        self._stop = trio.Event()
+        self._kill_all = False
+        self._interpreters: list[Interpreter] | None = None
 
-    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Spawn the children and serve them until `stop`: `await nursery.start(pool.serve)`, from trio in the main thread.
-
-        Returns once every process is gone. Cancelling it kills everything at once, too.
-        """
-        raise NotImplementedError
+    # ---- effects --------------------------------------------------------------------------------------------------
 
     def run(self, effect: Run) -> None:
         """Queue a run for its worker; it leaves with the next `flush`."""
-        raise NotImplementedError
+        child = self._children[effect.worker]
+        if child is None:  # it died meanwhile; WorkerDied is on its way, or was delivered just now
+            return
+        child.queue(effect)
+        self._dirty[effect.worker] = None
+        self._busy.set()
 
     def recall(self, worker: int) -> None:
         """Ask a worker to give back what it has not started. Takes effect at once."""
-        raise NotImplementedError
+        self.flush()
+        child = self._children[worker]
+        if child is not None:
+            child.recall()
 
     def kill(self, effect: Kill) -> None:
         """Kill the worker's group if what it runs now is meant, else recall. Takes effect at once."""
-        raise NotImplementedError
+        child = self._children[effect.worker]
+        if child is None:
+            return
+        running = child.page.running()
+        if running is not None and _is_meant(running, effect):
+            child.condemn(Verdict("killed", f"killed while it ran task {running[1]}", None))
+        else:
+            self.recall(effect.worker)
 
     def flush(self) -> None:
         """Send what was queued by `run`, one send per worker. Call it after each lot of effects."""
-        raise NotImplementedError
+        dirty, self._dirty = self._dirty, {}
+        for worker in dirty:
+            child = self._children[worker]
+            if child is not None and not child.push():
+                child.blocked.set()
 
     def stop(self, *, kill: bool = True) -> None:
-        """End all: at once, or (kill=False) each child after the runs it has. `serve` returns then; no more events."""
-        raise NotImplementedError
+        """End all: at once, or (kill=False) each child after the runs it has. `serve` returns then."""
+        self._stop.set()
+        self._kill_all |= kill
+        for child in self._children:
+            if child is None:
+                continue
+            if kill:
+                child.condemn(Verdict("killed", "the node stops", None))
+            else:
+                child.end_input()
+
+    # ---- facts ----------------------------------------------------------------------------------------------------
 
     async def interpreters(self) -> list[Interpreter]:
-        """Ask each interpreter for its version, once."""
-        raise NotImplementedError
+        """Ask each interpreter for its version, once. Raises GridError (code "usage") where one is none, or too old."""
+        if self._interpreters is None:
+            self._interpreters = await ask_versions(self._python)
+        return self._interpreters
 
     def states(self) -> list[WorkerState]:
         """What each worker does now."""
-        raise NotImplementedError
+        return [_state(worker, child) for worker, child in enumerate(self._children)]
+
+    # ---- life -----------------------------------------------------------------------------------------------------
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Spawn the children and serve them until `stop`.
+
+        `await nursery.start(pool.serve)`, from trio in the main thread. Returns once every process is gone. Cancelling it kills everything at once, too.
+        """
+        link_packages(self._packages)
+        with Reaper(self._token) as self._reaper:
+            try:
+                async with trio.open_nursery() as watch:
+                    watch.start_soon(self._watch)
+                    async with trio.open_nursery() as slots:
+                        for worker in range(len(self._children)):
+                            slots.start_soon(self._slot, worker)
+                        task_status.started()
+                    watch.cancel_scope.cancel()
+            finally:
+                for child in filter(None, self._children):  # none are left but after an error or a cancellation
+                    child.condemn(None)
+                    child.process.wait()
+                    child.close()
+
+    async def _slot(self, worker: int) -> None:
+        """Keep one slot filled."""
+        failed = deque[float](maxlen=self._options.births_max)
+        pause_s = self._options.backoff_s
+        while not self._stop.is_set():
+            ready, last_words = await self._lifetime(worker)
+            if ready:
+                failed.clear()
+                pause_s = self._options.backoff_s
+                continue
+            failed.append(monotonic())
+            if len(failed) == self._options.births_max and failed[-1] - failed[0] < self._options.births_s + pause_s:
+                who = f"worker {worker} ({self._python[worker % len(self._python)]})"
+                self._log(Log("warning", f"{who} does not start, next try in {pause_s:g} s: {last_words}"))
+                with trio.move_on_after(pause_s):
+                    await self._stop.wait()
+                pause_s = min(2 * pause_s, self._options.backoff_max_s)
+
+    async def _lifetime(self, worker: int) -> tuple[bool, str]:
+        """Serve one child from birth to burial; return whether it was ever ready, and its last words."""
+        self._births += 1
+        birth = Birth(
+            worker,
+            f"{self._name}/{worker}",
+            self._python[worker % len(self._python)],
+            self._packages,
+            await trio.to_thread.run_sync(fresh_home, self._scratch, worker),
+            f"{self._token}.{worker}.{self._births}",
+        )
+        try:
+            child = Child(birth)  # here, in the main thread
+        except OSError as error:
+            return False, str(error)
+        self._children[worker] = child
+        pid = child.process.pid
+        self._reaper.add(pid)
+        if self._stop.is_set():
+            child.condemn(None)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._read, child)
+            nursery.start_soon(self._write, child)
+            await _ended(pid)
+            nursery.cancel_scope.cancel()
+        died = await self._bury(child)
+        return child.ready, died.stderr or died.detail
+
+    async def _read(self, child: Child) -> None:
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(child.sock)
+                events = child.receive()
+                if events is None:
+                    break
+                if events:
+                    self._deliver(events)
+        except PeerError as error:
+            child.condemn(Verdict("exit", str(error), child.page.running()))
+        # The pipe ended: the process is about to, or a task closed what was not its own.
+        await trio.sleep(CLOSED_S)
+        child.condemn(Verdict("exit", "closed its pipe to the node", child.page.running()))
+
+    async def _write(self, child: Child) -> None:
+        """Send on where an inline send found the socket full."""
+        while True:
+            await child.blocked.wait()
+            await trio.lowlevel.wait_writable(child.sock)
+            if child.push():
+                child.blocked = trio.Event()
+
+    async def _bury(self, child: Child) -> WorkerDied:
+        """Tell of a child that ended: first what it had finished, then its end, once nothing of it lives."""
+        try:
+            events = child.drain()
+        except PeerError:  # its end is news enough
+            events = []
+        child.condemn(None)
+        await trio.to_thread.run_sync(reaper.kill_marked, child.mark)
+        died = child.obituary()
+        self._children[child.worker] = None
+        self._reaper.remove(child.process.pid)
+        child.close()
+        if child.ready and not self._kill_all:
+            self._deliver([*events, died])
+        return died
+
+    # ---- limits ---------------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Look after time, memory and output, ten times a second while anything runs."""
+        while True:
+            children = [child for child in self._children if child is not None]
+            busy = [child for child in children if child.runs]
+            for child in children:
+                child.trim_output()
+            now = monotonic()
+            for child in busy:
+                child.page.words[LOOK] = 1  # a slice that turned out slow reports what it has, and sees a recall
+                check_time(child, now)
+            check_memory(busy, self._budget)
+            if busy:
+                await trio.sleep(WATCH_S)
+            else:
+                self._busy = trio.Event()
+                with trio.move_on_after(WATCH_IDLE_S):
+                    await self._busy.wait()
+
+
+def _is_meant(running: tuple[int, int], effect: Kill) -> bool:
+    run, index = running
+    return run == effect.run and (effect.spans is None or any(lo <= index < hi for lo, hi in effect.spans))
+
+
+async def _ended(pid: int) -> None:
+    """Return when a child process has ended; it stays a zombie, so its number is nobody else's yet."""
+    if sys.platform == "linux":
+        fd = os.pidfd_open(pid)
+        try:
+            await trio.lowlevel.wait_readable(fd)
+        finally:
+            os.close(fd)
+    else:
+        wait = partial(os.waitid, os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        await trio.to_thread.run_sync(wait, abandon_on_cancel=True)
+
+
+def _state(worker: int, child: Child | None) -> WorkerState:
+    if child is None:
+        return WorkerState(worker, None, "stopped", None, None, 0.0, None)
+    running = child.running()
+    if running is None:
+        return WorkerState(worker, child.process.pid, "idle" if child.ready else "starting", None, None, 0.0, None)
+    run, index = running
+    running_s = max(0.0, monotonic() - child.page.floats[START])
+    return WorkerState(worker, child.process.pid, "busy", child.runs[run].job, index, running_s, child.page.progress())

@@ -1,0 +1,192 @@
+"""The worker child's main: frames in, tasks run, frames out. Started by `node/workers.py`, one process per slot.
+
+It blocks on one socket and holds no other; it has no keys. Neither trio nor libp2p nor anything else that is not in
+the standard library is imported here but msgpack and cloudpickle, which the daemon puts on its path: the interpreter
+of `--python` needs nothing installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import gc
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import threading
+from _signal import getsignal  # type: ignore[import-not-found]  # signal's own, without its enum: 50 ns, not 1.5 µs
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from p2pgrid.core import current, messages
+from p2pgrid.core.wire import Frame, Splitter, frame
+from p2pgrid.node.events import Segment
+from p2pgrid.node.page import INDEX, NONE, RUN, Page, Progress
+from p2pgrid.node.worker_functions import Functions, Items, Unfit
+from p2pgrid.node.worker_output import Output
+from p2pgrid.node.worker_recent import Recent
+from p2pgrid.node.worker_report import Report
+from p2pgrid.node.worker_tasks import Work, run_segment
+
+RECV = 1 << 20
+NICE = 5
+OOM_SCORE_ADJ = 500
+_PR_SET_PDEATHSIG = 1
+
+
+class Worker:
+    """One child: what it knows, and the loop."""
+
+    def __init__(self, sock: socket.socket, page: Page, output: Output) -> None:
+        """Serve the daemon at the other end of `sock`; the current folder is the one that tasks start in."""
+        self._sock = sock
+        self._page = page
+        self._output = output
+        self._home = str(Path.cwd())
+        self._functions = Functions()
+        self._blobs: Recent[tuple[bytes, bytes], Items] = Recent(messages.W_BLOBS)
+        self._handlers = {number: getsignal(number) for number in signal.valid_signals()}
+        self._forked: list[bool] = []
+        os.register_at_fork(after_in_child=self._in_fork)
+
+    def _in_fork(self) -> None:
+        # Whatever a task forked must neither speak to the daemon nor keep the socket open after we are gone.
+        self._forked.append(True)
+        self._sock.close()
+
+    def serve(self) -> None:
+        """Say that we are ready, and work until the daemon closes its end."""
+        splitter = Splitter()
+        self._sock.sendall(frame(messages.W_READY, {"pid": os.getpid(), "python": list(sys.version_info[:3])}))
+        while data := self._sock.recv(RECV):
+            for received in splitter.feed(data):
+                self._handle(received)
+
+    def _handle(self, received: Frame) -> None:
+        match received.kind, received.body:
+            case messages.W_CODE, [code_id, union]:
+                self._functions.add(code_id, union)
+            case messages.W_BLOB, [job, key, data]:
+                self._blobs.put((job, key), Items(data))
+            case messages.W_RUN, [number, job, context, segments]:
+                self._run(number, job, context, [Segment(*segment) for segment in segments])
+            case kind, _:
+                raise AssertionError(f"the daemon sent a frame of kind {kind}")
+
+    def _run(self, number: int, job: bytes, context: Mapping[str, Any], segments: Sequence[Segment]) -> None:
+        self._functions.touch([segment.fn for segment in segments])
+        self._blobs.touch((job, segment.key) for segment in segments if segment.shape and segment.data is None)
+        report = Report(number, self._sock.sendall)
+        attempt = int(context.get("attempt", 0))
+        work = Work(self._page, self._output, report, self._home, self._forked, number, attempt)
+        self._page.words[RUN] = number
+        current.enter(self._context(job, context, attempt))
+        before = dict(os.environ) if context.get("env") else None
+        os.environ.update(context.get("env") or {})
+
+        returned, unfit = self._work_off(work, job, segments)
+
+        if before is not None:
+            os.environ.clear()
+            os.environ.update(before)
+        self._restore_signals()
+        current.enter(None)
+        self._page.clear()
+        report.finish(returned, unfit)
+
+    def _work_off(
+        self, work: Work, job: bytes, segments: Sequence[Segment]
+    ) -> tuple[list[tuple[int, int]], str]:
+        """Run the segments; return the ranges that were not started, and why this interpreter is unfit for them."""
+        for place, segment in enumerate(segments):
+            later = [(s.lo, s.hi) for s in segments[place + 1 :]]
+            if work.recalled():
+                return [(segment.lo, segment.hi), *later], ""
+            try:
+                function = self._functions.load(segment.fn)
+            except Unfit as unfit:
+                return [(segment.lo, segment.hi), *later], str(unfit)
+            stopped = run_segment(work, segment, function, self._items(job, segment))
+            if stopped < segment.hi:
+                return [(stopped, segment.hi), *later], ""
+        return [], ""
+
+    def _items(self, job: bytes, segment: Segment) -> Items | None:
+        if segment.shape == 0:
+            return None
+        if segment.data is not None:
+            return Items(segment.data)
+        items = self._blobs.peek((job, segment.key))
+        assert items is not None, "the daemon thinks we still have that blob"
+        return items
+
+    def _context(self, job: bytes, context: Mapping[str, Any], attempt: int) -> current.RunContext:
+        words = self._page.words
+
+        def index() -> int | None:
+            running = words[INDEX]
+            return None if running == NONE else running
+
+        def say(by: int, done: float, total: float | None, text: str) -> None:
+            self._page.say_progress(by, Progress(done, total, text))
+
+        return current.RunContext(
+            job=context.get("name") or context.get("job") or job.hex(),
+            job16=job,
+            attempt=attempt,
+            node=context.get("node", ""),
+            scratch=os.path.join(self._home, "tasks"),  # noqa: PTH118 - a string is what is wanted
+            index=index,
+            say=say,
+        )
+
+    def _restore_signals(self) -> None:
+        for number, handler in self._handlers.items():
+            if getsignal(number) is not handler and handler is not None:
+                signal.signal(number, handler)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run as a worker child: socket, output file and page as descriptor numbers, the daemon's pid, a title."""
+    sock_fd, output_fd, page_fd, daemon = (int(argument) for argument in arguments[:4])
+    for fd in (sock_fd, output_fd, page_fd):
+        os.set_inheritable(fd, False)  # noqa: FBT003 - the function's own signature
+    _die_with(daemon, sock_fd)
+    _be_modest()
+    page = Page(page_fd)
+    page.clear()
+    output = Output(output_fd, current.running_index)
+    faulthandler.enable(file=2, all_threads=False)
+    gc.collect()
+    gc.freeze()  # what is loaded now lives as long as the child: the collector need not look at it again
+    Worker(socket.socket(fileno=sock_fd), page, output).serve()
+
+
+def _die_with(daemon: int, sock_fd: int) -> None:
+    """Make sure that this process ends when the daemon does, in whatever way."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != daemon:  # it went before we asked
+        os._exit(1)
+    threading.Thread(target=_watch_daemon, args=(sock_fd,), daemon=True, name="p2pgrid-watch").start()
+
+
+def _watch_daemon(sock_fd: int) -> None:
+    """Kill the whole group when the other end of the socket is gone: a task may never come back to read it."""
+    poll = select.poll()
+    poll.register(sock_fd, 0)  # only POLLHUP and POLLERR, which need not be asked for
+    poll.poll()
+    os.killpg(0, signal.SIGKILL)
+
+
+def _be_modest() -> None:
+    """Leave the machine to its owner, and no core files: they hold what the task knew."""
+    os.nice(NICE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):  # no /proc (macOS), or not writable (a container)
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ))

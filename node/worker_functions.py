@@ -1,0 +1,122 @@
+"""From bytes to callables and arguments, in the worker child: the place of a node that unpickles.
+
+A function that cannot be loaded *here* (a module is missing, another Python made it) is no failure of its tasks:
+`Unfit` says why, and they go back. Arguments that cannot be loaded are a failure of their task.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import sys
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
+from typing import Any
+
+from p2pgrid.core.wire import unpack
+from p2pgrid.node.worker_recent import CODES_MAX, Recent
+
+_CO_COROUTINE = 0x80  # inspect.CO_COROUTINE; inspect itself costs 10 ms to import
+
+
+class Unfit(Exception):
+    """The interpreter cannot load the function; the text is one line for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A loaded function, or the exception that its own loading code raised."""
+
+    call: Callable[..., Any]
+    is_async: bool
+    broken: BaseException | None = None
+
+
+class Functions:
+    """The functions this child knows, by content id."""
+
+    def __init__(self) -> None:
+        """Know none."""
+        self._known: Recent[bytes, bytes | Function] = Recent(CODES_MAX)
+
+    def add(self, code_id: bytes, union: bytes) -> None:
+        """Take in a function; it is loaded when first called for."""
+        self._known.put(code_id, union)
+
+    def touch(self, code_ids: Sequence[bytes]) -> None:
+        """A run that uses these functions has come (the daemon notes the same when it sends it)."""
+        self._known.touch(code_ids)
+
+    def load(self, code_id: bytes) -> Function:
+        """Return the function. Raises Unfit if it cannot be loaded in this interpreter."""
+        known = self._known.peek(code_id)
+        if known is None:
+            raise Unfit("the function did not arrive")
+        if isinstance(known, Function):
+            return known
+        function = _load(known)
+        self._known.replace(code_id, function)
+        return function
+
+
+def _load(union: bytes) -> Function:
+    here = f"{sys.executable} (Python {sys.version_info.major}.{sys.version_info.minor})"
+    try:
+        match unpack(union):
+            case ["pickle", int(minor), bytes(data)]:
+                if minor != sys.version_info.minor:
+                    raise Unfit(f"the function was pickled by Python 3.{minor}, this is {here}")
+                call = pickle.loads(data)
+            case ["import", str(name), None]:
+                module, _, qualname = name.partition(":")
+                call = attrgetter(qualname)(importlib.import_module(module))
+            case _:
+                raise Unfit("a kind of function that this version does not know")
+    except (ImportError, AttributeError) as error:
+        raise Unfit(f"{error} in {here}") from error
+    except Unfit:
+        raise
+    except BaseException as error:  # noqa: BLE001 - the user's own __setstate__ or module body raised: a task failure
+        return Function(_nothing, is_async=False, broken=error)
+    return Function(call, _is_async(call))
+
+
+def _nothing() -> None:
+    """Stand for a function whose loading raised; never called."""
+
+
+def _is_async(call: Any) -> bool:
+    while isinstance(call, partial):
+        call = call.func
+    if not isinstance(call, types.FunctionType | types.MethodType):
+        call = getattr(type(call), "__call__", call)  # noqa: B004 - an object with `async def __call__`
+    code = getattr(call, "__code__", None)
+    return code is not None and bool(code.co_flags & _CO_COROUTINE)
+
+
+class Items:
+    """One packed list of inputs, unpickled at most once for first attempts.
+
+    A task may change its argument in place, so a second attempt gets a fresh one.
+    """
+
+    __slots__ = ("_bytes", "_list")
+
+    def __init__(self, data: bytes) -> None:
+        """Keep the bytes."""
+        self._bytes = data
+        self._list: list[Any] | None = None
+
+    def cut(self, offset: int, count: int, *, fresh: bool) -> list[Any]:
+        """Return items [offset, offset + count). Raises whatever unpickling them raises."""
+        if fresh:
+            return self._load()[offset : offset + count]
+        if self._list is None:
+            self._list = self._load()
+        return self._list[offset : offset + count]
+
+    def _load(self) -> list[Any]:
+        return pickle.loads(self._bytes)  # type: ignore[no-any-return]

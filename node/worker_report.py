@@ -1,0 +1,97 @@
+"""What the worker child tells the daemon about a run, and when: not per task, but not too late either.
+
+A report leaves 20 ms after the last one, at the end of the task that runs then: what is finished is not lost when a
+later task of the same run kills the process, and the daemon still gets thousands of trivial tasks in one frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any
+
+from p2pgrid.core.messages import W_DONE
+from p2pgrid.core.wire import frame
+from p2pgrid.node import worker_results as results
+from p2pgrid.node.events import Outcome
+
+INTERVAL_S = 0.02
+BYTES_MAX = 32 * 1024 * 1024
+"""A report that holds more leaves at once; with one value of 256 MiB it still fits in a frame."""
+
+
+class Report:
+    """What is finished and not sent yet, of one run."""
+
+    def __init__(self, run: int, send: Callable[[bytes], None]) -> None:
+        """Report on `run` through `send`."""
+        self._run = run
+        self._send = send
+        self._sent_at = monotonic()
+        self._bytes = 0
+        self._outcomes: list[Outcome] = []
+        self._logs: list[tuple[int, bytes]] = []
+        # Adjacent tasks that are not an Outcome yet: from _lo on, either pickles, or values that are pickled together
+        # when they leave. One of the two lists is empty.
+        self._lo = 0
+        self._pickles: list[bytes] = []
+        self._values: list[Any] = []
+        self.busy_s = 0.0
+
+    def pickled(self, index: int, data: bytes) -> None:
+        """Task `index` returned this."""
+        if not self._pickles or self._lo + len(self._pickles) != index:
+            self._close_range()
+            self._lo = index
+        self._pickles.append(data)
+        self._grow(len(data))
+
+    def values(self, lo: int, values: list[Any]) -> None:
+        """Tasks [lo, lo + len(values)) returned these."""
+        if not self._values or self._lo + len(self._values) != lo:
+            self._close_range()
+            self._lo = lo
+        self._values += values
+
+    def failed(self, index: int, data: bytes) -> None:
+        """Task `index` raised this (`results.failure`)."""
+        self._close_range()
+        self._outcomes.append(Outcome(index, index + 1, results.FAILED, data))
+        self._grow(len(data))
+
+    def logs(self, logs: Sequence[tuple[int, bytes]]) -> None:
+        """Tasks printed this."""
+        self._logs += logs
+        self._bytes += sum(len(text) for _, text in logs)
+
+    def send_if_due(self, now: float) -> None:
+        """Send what there is if the last report is old enough."""
+        if now - self._sent_at > INTERVAL_S:
+            self._leave(final=False, returned=(), unfit="")
+            self._sent_at = now
+
+    def finish(self, returned: Sequence[tuple[int, int]], unfit: str = "") -> None:
+        """End the run: send the rest, and what is given back."""
+        self._leave(final=True, returned=returned, unfit=unfit)
+
+    def _close_range(self) -> None:
+        """Make outcomes of the adjacent tasks noted so far."""
+        if self._pickles:
+            self._outcomes.append(Outcome(self._lo, self._lo + len(self._pickles), results.CALLS, self._pickles))
+            self._pickles = []
+        elif self._values:
+            values, self._values = self._values, []
+            for outcome in results.packed(self._lo, values):
+                self._outcomes.append(outcome)
+                self._grow(len(outcome.data[0]) if outcome.shape == results.CALLS else len(outcome.data))
+
+    def _grow(self, size: int) -> None:
+        self._bytes += size
+        if self._bytes > BYTES_MAX:
+            self._leave(final=False, returned=(), unfit="")
+
+    def _leave(self, *, final: bool, returned: Sequence[tuple[int, int]], unfit: str) -> None:
+        self._close_range()
+        body = [self._run, self._outcomes, final, returned, self.busy_s, self._logs, unfit]
+        self._outcomes, self._logs, self.busy_s, self._bytes = [], [], 0.0, 0
+        self._send(frame(W_DONE, body))

@@ -1,0 +1,305 @@
+"""One worker child as the daemon sees it: the process, its socket, its page and its output file.
+
+`Child.spawn` must be called in the daemon's main thread: the child asks to die with the *thread* that made it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fcntl import F_GETFL, F_SETFL, fcntl
+from pathlib import Path
+from typing import Any, TypeVar
+
+import trio
+
+from p2pgrid.core.errors import PeerError
+from p2pgrid.core.messages import W_BLOB, W_BLOBS, W_CODE, W_DONE, W_READY, W_RUN
+from p2pgrid.core.wire import Frame, Splitter, frame
+from p2pgrid.node import page as shared
+from p2pgrid.node.events import Event, Outcome, Run, WorkerDied, WorkerDone, WorkerReady
+from p2pgrid.node.page import Page
+from p2pgrid.node.reaper import MARK, kill_group
+from p2pgrid.node.worker_recent import CODES_MAX, Recent
+
+RECV = 1 << 20
+JOIN_MAX = 1 << 18
+"""Frames are sent together up to this size; larger ones go alone, uncopied."""
+OUTPUT_MAX = 1 << 20
+OUTPUT_KEPT = 64 * 1024
+STDERR_MAX = 4096
+
+_BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from p2pgrid.node.worker import main; main(sys.argv[2:])"
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Why we kill a child: cause and detail of WorkerDied, and the task it is about."""
+
+    cause: str
+    detail: str
+    running: tuple[int, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """What a child is made from."""
+
+    worker: int
+    title: str  # for people who read `ps`
+    python: Path
+    packages: Path
+    home: Path
+    mark: str
+
+
+class Child:
+    """A process from its birth to its burial. It has no tasks of its own: the pool waits for its descriptors."""
+
+    def __init__(self, birth: Birth) -> None:
+        """Spawn the process. Raises OSError where the interpreter cannot be started."""
+        self.worker = birth.worker
+        self.mark = birth.mark
+        self.ready = False
+        self.runs: dict[int, Run] = {}
+        self.last_run = 0
+        self.verdict: Verdict | None = None
+        self._codes: Recent[bytes, None] = Recent(CODES_MAX)
+        self._blobs: Recent[tuple[bytes, bytes], None] = Recent(W_BLOBS)
+        self._splitter = Splitter()
+        self.blocked = trio.Event()  # set while the socket is full
+        self._out: deque[bytes | memoryview] = deque()
+        self._output_fd = _anonymous_file("p2pgrid-output", birth.home)
+        fcntl(self._output_fd, F_SETFL, fcntl(self._output_fd, F_GETFL) | os.O_APPEND)
+        page_fd = _anonymous_file("p2pgrid-page", birth.home)
+        os.ftruncate(page_fd, shared.SIZE)
+        self.page = Page(page_fd)
+        self.page.clear()
+        self.sock, theirs = socket.socketpair()
+        self.sock.setblocking(False)
+        try:
+            self.process = _spawn(birth, (theirs.fileno(), self._output_fd, page_fd))
+        except OSError:
+            self.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(page_fd)
+
+    # ---- to the child ---------------------------------------------------------------------------------------------
+
+    def queue(self, run: Run) -> None:
+        """Queue a run, before it the functions and blobs that the child does not have."""
+        self.runs[run.run] = run
+        self.last_run = max(self.last_run, run.run)
+        fns = list(dict.fromkeys(segment.fn for segment in run.segments))
+        assert len(fns) <= CODES_MAX, "a run may not name more functions than a child keeps"
+        # A code that is sent can push out another that this run needs and the child still had: look again.
+        while missing := [fn for fn in fns if fn not in self._codes]:
+            for fn in missing:
+                self._codes.put(fn, None)
+                self._out.append(frame(W_CODE, [fn, run.codes[fn]]))
+        self._codes.touch(segment.fn for segment in run.segments)
+        kept = self._queue_blobs(run)
+        segments = [s._replace(data=None) if s.shape and s.key in kept else s for s in run.segments]
+        self._blobs.touch((run.job, segment.key) for segment in segments if segment.shape and segment.data is None)
+        self._out.append(frame(W_RUN, [run.run, run.job, run.context, segments]))
+
+    def _queue_blobs(self, run: Run) -> Mapping[bytes, bytes]:
+        """Queue the packed lists of a run, as many as a child keeps; the others travel inside their segments."""
+        packed: dict[bytes, Any] = {segment.key: segment.data for segment in run.segments if segment.shape}
+        kept = dict(list(packed.items())[:W_BLOBS])
+        while missing := [key for key in kept if (run.job, key) not in self._blobs]:
+            for key in missing:
+                self._blobs.put((run.job, key), None)
+                self._out.append(frame(W_BLOB, [run.job, key, kept[key]]))
+        return kept
+
+    def push(self) -> bool:
+        """Send what is queued without blocking; return whether all of it left."""
+        while self._out:
+            data = self._next()
+            try:
+                sent = self.sock.send(data)
+            except BlockingIOError:
+                self._out.appendleft(data)
+                return False
+            except OSError:  # it died; whoever waits for its end tells what is lost
+                self._out.clear()
+                return True
+            if sent < len(data):
+                self._out.appendleft(memoryview(data)[sent:])
+        return True
+
+    def _next(self) -> bytes | memoryview:
+        first = self._out.popleft()
+        if not self._out or len(first) + len(self._out[0]) > JOIN_MAX:
+            return first
+        parts, size = [first], len(first)
+        while self._out and size + len(self._out[0]) <= JOIN_MAX:
+            parts.append(self._out.popleft())
+            size += len(parts[-1])
+        return b"".join(parts)
+
+    def recall(self) -> None:
+        """Ask for all that is not started."""
+        self.page.recall(self.last_run)
+
+    def end_input(self) -> None:
+        """Let the child end after the runs it has."""
+        with contextlib.suppress(OSError):  # it is dead already
+            self.sock.shutdown(socket.SHUT_WR)
+
+    def condemn(self, verdict: Verdict | None) -> None:
+        """Kill the child and its group; the first verdict counts."""
+        self.verdict = self.verdict or verdict
+        kill_group(self.process.pid)
+
+    # ---- from the child -------------------------------------------------------------------------------------------
+
+    def receive(self) -> list[Event] | None:
+        """Read once, without blocking; return the events, None at the end. Raises PeerError on garbage."""
+        data = self._recv()
+        if data == b"":
+            return None
+        return [self._event(received) for received in self._splitter.feed(data)] if data else []
+
+    def drain(self) -> list[Event]:
+        """Return the events of what a dead child had sent. Raises PeerError on garbage."""
+        events: list[Event] = []
+        while data := self._recv():
+            events += [self._event(received) for received in self._splitter.feed(data)]
+        return events
+
+    def _recv(self) -> bytes | None:
+        """Return what has come: None if nothing yet, b"" if nothing will."""
+        try:
+            return self.sock.recv(RECV)
+        except BlockingIOError:
+            return None
+        except ConnectionError:
+            return b""
+
+    def _event(self, received: Frame) -> Event:
+        match received.kind, received.body:
+            case kind, {"pid": int()} if kind == W_READY:
+                self.ready = True
+                return WorkerReady(self.worker)
+            case kind, [int(run), list(done), bool(final), list(returned), float(busy_s), list(logs), str(unfit)] if (
+                kind == W_DONE and run in self.runs
+            ):
+                if final:
+                    del self.runs[run]
+                return WorkerDone(
+                    self.worker,
+                    run,
+                    [_outcome(entry) for entry in done],
+                    final,
+                    [_pair(entry, int, int) for entry in returned],
+                    busy_s,
+                    [_pair(entry, int, bytes) for entry in logs],
+                    unfit,
+                )
+        raise PeerError("a worker sent something that is no report")
+
+    # ---- its output and its end -----------------------------------------------------------------------------------
+
+    def trim_output(self) -> None:
+        """Cut the output file to its last lines where a task prints faster than it ends."""
+        if os.fstat(self._output_fd).st_size > OUTPUT_MAX:
+            tail = self._tail(OUTPUT_KEPT)
+            os.ftruncate(self._output_fd, 0)
+            os.write(self._output_fd, tail)
+
+    def last_lines(self) -> str:
+        """Return what the child wrote last, at most STDERR_MAX bytes."""
+        return self._tail(STDERR_MAX).decode(errors="replace").strip()
+
+    def _tail(self, size: int) -> bytes:
+        end = os.fstat(self._output_fd).st_size
+        return os.pread(self._output_fd, size, max(0, end - size))
+
+    def obituary(self) -> WorkerDied:
+        """Return what is to be said of a process that ended."""
+        code = self.process.wait()
+        running = self.running()
+        if self.verdict is not None:
+            cause, detail = self.verdict.cause, self.verdict.detail
+            running = self.verdict.running or running
+        elif code >= 0:
+            cause, detail = "exit", f"exited with code {code}"
+        else:
+            cause, detail = "signal", f"killed by signal {_signal_name(-code)}"
+        run, index = running or (None, None)
+        return WorkerDied(self.worker, run, index, cause, detail, self.last_lines())
+
+    def running(self) -> tuple[int, int] | None:
+        """Return (run, index) of the task it works on; None between runs and before the first."""
+        running = self.page.running()
+        return running if running is not None and running[0] in self.runs else None
+
+    def close(self) -> None:
+        """Let go of the descriptors."""
+        self.sock.close()
+        self.page.close()
+        os.close(self._output_fd)
+
+
+def _outcome(entry: Any) -> Outcome:
+    match entry:
+        case [int(lo), int(hi), int(shape), data]:
+            return Outcome(lo, hi, shape, data)
+    raise PeerError("a worker sent something that is no outcome")
+
+
+def _pair(entry: Any, first: type[A], second: type[B]) -> tuple[A, B]:
+    match entry:
+        case [a, b] if isinstance(a, first) and isinstance(b, second):
+            return a, b
+    raise PeerError("a worker sent something that is no pair")
+
+
+def _anonymous_file(name: str, folder: Path) -> int:
+    if sys.platform == "linux":
+        return os.memfd_create(name)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.dup(file.fileno())
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return str(number)
+
+
+def _spawn(birth: Birth, fds: Sequence[int]) -> subprocess.Popen[bytes]:
+    output_fd = fds[1]
+    return subprocess.Popen(
+        [birth.python, "-P", "-c", _BOOT, birth.packages, *map(str, fds), str(os.getpid()), birth.title],
+        stdin=subprocess.DEVNULL,
+        stdout=output_fd,
+        stderr=output_fd,
+        pass_fds=fds,
+        cwd=birth.home,
+        env=_environment(birth.mark),
+        process_group=0,
+    )
+
+
+def _environment(mark: str) -> dict[str, str]:
+    # Our own settings go, secrets above all (P2PGRID_JOIN, P2PGRID_NODE_JOIN): a task runs strangers' code.
+    kept = {name: text for name, text in os.environ.items() if not name.startswith("P2PGRID_") or name == "P2PGRID_DIR"}
+    return kept | dict.fromkeys(_THREADS, "1") | {MARK: mark}
