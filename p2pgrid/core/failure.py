@@ -33,7 +33,6 @@ OPAQUE_MAX = 1024
 NAME_MAX = 256
 DEPTH_MAX = 8
 MEMBERS_MAX = 64
-NOTES_MAX = 64
 MRO_MAX = 32
 NODES_MAX = 256
 """Exceptions in one failure: itself, causes, contexts and group members together."""
@@ -184,7 +183,6 @@ class _Encoder:
 
     def _attributes(self, exc: BaseException, args: tuple[Any, ...]) -> dict[str, Any]:
         entries: dict[str, Any] = _guarded(lambda: dict(vars(exc)), dict)
-        notes = entries.pop("__notes__", ())
         budget = _Budget(min(VALUES_BYTES_MAX, self._bytes_left))
         data: dict[str, Any] = {
             "fields": [[name, _aliased(value, args, budget)] for name, value in _fields(exc)],
@@ -194,9 +192,6 @@ class _Encoder:
                 if type(name) is str and budget.has_room_for(name)
             ],
         }
-        if isinstance(notes, list | tuple):
-            texts = [note for note in notes[:NOTES_MAX] if type(note) is str]
-            data["notes"] = [_texted(note) for note in texts if budget.has_room_for(note)]
         self._bytes_left -= budget.spent
         return data
 
@@ -399,8 +394,6 @@ class _Decoder:
         else:
             _restore_fields(exc, fields)
         vars(exc).update({_name(name): _value(value, args, DEPTH_MAX) for name, value in data["dict"]})
-        for note in data.get("notes", [])[:NOTES_MAX]:
-            BaseException.add_note(exc, _value(note, (), 0))
         _require(str(exc) == _value(data["text"], (), 0))
         traceback.format_exception_only(exc)  # what cannot be printed would fail in the user's hands
         return exc
