@@ -1,0 +1,152 @@
+"""The single submits of a session: one open job whose tasks go out in batches.
+
+When nothing is on its way, or fewer tasks than there are slots, the calling thread sends at once; otherwise tasks are
+held back until the next frame arrives from the node (each batch is answered within a commit), until there are 256, or
+until somebody waits for one. So a lone call costs one round trip and 10,000 of them some hundred frames.
+"""
+
+from collections.abc import Mapping
+from concurrent.futures import Future as PlainFuture
+from typing import Any
+
+from p2pgrid.client.future import Future
+from p2pgrid.client.pickling import Function
+from p2pgrid.client.session import Session
+from p2pgrid.client.table import FutureTable
+from p2pgrid.client.upload import Upload
+from p2pgrid.core.batch import CALLS, encode_batch
+from p2pgrid.core.record import Spec
+
+HELD_TASKS_MAX = 256
+HELD_BYTES_MAX = 1 << 20
+
+
+class JobOver(Exception):
+    """Internal: the job was closed or cancelled meanwhile; another one has to be opened."""
+
+
+class Calls(FutureTable):
+    """One open job of single calls."""
+
+    mine = True
+
+    def __init__(self, session: Session, job: bytes, spec: Spec) -> None:
+        """Hold tasks of a job that `Session.add` opens."""
+        super().__init__(session, job)
+        self.upload = Upload(job, spec)
+        self.over = False
+        self.detach = spec.detach
+        self._next = 0
+        self._sent = 0
+        self._held_bytes = 0
+        self._function: Function | None = None
+        self._options: Mapping[str, Any] | None = None
+        self._run: list[bytes] = []
+        self._runs: list[tuple[Function, Mapping[str, Any], list[bytes]]] = []
+        session.held.append(self)
+
+    def submit(self, function: Function, options: Mapping[str, Any], data: bytes) -> Future:
+        """Add a task; equal options are the same object. Raises JobOver if the job takes none any more."""
+        session = self.session
+        with session.lock:
+            if self.over:
+                raise JobOver
+            if self._held_bytes and self._held_bytes + len(data) > HELD_BYTES_MAX:
+                self.flush()
+            index = self._next
+            self._next = index + 1
+            future = self.futures[index] = Future(self, index)
+            if function is not self._function or options is not self._options or not self._runs:
+                self._function, self._options, self._run = function, options, []
+                self._runs.append((function, options, self._run))
+            self._run.append(data)
+            self._held_bytes += len(data)
+            if (
+                not session.hot
+                or len(self.futures) <= session.welcome.slots
+                or self._next - self._sent >= HELD_TASKS_MAX
+                or self._held_bytes >= HELD_BYTES_MAX
+            ):
+                self.flush()
+        return future
+
+    def flush(self) -> None:
+        """Send what is held back; called with the session's lock held."""
+        lo, hi = self._sent, self._next
+        if lo < hi:
+            frames = b""
+            functions: dict[bytes, int] = {}
+            options: list[Mapping[str, Any]] = []
+            runs = []
+            for function, wanted, data in self._runs:
+                frames += self.upload.code(function)
+                place = functions.setdefault(function.id, len(functions))
+                if not options or wanted is not options[-1]:
+                    options.append(wanted)
+                runs.append((len(data), place, len(options) - 1, CALLS, data))
+            batch = encode_batch(list(functions), options, runs)
+            self._runs, self._held_bytes, self._sent = [], 0, hi
+            self.session.keep(len(batch))
+            self.session.hot = True
+            self.session.say(frames + self.upload.append(lo, hi, batch))
+
+    def awaited(self) -> None:
+        """Send what is held back, for somebody waits."""
+        if self._sent < self._next:
+            with self.session.lock:
+                self.flush()
+
+    def cancel_task(self, index: int) -> None:
+        """Cancel one task; it may not have been sent yet."""
+        self.cancel_tasks([index])
+
+    def cancel_tasks(self, indices: list[int]) -> None:
+        """Cancel tasks in one frame."""
+        self.awaited()
+        flat: list[int] = []
+        for index in sorted(indices):
+            if flat and flat[-1] == index:
+                flat[-1] = index + 1
+            else:
+                flat += [index, index + 1]
+        self.session.cancel(self.job, flat)
+
+    def cancel_all(self) -> None:
+        """Cancel whatever is not decided."""
+        taken = [index for index in list(self.futures) if self._cancel_quietly(index)]
+        if taken:
+            self.cancel_tasks(taken)
+
+    def _cancel_quietly(self, index: int) -> bool:
+        future = self.futures.get(index)
+        if future is None or not self.take(index):
+            return False
+        future.set_cancelled()
+        return True
+
+    def close(self) -> None:
+        """Say that no more tasks come."""
+        with self.session.lock:
+            self.over = True
+            self.flush()
+            self.session.say(self.upload.close(self._next))
+            self.session.held.remove(self)
+
+    def ended(self, state: str, reason: str) -> None:
+        """Take the end of the job: further submits need another one."""
+        with self.session.lock:
+            self.over = True
+        super().ended(state, reason)
+
+    def lost(self, error: Exception, lo: int = 0, hi: int | None = None) -> None:
+        """Give up tasks; without bounds the whole job."""
+        if hi is None:
+            with self.session.lock:
+                self.over = True
+        super().lost(error, lo, hi)
+
+    def durable(self, index: int) -> "PlainFuture[None]":
+        """Return a future of the moment in which the node has the task on disk."""
+        with self.session.lock:
+            self.flush()
+            return self.upload.durable(index)

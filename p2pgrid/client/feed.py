@@ -1,0 +1,182 @@
+"""Packing the inputs of a map: items are pickled in lists, lists gathered in batches, and sent as they are ready.
+
+The size of a list is a matter of bytes, not of load balance: the node cuts ranges inside a list as it needs them.
+"""
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from p2pgrid.client.pickling import VALUE_BYTES_MAX, Function, TooLarge, pickled_items, refuse
+from p2pgrid.client.session import Session
+from p2pgrid.client.upload import Upload
+from p2pgrid.core.batch import ITEMS, TUPLES, encode_batch
+
+ITEMS_FIRST = 64
+"""The first list is small, to learn what an item weighs and to let work begin."""
+ITEMS_MAX = 20_000
+GROWTH_MAX = 16
+LIST_BYTES_GOAL = 1 << 20
+LIST_BYTES_MAX = 8 << 20
+"""A list that outgrows this is cut in halves, unless it is one item."""
+BATCH_BYTES_GOAL = 128 * 1024
+UNSURE_BYTES_MAX = 64 << 20
+LISTS_PER_SLOT = 4
+PULL_S = 0.05
+"""How long a generator is drawn from before what it gave is sent."""
+
+_PLAIN = frozenset({int, float, str, bytes, bool, type(None), complex})
+
+
+class Feed:
+    """The tasks of one map, sent in order.
+
+    Numbers and texts leave at once. Of other values, which may turn out not to be picklable, the first 64 MiB are
+    packed before anything is sent, so that a mistake in one of them costs nothing.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        upload: Upload,
+        function: Function,
+        options: Mapping[str, Any],
+        source: Iterable[Any],
+        begin: Callable[[], None],
+        *,
+        shape: int,
+        total: int | None,
+        items_per_list: int | None = None,
+    ) -> None:
+        """Pack `source`, which has `total` items if that is known; `begin` opens the job before the first batch."""
+        assert shape in (ITEMS, TUPLES)
+        self.sent = 0
+        self.exhausted = False
+        self._session = session
+        self._upload = upload
+        self._function = function
+        self._options = options
+        self._begin = begin
+        self._slice = source if isinstance(source, range | list | tuple) and shape == ITEMS else None
+        self._items: Iterator[Any] = iter(source)
+        self._shape = shape
+        self._fixed = items_per_list
+        self._cap = ITEMS_MAX
+        if total is not None:
+            self._cap = max(1, min(ITEMS_MAX, -(-total // (LISTS_PER_SLOT * max(1, session.welcome.slots)))))
+        self._step = min(self._cap, ITEMS_FIRST)
+        self._packed = 0
+        self._runs: list[tuple[int, int, int, int, bytes]] = []
+        self._run_bytes = 0
+        self._unsure: list[tuple[int, int, bytes]] | None = []
+        self._unsure_bytes = 0
+        self._lock = threading.Lock()
+
+    def all(self) -> None:
+        """Send everything there is."""
+        with self._lock:
+            while not self.exhausted:
+                self._pull(None)
+            self._flush()
+
+    def some(self, most: int) -> None:
+        """Send up to task `most`, or for as long as it takes a slow generator to give one."""
+        with self._lock:
+            until = time.monotonic() + PULL_S
+            while not self.exhausted and self._packed < most:
+                self._pull(until, most - self._packed)
+                if time.monotonic() >= until:
+                    break
+            self._flush()
+            self._be_sure()
+
+    def _pull(self, until: float | None, room: int = ITEMS_MAX) -> None:
+        """Draw one list of items and pack it."""
+        count = min(self._fixed or self._step, room)
+        if self._slice is not None:
+            items: Sequence[Any] = self._slice[self._packed : self._packed + count]
+            full = self._packed + count <= len(self._slice)
+            items = list(items) if isinstance(items, range) else items
+        elif until is None:
+            items = list(itertools.islice(self._items, count))
+            full = len(items) == count
+        else:
+            items, full = self._drawn(count, until)
+        if items:
+            self._pack(items)
+        if not full:
+            self.exhausted = True
+            self._flush()
+            self._be_sure()
+            with self._session.lock:
+                self._session.say(self._upload.close(self._packed))
+
+    def _drawn(self, count: int, until: float) -> tuple[list[Any], bool]:
+        """Draw up to `count` items, fewer if time is up; also say whether there may be more."""
+        items: list[Any] = []
+        for item in self._items:
+            items.append(item)
+            if len(items) == count or time.monotonic() >= until:
+                return items, True
+        return items, False
+
+    def _pack(self, items: Sequence[Any]) -> None:
+        lo = self._packed
+        one = len(items) == 1
+        try:
+            data = pickled_items(items, lo, VALUE_BYTES_MAX if one else LIST_BYTES_MAX)
+        except TooLarge as error:
+            if one:
+                refuse(error, f"items[{lo}]", items[0])
+            middle = len(items) // 2
+            self._pack(items[:middle])
+            self._pack(items[middle:])
+            return
+        self._packed += len(items)
+        weight = max(1, len(data) // len(items))
+        self._step = max(1, min(self._cap, LIST_BYTES_GOAL // weight, GROWTH_MAX * len(items)))
+        if self._run_bytes and self._run_bytes + len(data) > LIST_BYTES_MAX:
+            self._flush()
+        self._runs.append((len(items), 0, 0, self._shape, data))
+        self._run_bytes += len(data)
+        if self._unsure is not None and type(items[0]) in _PLAIN and type(items[-1]) in _PLAIN:
+            self._be_sure()
+        if self._run_bytes >= BATCH_BYTES_GOAL:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Make a batch of the lists gathered."""
+        if not self._runs:
+            return
+        count = sum(run[0] for run in self._runs)
+        batch = encode_batch([self._function.id], [self._options], self._runs)
+        self._runs, self._run_bytes = [], 0
+        lo = self.sent
+        self.sent = lo + count
+        if self._unsure is None:
+            self._send(lo, self.sent, batch)
+            return
+        self._unsure.append((lo, self.sent, batch))
+        self._unsure_bytes += len(batch)
+        if self._unsure_bytes > UNSURE_BYTES_MAX:
+            self._be_sure()
+
+    def _be_sure(self) -> None:
+        """Send what was held back, and hold nothing back any more."""
+        unsure, self._unsure = self._unsure, None
+        if unsure is None:
+            return
+        self._begin()
+        with self._session.lock:
+            self._session.say(self._upload.code(self._function))
+        for lo, hi, batch in unsure:
+            self._send(lo, hi, batch)
+
+    def _send(self, lo: int, hi: int, batch: bytes) -> None:
+        session = self._session
+        session.wait_for_room()
+        with session.lock:
+            session.keep(len(batch))
+            session.say(self._upload.append(lo, hi, batch))

@@ -1,0 +1,309 @@
+"""`Future`: one of concurrent.futures that can be awaited and knows its task.
+
+Rule: whoever takes a future out of the table of its job (`Tasks.take`, one `dict.pop`) decides it, and nobody else
+does. So no lock is needed between the reader, which resolves, and a caller, who cancels; and the condition variable that
+costs more than all the rest of a future is only made when somebody waits.
+"""
+
+import concurrent.futures
+import sys
+import threading
+from collections.abc import Awaitable, Generator
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
+from typing import Any, Protocol, TypeVar
+
+from p2pgrid.core.errors import GridError, TaskCancelled
+from p2pgrid.core.ids import job_name
+
+T = TypeVar("T")
+
+_DONE = (FINISHED, CANCELLED_AND_NOTIFIED)
+
+
+class Tasks(Protocol):
+    """What a future needs of its job."""
+
+    id: bytes
+
+    def take(self, index: int) -> bool:
+        """Give the caller, and nobody after it, the right to decide that future."""
+
+    def cancel_task(self, index: int) -> None:
+        """Tell the grid that the task is cancelled."""
+
+    def durable(self, index: int) -> "concurrent.futures.Future[None]":
+        """Return a future of the moment in which the grid holds the task."""
+
+    def awaited(self) -> None:
+        """Send what is held back: somebody waits."""
+
+    def may_wait(self) -> None:
+        """Raise RuntimeError in the one thread where waiting would never end."""
+
+    def ask(self, verb: str, index: int) -> dict[str, Any]:
+        """Return the node's answer about one task."""
+
+
+class Future(concurrent.futures.Future[Any]):
+    """The result of one task, now or later.
+
+    A future of `concurrent.futures` in everything; besides, it can be awaited under asyncio and trio. Cancelling the
+    awaiting task cancels this one.
+    """
+
+    # Defaults on the class, so that making one of 60,000 a second costs two assignments.
+    _state = PENDING
+    _result: Any = None
+    _exception: BaseException | None = None
+    _guard: threading.Condition | None = None
+    _place: tuple[str, int] | None = None
+
+    def __init__(self, tasks: Tasks, index: int) -> None:
+        """Belong to task `index` of a job. Made by the grid only."""
+        self._tasks = tasks
+        self._index = index
+
+    @property
+    def _condition(self) -> threading.Condition:
+        """What waiters wait on, with their lists; `concurrent.futures` takes it before it looks at anything else."""
+        guard = self._guard
+        if guard is None:
+            self.__dict__.setdefault("_waiters", [])
+            self.__dict__.setdefault("_done_callbacks", [])
+            # One wins (setdefault is atomic). The reader sets the state before it looks for a guard, a waiter makes
+            # the guard before it looks at the state: one of them sees the other.
+            guard = self.__dict__.setdefault("_guard", threading.Condition())
+            if self._state is PENDING:
+                self._tasks.awaited()
+        return guard
+
+    # ---- deciding: only after `Tasks.take` ---------------------------------------------------------------------------
+
+    def decide(self, result: Any, exception: BaseException | None, place: tuple[str, int] | None) -> None:
+        """Become done; `place` is the node that ran it, and the attempt."""
+        self._place = place
+        if isinstance(exception, TaskCancelled):
+            self._exception = exception
+            self._settle(CANCELLED_AND_NOTIFIED)
+            return
+        self._result = result
+        self._exception = exception
+        self._settle(FINISHED)
+
+    def set_cancelled(self) -> None:
+        """Become cancelled."""
+        self._settle(CANCELLED_AND_NOTIFIED)
+
+    def _settle(self, state: str) -> None:
+        self._state = state
+        if self._guard is not None:
+            self.announce()
+
+    def announce(self) -> None:
+        """Wake who waits and call who asked to be called; the state is set already."""
+        guard = self._guard
+        assert guard is not None
+        with guard:
+            for waiter in self._waiters:
+                if self._state is CANCELLED_AND_NOTIFIED:
+                    waiter.add_cancelled(self)
+                elif self._exception is not None:
+                    waiter.add_exception(self)
+                else:
+                    waiter.add_result(self)
+            guard.notify_all()
+        self._invoke_callbacks()  # type: ignore[attr-defined]
+
+    # ---- as in concurrent.futures ------------------------------------------------------------------------------------
+
+    def cancel(self) -> bool:
+        """Cancel the task, running or not: True unless it is done. Its process is killed, the state is set at once."""
+        if self._state in _DONE:
+            return self._state is CANCELLED_AND_NOTIFIED
+        if not self._tasks.take(self._index):
+            # The reader is deciding it in this very moment.
+            concurrent.futures.wait([self])
+            return self._state is CANCELLED_AND_NOTIFIED
+        self.set_cancelled()
+        self._tasks.cancel_task(self._index)
+        return True
+
+    def cancelled(self) -> bool:
+        """Say whether it was cancelled."""
+        return self._state is CANCELLED_AND_NOTIFIED
+
+    def done(self) -> bool:
+        """Say whether it has a result or an error, or was cancelled."""
+        return self._state in _DONE
+
+    def running(self) -> bool:
+        """Say whether the task runs now; this asks the node, as `state` does."""
+        return self._state is PENDING and self.state == "running"
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Return what the task returned, or raise what it raised.
+
+        Raises:
+            TimeoutError: it is not done after `timeout` seconds.
+            TaskCancelled: it was cancelled.
+        """
+        if self._state is not FINISHED:
+            self._wait(timeout)
+        if self._exception is not None:
+            try:
+                raise self._exception
+            finally:
+                # The traceback would hold this frame, and with it the future and its result.
+                self = None  # type: ignore[assignment]
+        return self._result
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what the task raised, or None. Raises as `result` if it is not done or was cancelled."""
+        if self._state is not FINISHED:
+            self._wait(timeout)
+        return self._exception
+
+    def _wait(self, timeout: float | None) -> None:
+        if self._state is PENDING:
+            self._tasks.may_wait()
+        guard = self._condition
+        with guard:
+            if not guard.wait_for(self.done, timeout):
+                raise TimeoutError
+        if self._state is CANCELLED_AND_NOTIFIED:
+            raise self._exception or TaskCancelled(f"task {self.id} was cancelled")
+
+    def set_running_or_notify_cancel(self) -> bool:
+        """Not for us: the grid alone decides."""
+        raise NotImplementedError
+
+    def set_result(self, result: Any) -> None:
+        """Not for us: the grid alone decides."""
+        raise NotImplementedError
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """Not for us: the grid alone decides."""
+        raise NotImplementedError
+
+    def __reduce__(self) -> Any:
+        """Refuse to be pickled: as an argument it is not accepted yet."""
+        msg = "a Future cannot be an argument yet: pass its value, use .result()"
+        raise TypeError(msg)
+
+    def __repr__(self) -> str:
+        """Show id and state, without asking anyone."""
+        if self._state is PENDING:
+            state = "pending"
+        elif self._state is CANCELLED_AND_NOTIFIED:
+            state = "cancelled"
+        else:
+            state = "done" if self._exception is None else f"failed with {type(self._exception).__name__}"
+        return f"<Future {self.id} {state}>"
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        """Wait for the result under asyncio or trio."""
+        return wait_async(self).__await__()
+
+    # ---- what the grid adds ------------------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        """The task's name everywhere: `calm-river-42/17`."""
+        return f"{job_name(self._tasks.id)}/{self._index}"
+
+    @property
+    def index(self) -> int:
+        """The place of the task in its job."""
+        return self._index
+
+    @property
+    def ref(self) -> Any:
+        """Reserved: a reference to the value where it lies."""
+        msg = "Future.ref comes with \"Peer to peer\""
+        raise GridError(msg, next="use .result()")
+
+    @property
+    def durable(self) -> "concurrent.futures.Future[None]":
+        """A future that is done once the grid holds the task: the program may die, the task will not."""
+        return self._tasks.durable(self._index)
+
+    @property
+    def state(self) -> str:
+        """`waiting queued running done failed cancelled`; asks the node while it is not done."""
+        if self._state is CANCELLED_AND_NOTIFIED:
+            return "cancelled"
+        if self._state is FINISHED:
+            return "done" if self._exception is None else "failed"
+        return str(self._ask("show")["task"]["state"])
+
+    @property
+    def node(self) -> str | None:
+        """The name of the node that ran it, or runs it now."""
+        if self._place is not None:
+            return self._place[0]
+        return self._ask("show")["task"]["node"] or None
+
+    @property
+    def attempts(self) -> int:
+        """How often it was started."""
+        if self._place is not None:
+            return self._place[1]
+        return int(self._ask("show")["task"]["attempts"])
+
+    def logs(self) -> str:
+        """Return the last 64 KiB of what the task printed."""
+        return b"".join(text for index, text in self._ask("logs")["logs"] if index == self._index).decode(
+            errors="replace"
+        )
+
+    def explain(self) -> str:
+        """Return why it is in its state, in words."""
+        return "\n".join(self._ask("explain")["lines"])
+
+    def _ask(self, verb: str) -> dict[str, Any]:
+        self._tasks.awaited()
+        return self._tasks.ask(verb, self._index)
+
+
+def wait_async(future: "concurrent.futures.Future[T]") -> Awaitable[T]:
+    """Return something to await under the event loop that runs now: the future's result.
+
+    Raises:
+        RuntimeError: neither asyncio nor trio runs in this thread.
+    """
+    trio = sys.modules.get("trio")
+    if trio is not None and _runs(trio):
+        return _in_trio(future, trio)
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None:
+        msg = "no event loop runs in this thread: use .result()"
+        raise RuntimeError(msg)
+    asyncio.get_running_loop()
+    return asyncio.wrap_future(future)  # type: ignore[no-any-return]
+
+
+def _runs(trio: Any) -> bool:
+    try:
+        trio.lowlevel.current_trio_token()
+    except RuntimeError:
+        return False
+    return True
+
+
+async def _in_trio(future: "concurrent.futures.Future[T]", trio: Any) -> T:
+    token = trio.lowlevel.current_trio_token()
+    done = trio.Event()
+
+    def wake(_: object) -> None:
+        try:
+            token.run_sync_soon(done.set)
+        except trio.RunFinishedError:
+            pass  # trio ended first, and the waiter with it
+
+    future.add_done_callback(wake)
+    try:
+        await done.wait()
+    finally:
+        if not future.done():
+            future.cancel()
+    return future.result()

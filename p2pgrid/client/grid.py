@@ -1,0 +1,532 @@
+"""`Grid`: an Executor whose workers are the grid's.
+
+A `Grid` and the views that `options` makes of it share one session, its jobs and its functions.
+"""
+
+import atexit
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from types import TracebackType
+from typing import Any, Literal, NoReturn, Self
+
+from p2pgrid.client.calls import Calls, JobOver
+from p2pgrid.client.discovery import LocalFinder
+from p2pgrid.client.feed import Feed
+from p2pgrid.client.future import Future
+from p2pgrid.client.job import Job, find, future_of
+from p2pgrid.client.pickling import Functions, pickled_call
+from p2pgrid.client.results import NoResults, Results
+from p2pgrid.client.session import LEAVE_S, Session, sessions
+from p2pgrid.client.stream import Stream
+from p2pgrid.client.upload import Upload
+from p2pgrid.core.batch import CALLS, ITEMS, TUPLES, encode_batch
+from p2pgrid.core.current import current
+from p2pgrid.core.errors import GridError
+from p2pgrid.core.options import TaskOptions
+from p2pgrid.core.record import Spec
+from p2pgrid.core.units import parse_duration
+
+JOB_ID_BYTES = 16
+BUFFER_DEFAULT = 100_000
+
+
+class _Shared:
+    """What a grid and its views share."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.functions = Functions()
+        self.calls: dict[tuple[object, ...], Calls] = {}
+        self.lock = threading.Lock()
+
+
+class Grid(Executor):
+    """The grid, from Python: an Executor over the node of this machine, which is started if none runs.
+
+    A function is pickled once and again whenever a name it uses, a closure cell or a default is bound to another
+    object. Changes *inside* such an object (a list that grows) are not seen: pass it as an argument.
+
+    Use it in a `with`: leaving waits for everything submitted; an exception or Ctrl-C cancels it.
+    """
+
+    def __init__(
+        self,
+        dir: str | os.PathLike[str] | None = None,  # noqa: A002 - the contract's name
+        *,
+        join: str | None = None,
+        embedded: bool | None = None,
+        reconnect: bool = True,
+        timeout: float = 10.0,
+        unpickle: Literal["members", "never"] = "members",
+    ) -> None:
+        """Find a node of this machine, or start one.
+
+        Args:
+            dir: the directory of the node; else `$P2PGRID_DIR`, the user's data folder, `/run/p2pgrid`.
+            join: an invite; comes with "A grid of real nodes".
+            embedded: False never starts a node; True starts or attaches on `dir` and looks nowhere else.
+            reconnect: wait up to `timeout` for a node that went away, instead of raising NodeGone at once.
+            timeout: seconds that anything may take which needs no work done.
+            unpickle: "never" comes with "A grid of real nodes".
+
+        Raises:
+            NoNode: none answers and none was to be started, or it did not start.
+        """
+        if join is not None:
+            _not_yet("Grid(join=)", "A grid of real nodes")
+        if unpickle not in ("members", "never"):
+            msg = f"unpickle={unpickle!r}: expected 'members' or 'never'"
+            raise ValueError(msg)
+        if unpickle == "never":
+            _not_yet("Grid(unpickle='never')", "A grid of real nodes")
+        if current() is not None:
+            _not_yet("Grid() inside a task", "Peer to peer")
+        finder = LocalFinder(dir, embedded=embedded, timeout_s=timeout)
+        self._share(_Shared(Session(finder, timeout_s=timeout, reconnect=reconnect)), TaskOptions(), is_view=False)
+
+    def _share(self, shared: _Shared, options: TaskOptions, *, is_view: bool) -> None:
+        self._shared = shared
+        self._session = shared.session
+        self._functions = shared.functions
+        self._options = options
+        self._wire = options.to_wire()
+        self._is_view = is_view
+        self._calls: Calls | None = None
+        self._own: list[Future | Results] | None = None
+        self._shut = False
+
+    # ---- submitting --------------------------------------------------------------------------------------------------
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:  # type: ignore[override]
+        """Call `fn(*args, **kwargs)` somewhere in the grid; return its Future at once.
+
+        Raises:
+            NotSerializable: the function or an argument cannot be pickled; the message names the part. Nothing was sent.
+            QuotaExceeded: the arguments are larger than 256 MiB.
+            TypeError: an argument is a Future.
+        """
+        session = self._session
+        if session.over or session.down is not None or self._shut:
+            self._check()
+        function = self._functions.get(fn)
+        data = pickled_call(args, kwargs)
+        session.wait_for_room()
+        while True:
+            calls = self._calls
+            if calls is None or calls.over:
+                calls = self._open_calls()
+            try:
+                future = calls.submit(function, self._wire, data)
+            except JobOver:
+                continue
+            break
+        if self._own is not None:
+            self._own.append(future)
+        return future
+
+    def _check(self) -> None:
+        if self._shut:
+            msg = "cannot schedule new futures after shutdown"
+            raise RuntimeError(msg)
+        self._session.check()
+
+    def _open_calls(self) -> Calls:
+        """Return the open job for single calls that live as long as ours: same name, same fate, same expiry."""
+        options = self._options
+        key = (options.name, options.detach, parse_duration(options.keep_for), options.copies)
+        with self._shared.lock:
+            calls = self._shared.calls.get(key)
+            if calls is None or calls.over:
+                spec = self._spec("calls")
+                calls = self._shared.calls[key] = Calls(self._session, os.urandom(JOB_ID_BYTES), spec)
+                self._session.add(calls, calls.upload)
+        self._calls = calls
+        return calls
+
+    def _spec(self, kind: str, *, detach: bool = False) -> Spec:
+        options = self._options
+        return Spec(
+            kind=kind,
+            name=options.name or "",
+            session=self._session.id,
+            submitted_s=time.time(),
+            ttl_s=parse_duration(options.keep_for),
+            detach=detach or options.detach,
+            copies=options.copies or 0,
+            program=self._session.program,
+        )
+
+    def map(  # type: ignore[override]
+        self,
+        fn: Callable[..., Any],
+        /,
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | Literal["auto"] = "auto",
+        buffersize: int | None = None,
+        progress: None = None,
+    ) -> Results:
+        """Call `fn` on every item (on the items of several iterables side by side); return the Results in order.
+
+        Args:
+            fn: what to call.
+            iterables: the items; the shortest ends it. Sized ones are submitted whole, others ahead of the consumer.
+            timeout: seconds from now until iterating raises TimeoutError.
+            chunksize: how many items are pickled together; it does not bound how work is divided.
+            buffersize: how many tasks may be ahead of the consumer (unsized inputs: 100,000).
+            progress: comes later.
+        """
+        one = len(iterables) == 1
+        source = iterables[0] if one else zip(*iterables, strict=False)
+        return self._map(
+            fn, source, _total(iterables), shape=ITEMS if one else TUPLES, timeout=timeout, chunksize=chunksize,
+            buffersize=buffersize, progress=progress,
+        )  # fmt: skip
+
+    def starmap(
+        self,
+        fn: Callable[..., Any],
+        tuples: Iterable[Iterable[Any]],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int | Literal["auto"] = "auto",
+        buffersize: int | None = None,
+        progress: None = None,
+    ) -> Results:
+        """Call `fn(*arguments)` for every tuple of arguments; otherwise as `map`."""
+        return self._map(
+            fn, tuples, _total((tuples,)), shape=TUPLES, timeout=timeout, chunksize=chunksize, buffersize=buffersize,
+            progress=progress,
+        )  # fmt: skip
+
+    def imap_unordered(
+        self,
+        fn: Callable[..., Any],
+        iterable: Iterable[Any],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int | Literal["auto"] = "auto",
+        buffersize: int | None = None,
+        progress: None = None,
+    ) -> Results:
+        """As `map`, but results come in the order in which they are made."""
+        return self._map(
+            fn, iterable, _total((iterable,)), shape=ITEMS, timeout=timeout, chunksize=chunksize,
+            buffersize=buffersize, progress=progress, ordered=False,
+        )  # fmt: skip
+
+    def _map(
+        self,
+        fn: Callable[..., Any],
+        source: Iterable[Any],
+        total: int | None,
+        *,
+        shape: int,
+        timeout: float | None,
+        chunksize: int | Literal["auto"],
+        buffersize: int | None,
+        progress: None,
+        ordered: bool = True,
+    ) -> Results:
+        self._check()
+        if progress is not None:
+            _not_yet("progress=", "Fast")
+        items_per_list = _positive("chunksize", None if chunksize == "auto" else chunksize)
+        buffer = _positive("buffersize", buffersize)
+        function = self._functions.get(fn)
+        if total == 0:
+            return NoResults()
+        job = os.urandom(JOB_ID_BYTES)
+        session = self._session
+        upload = Upload(job, self._spec("map"))
+        stream = Stream(session, job, mine=True, ordered=ordered)
+        stream.detach = self._options.detach
+        feed = Feed(
+            session, upload, function, self._wire, source, lambda: session.add(stream, upload), shape=shape,
+            total=total, items_per_list=items_per_list,
+        )  # fmt: skip
+        whole = total is not None and buffer is None
+        results = Results(session, job, stream, feed, buffer=buffer or BUFFER_DEFAULT, timeout=timeout)
+        try:
+            if whole:
+                feed.all()
+            else:
+                feed.some(buffer or BUFFER_DEFAULT)
+        except BaseException:
+            stream.stop(cancel=True)
+            raise
+        if feed.exhausted and feed.sent == 0:
+            stream.stop(cancel=True)
+            return NoResults()
+        if not feed.exhausted:
+            stream.feed = feed
+        if self._own is not None:
+            self._own.append(results)
+        return results
+
+    def start(self, fn: Callable[..., Any], /, *iterables: Iterable[Any], name: str | None = None) -> Job:
+        """Start a detached map (without iterables: one call); return once the grid holds all of it on disk."""
+        view = self if name is None else self.options(name=name)
+        view._check()  # noqa: SLF001 - a view of our own
+        return view._start(fn, iterables)  # noqa: SLF001
+
+    def _start(self, fn: Callable[..., Any], iterables: tuple[Iterable[Any], ...]) -> Job:
+        session = self._session
+        function = self._functions.get(fn)
+        job = os.urandom(JOB_ID_BYTES)
+        upload = Upload(job, self._spec("map" if iterables else "calls", detach=True))
+        try:
+            if iterables:
+                one = len(iterables) == 1
+                source = iterables[0] if one else zip(*iterables, strict=False)
+                feed = Feed(
+                    session, upload, function, self._wire, source, lambda: session.open(upload),
+                    shape=ITEMS if one else TUPLES, total=_total(iterables),
+                )  # fmt: skip
+                feed.all()
+            else:
+                self._start_one(upload, function)
+            session.wait_acknowledged(upload)
+        except BaseException:
+            session.cancel(job, None)
+            raise
+        return Job(session, job, self._options.name or "")
+
+    def _start_one(self, upload: Upload, function: Any) -> None:
+        session = self._session
+        session.open(upload)
+        batch = encode_batch([function.id], [self._wire], [(1, 0, 0, CALLS, [b""])])
+        with session.lock:
+            session.keep(len(batch))
+            session.say(upload.code(function) + upload.append(0, 1, batch) + upload.close(1))
+
+    def options(self, **options: Any) -> "Grid":
+        """Return a view of the same session whose tasks have these options (and those of this one).
+
+        Raises:
+            TypeError: no such option; the nearest is named.
+            ValueError: a value that is out of range.
+        """
+        view = object.__new__(Grid)
+        view._share(self._shared, self._options.replace(**options), is_view=True)  # noqa: SLF001
+        return view
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Return once everything submitted so far is on the node's disk.
+
+        Raises:
+            TimeoutError: it is not after `timeout` seconds.
+        """
+        for calls in list(self._shared.calls.values()):
+            calls.awaited()
+        if not self._session.wait(self._session.settled, timeout):
+            raise TimeoutError
+
+    # ---- asking ------------------------------------------------------------------------------------------------------
+
+    def jobs(self, mine: bool = False) -> list[Job]:  # noqa: FBT001, FBT002 - the contract's signature
+        """Return the jobs the grid knows, newest first; `mine`: only those of this session."""
+        answer = self._session.request("jobs", {"mine": self._session.id if mine else None})
+        return [Job(self._session, bytes.fromhex(one["hex"]), one["name"]) for one in answer["jobs"]]
+
+    def job(self, job_id: str) -> Job:
+        """Return a job by its id, a unique prefix of it, its name, or `last`. Raises NotFound."""
+        job, _ = find(self._session, job_id, self._session.timeout_s)
+        shown = self._session.request("show", {"target": job.hex()})["job"]
+        return Job(self._session, job, shown["name"])
+
+    def future(self, task_id: str) -> Future:
+        """Return the future of a task by its id, `calm-river-42/17`. Raises NotFound."""
+        return future_of(self._session, task_id)
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether nothing can be submitted any more."""
+        return self._shut or bool(self._session.over)
+
+    @property
+    def _max_workers(self) -> int:
+        """Slots in the grid now; Dask reads it."""
+        return self._session.welcome.slots
+
+    def put(self, value: Any) -> NoReturn:  # noqa: ARG002
+        """Reserved."""
+        _not_yet("put", "Peer to peer")
+
+    def get(self, ref_or_refs: Any) -> NoReturn:  # noqa: ARG002
+        """Reserved."""
+        _not_yet("get", "Peer to peer")
+
+    def run(self, fn_or_argv: Any, /, *args: Any, where: str | None = None) -> NoReturn:  # noqa: ARG002
+        """Reserved."""
+        _not_yet("run", "At home")
+
+    def members(self) -> NoReturn:
+        """Reserved."""
+        _not_yet("members", "A grid of real nodes")
+
+    # ---- leaving -----------------------------------------------------------------------------------------------------
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - Executor's
+        """Take no more work; wait for what was submitted, or for nothing, or cancel it. A view: only its own."""
+        self._shut = True
+        if self._is_view:
+            self._shut_view(wait=wait, cancel=cancel_futures)
+            return
+        session = self._session
+        if session.over:
+            return
+        if cancel_futures:
+            self._cancel_all()
+        if not wait:
+            session.leave_when_idle()
+            return
+        try:
+            self._wait_for_all()
+        except BaseException:
+            # Ctrl-C while waiting; a second one ends this as well.
+            self._cancel_and_leave()
+            raise
+        self._leave()
+
+    def _shut_view(self, *, wait: bool, cancel: bool) -> None:
+        own, self._own = self._own or [], None
+        for one in own:
+            if cancel:
+                _cancel_one(one)
+        if not wait:
+            return
+        try:
+            for one in own:
+                if isinstance(one, Future):
+                    _wait_quietly(one)
+                else:
+                    one.wait_for_all()
+        except BaseException:
+            for one in own:
+                _cancel_one(one)
+            raise
+
+    def _wait_for_all(self) -> None:
+        session = self._session
+        for calls in list(self._shared.calls.values()):
+            calls.awaited()
+        for receiver in session.mine():
+            if isinstance(receiver, Stream):
+                receiver.let_all_come()
+        with contextlib.suppress(GridError):  # the node is gone: every future says so itself
+            session.wait(session.idle, None)
+
+    def _cancel_all(self) -> None:
+        """Cancel what this client submitted and did not detach."""
+        for calls in list(self._shared.calls.values()):
+            if not calls.detach:
+                calls.cancel_all()
+        for receiver in self._session.mine():
+            if isinstance(receiver, Stream) and not receiver.detach:
+                receiver.stop(cancel=True)
+
+    def _cancel_and_leave(self) -> None:
+        session = self._session
+        if session.over:
+            return
+        self._cancel_all()
+        with contextlib.suppress(GridError):
+            session.wait(session.cancels_settled, LEAVE_S)
+        self._leave()
+
+    def abandon(self) -> None:
+        """Leave now, whatever is still running; what is not detached is cancelled by the node."""
+        self._shut = True
+        self._session.leave()
+
+    def _leave(self) -> None:
+        for calls in list(self._shared.calls.values()):
+            if not calls.over:
+                calls.close()
+        self._session.leave()
+
+    def __enter__(self) -> Self:
+        """Leaving waits for everything submitted (a view: through it), or cancels it after an exception."""
+        if self._is_view:
+            self._own = []
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait; or cancel, after an exception or Ctrl-C."""
+        if kind is None:
+            self.shutdown(wait=True)
+        elif self._is_view:
+            self._shut = True
+            self._shut_view(wait=False, cancel=True)
+        else:
+            self._shut = True
+            self._cancel_and_leave()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled."""
+        msg = "a Grid cannot be an argument: it holds a connection of this process"
+        raise TypeError(msg)
+
+    def __repr__(self) -> str:
+        welcome = self._session.welcome
+        return f"<Grid {welcome.grid} at node {welcome.name}, {welcome.slots} slots>"
+
+
+def _cancel_one(one: Future | Results) -> None:
+    if isinstance(one, Future):
+        one.cancel()
+    else:
+        one.close()
+
+
+def _wait_quietly(future: Future) -> None:
+    with contextlib.suppress(Exception):  # what the task raised is for whoever asks the future
+        future.exception()
+
+
+def _total(iterables: tuple[Any, ...]) -> int | None:
+    """Return how many tasks a map over these makes, or None where one does not know its length."""
+    try:
+        return min((len(one) for one in iterables), default=0)
+    except TypeError:
+        return None
+
+
+def _positive(name: str, value: int | None) -> int | None:
+    if value is not None and (not isinstance(value, int) or value < 1):
+        msg = f"{name}={value!r}: expected a whole number of at least 1"
+        raise ValueError(msg)
+    return value
+
+
+def _not_yet(what: str, version: str) -> NoReturn:
+    msg = f'{what} comes with "{version}"'
+    raise GridError(msg, code="not-yet", next="see README, \"Not yet\"")
+
+
+def _at_exit() -> None:
+    """Wait for what was submitted, as Executors do; after an uncaught exception or Ctrl-C cancel it instead."""
+    crashed = hasattr(sys, "last_type") and not hasattr(sys, "ps1")
+    for session in sessions():
+        grid = object.__new__(Grid)
+        shared = _Shared(session)
+        shared.calls = {(calls.job,): calls for calls in session.held if isinstance(calls, Calls)}
+        grid._share(shared, TaskOptions(), is_view=False)  # noqa: SLF001
+        with contextlib.suppress(KeyboardInterrupt):
+            if crashed:
+                grid._cancel_and_leave()  # noqa: SLF001
+            else:
+                grid.shutdown()
+
+
+atexit.register(_at_exit)

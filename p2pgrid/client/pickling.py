@@ -1,0 +1,307 @@
+"""How functions and values become bytes: cloudpickle, with the user's own modules by value.
+
+Bytes made here are read by `pickle.loads` in a worker that has cloudpickle and what is installed there.
+
+Rule: whatever fails here raises NotSerializable with the path to the culprit, before anything is sent.
+"""
+
+import io
+import pickle
+import sys
+import threading
+import types
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import cloudpickle
+
+from p2pgrid.client.modules import travels_by_value
+from p2pgrid.client.unpicklable import explain
+from p2pgrid.core.batch import BATCH_BYTES_MAX, content_id, pickled_function
+from p2pgrid.core.errors import NotSerializable, QuotaExceeded
+from p2pgrid.core.units import format_size
+
+PROTOCOL = 5
+ENVELOPE_BYTES = 4096
+VALUE_BYTES_MAX = BATCH_BYTES_MAX - ENVELOPE_BYTES
+"""One value and the little that surrounds it in its batch."""
+
+_PLAIN = frozenset({int, float, str, bytes, bool, type(None), complex})
+_CONTAINERS = frozenset({list, tuple, dict, set, frozenset, bytearray})
+_STACK_GLOBAL = pickle.STACK_GLOBAL
+_lock = threading.RLock()  # cloudpickle's list of modules by value is one for the process; user code may come back here
+
+
+class FutureInArguments(TypeError):
+    """A future was passed as an argument."""
+
+    def __init__(self) -> None:
+        """Say what to pass instead."""
+        super().__init__("a Future cannot be an argument yet: pass its value, use .result()")
+
+
+class TooLarge(Exception):
+    """Internal: a pickle outgrew the limit it was given."""
+
+
+class _Sink:
+    """Takes the pickler's output in pieces and stops it early when it is too much."""
+
+    def __init__(self, limit: int) -> None:
+        self.parts: list[bytes] = []
+        self._left = limit
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Keep one piece."""
+        self._left -= len(data)
+        if self._left < 0:
+            raise TooLarge
+        self.parts.append(data if isinstance(data, bytes) else bytes(data))
+        return len(data)
+
+
+class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """cloudpickle, to which each module of the user's is made known when it is first reached.
+
+    Atoms and plain containers never enter Python code here: for a list of 20,000 numbers it is as fast as `pickle`.
+    """
+
+    def __init__(self, sink: Any) -> None:
+        """Write to `sink`, which needs only `write`."""
+        super().__init__(sink, PROTOCOL)
+        self._registered: list[types.ModuleType] = []
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Let a class, function or module of the user's travel by value."""
+        if isinstance(obj, types.ModuleType):
+            self._reach(obj.__name__)
+            return NotImplemented
+        if isinstance(obj, type | types.FunctionType):
+            self._reach(getattr(obj, "__module__", None))
+        elif isinstance(obj, Future):
+            raise FutureInArguments
+        return super().reducer_override(obj)
+
+    def _reach(self, name: object) -> None:
+        if isinstance(name, str) and travels_by_value(name):
+            module = sys.modules.get(name)
+            if module is not None and name not in cloudpickle.list_registry_pickle_by_value():
+                cloudpickle.register_pickle_by_value(module)
+                self._registered.append(module)
+
+    def dump(self, obj: Any) -> None:
+        """Pickle `obj`; afterwards cloudpickle's list of modules is as it was."""
+        with _lock:
+            try:
+                super().dump(obj)
+            finally:
+                for module in self._registered:
+                    cloudpickle.unregister_pickle_by_value(module)
+                self._registered.clear()
+
+
+def dump(obj: object, limit: int = VALUE_BYTES_MAX) -> bytes:
+    """Return the pickle of `obj`, whatever error that gives. Raises TooLarge beyond `limit` bytes."""
+    sink = _Sink(limit)
+    Pickler(sink).dump(obj)
+    return sink.parts[0] if len(sink.parts) == 1 else b"".join(sink.parts)
+
+
+def probe(obj: object) -> Exception | None:
+    """Return why `obj` cannot be pickled, or None."""
+    try:
+        Pickler(io.BytesIO()).dump(obj)
+    except Exception as error:  # noqa: BLE001 - the user's __reduce__ may raise anything, and that is the answer
+        return error
+    return None
+
+
+def refuse(error: Exception, what: str, obj: object) -> NoReturn:
+    """Raise for `obj`, called `what` by the user, which failed to pickle with `error`."""
+    if isinstance(error, FutureInArguments):
+        raise error
+    if isinstance(error, TooLarge):
+        msg = f"{what}: more than {format_size(VALUE_BYTES_MAX)} when pickled, which is the most one task may carry"
+        raise QuotaExceeded(msg, next="pass a path or a smaller piece, and load the rest inside the task") from None
+    raise NotSerializable(explain(what, obj, error, probe)) from error
+
+
+def pickled_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+    """Return the pickle of `(args, kwargs)`, b"" for none.
+
+    Numbers and texts take the plain pickler, which is three times as fast. So do containers; but where what comes out
+    may name a class (the opcode's byte is in it), only ours knows whether that class has to travel as well.
+    """
+    if not kwargs:
+        if not args:
+            return b""
+        plain = True
+        for arg in args:
+            kind = type(arg)
+            if kind not in _PLAIN:
+                if kind not in _CONTAINERS:
+                    return _pickled_slowly(args, kwargs)
+                plain = False
+        if plain:
+            data = pickle.dumps((args, kwargs), PROTOCOL)
+            return data if len(data) <= VALUE_BYTES_MAX else _pickled_slowly(args, kwargs)
+    try:
+        data = pickle.dumps((args, kwargs), PROTOCOL)
+    except Exception:  # noqa: BLE001 - ours may succeed, and says better what is wrong
+        return _pickled_slowly(args, kwargs)
+    if _STACK_GLOBAL in data or len(data) > VALUE_BYTES_MAX:
+        return _pickled_slowly(args, kwargs)
+    return data
+
+
+def _pickled_slowly(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+    try:
+        return dump((args, kwargs))
+    except Exception as error:  # noqa: BLE001 - see probe
+        for index, arg in enumerate(args):
+            if (why := probe(arg)) is not None:
+                refuse(why, f"args[{index}]", arg)
+        for name, arg in kwargs.items():
+            if (why := probe(arg)) is not None:
+                refuse(why, name, arg)
+        refuse(error, "the arguments together", args)
+
+
+def pickled_items(items: Sequence[Any], lo: int, limit: int) -> bytes:
+    """Return the pickle of a list of items, the first of which is item `lo` of its map.
+
+    Raises:
+        TooLarge: they need more than `limit` bytes.
+    """
+    try:
+        return dump(items, limit)
+    except TooLarge:
+        raise
+    except Exception as error:  # noqa: BLE001 - see probe
+        for index, item in enumerate(items):
+            if (why := probe(item)) is not None:
+                refuse(why, f"items[{lo + index}]", item)
+        refuse(error, f"items[{lo}:{lo + len(items)}]", items)
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function as it travels: its content id and its union (`core.batch`)."""
+
+    id: bytes
+    union: bytes
+
+
+class Captured:
+    """What a function object was bound to when it was pickled, to see whether it is stale.
+
+    Compared by identity: rebinding a global, a cell or a default counts, changing the inside of a captured list does
+    not.
+    """
+
+    __slots__ = ("_cells", "_defaults", "_globals")
+
+    LIMIT = 10_000
+
+    def __init__(self, function: types.FunctionType) -> None:
+        """Follow the function and all functions of the user's it reaches through globals and cells."""
+        self._globals: list[tuple[dict[str, Any], str, Any]] = []
+        self._cells: list[tuple[types.CellType, Any]] = []
+        self._defaults: list[tuple[types.FunctionType, Any, Any, Any]] = []
+        seen: set[int] = set()
+        queue = [function]
+        while queue and len(self._globals) < self.LIMIT:
+            one = queue.pop()
+            if id(one) in seen:
+                continue
+            seen.add(id(one))
+            self._defaults.append((one, one.__code__, one.__defaults__, one.__kwdefaults__))
+            queue += self._follow(one)
+
+    def _follow(self, one: types.FunctionType) -> list[types.FunctionType]:
+        values = []
+        for name in _names(one.__code__):
+            if name in one.__globals__:
+                values.append(one.__globals__[name])
+                self._globals.append((one.__globals__, name, values[-1]))
+        for cell in one.__closure__ or ():
+            try:
+                values.append(cell.cell_contents)
+            except ValueError:
+                continue
+            self._cells.append((cell, values[-1]))
+        return [
+            value
+            for value in values
+            if isinstance(value, types.FunctionType)
+            and (value.__module__ == "__main__" or travels_by_value(value.__module__))
+        ]
+
+    def is_current(self) -> bool:
+        """Say whether all is bound to the same objects still."""
+        for space, name, value in self._globals:
+            if space.get(name) is not value:
+                return False
+        for cell, value in self._cells:
+            try:
+                if cell.cell_contents is not value:
+                    return False
+            except ValueError:
+                return False
+        for one, code, defaults, kwdefaults in self._defaults:
+            if one.__code__ is not code or one.__defaults__ is not defaults or one.__kwdefaults__ is not kwdefaults:
+                return False
+        return True
+
+
+def _names(code: types.CodeType) -> set[str]:
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names |= _names(constant)
+    return names
+
+
+class Functions:
+    """The functions of one session, each pickled once per function object and again when what it captures is rebound.
+
+    Only plain functions and built-in ones are remembered: bound methods, partials and callable objects carry state
+    that changes, so they are pickled at every submit; the content id keeps them from being sent twice.
+    """
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._by_id: dict[int, tuple[weakref.ref[Any], Captured | None, Function]] = {}
+
+    def get(self, fn: Callable[..., Any]) -> Function:
+        """Return `fn` as it travels.
+
+        Raises:
+            NotSerializable: it cannot be pickled.
+            TypeError: it cannot be called.
+        """
+        known = self._by_id.get(id(fn))
+        if known is not None and known[0]() is fn and (known[1] is None or known[1].is_current()):
+            return known[2]
+        return self._pickle(fn)
+
+    def _pickle(self, fn: Callable[..., Any]) -> Function:
+        if not callable(fn):
+            msg = f"the first argument has to be a function, not {type(fn).__name__}"
+            raise TypeError(msg)
+        # What is captured is noted before it is pickled: a change in between costs one more pickle, never a stale one.
+        captured = Captured(fn) if isinstance(fn, types.FunctionType) else None
+        try:
+            data = dump(fn)
+        except Exception as error:  # noqa: BLE001 - see probe
+            refuse(error, getattr(fn, "__qualname__", None) or type(fn).__qualname__, fn)
+        union = pickled_function(sys.version_info.minor, data)
+        function = Function(content_id(union), union)
+        if isinstance(fn, types.FunctionType | types.BuiltinFunctionType):
+            key = id(fn)
+            forget = weakref.ref(fn, lambda _: self._by_id.pop(key, None))
+            self._by_id[key] = (forget, captured, function)
+        return function

@@ -1,0 +1,489 @@
+"""One client session: a connection, its reader thread, the jobs that go out through it and come back.
+
+Threads: any number of callers, who send under `lock`; one reader, which hands results to receivers and never sends
+anything that could block. Futures are decided without `lock`, since whoever waits on one may take it.
+
+The connection may be lost and found again: what the node has not acknowledged is sent again, what is expected is
+watched again without what is here already.
+"""
+
+import contextlib
+import itertools
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Protocol
+
+from p2pgrid.client.connection import Connection, ConnectionLost, Welcome
+from p2pgrid.client.receiver import Receiver, size_of
+from p2pgrid.client.upload import Upload
+from p2pgrid.core import messages
+from p2pgrid.core.errors import GridError, NodeGone, error_from_wire
+from p2pgrid.core.ids import job_name
+from p2pgrid.core.messages import GOODBYE, GOT, REQUEST, UNWATCH, WATCH
+from p2pgrid.core.ranges import RangeSet
+from p2pgrid.core.wire import Frame, frame
+
+SESSION_ID_BYTES = 16
+UNSENT_BYTES_MAX = 256 * 1024 * 1024
+CREDIT_STEP_BYTES = 128 * 1024
+RETRY_FIRST_S, RETRY_MAX_S = 0.05, 0.2
+LEAVE_S = 3.0
+
+
+class Finder(Protocol):
+    """Finds the node, the first time and again."""
+
+    def connect(self, hello: dict[str, Any]) -> Connection:
+        """Find or start a node. Raises NoNode."""
+
+    def again(self, hello: dict[str, Any]) -> Connection | None:
+        """Try once to reach the node of before."""
+
+
+class Held(Protocol):
+    """Somebody who holds tasks back while others are on their way."""
+
+    def flush(self) -> None:
+        """Send what is held back; called with the session's lock held."""
+
+
+class Session:
+    """What all views of one `Grid` share."""
+
+    def __init__(self, finder: Finder, *, timeout_s: float, reconnect: bool) -> None:
+        """Find a node and greet it."""
+        self.id = os.urandom(SESSION_ID_BYTES)
+        self.lock = threading.Lock()
+        self.timeout_s = timeout_s
+        self.over = ""
+        """Why this session takes nothing more: text of a RuntimeError."""
+        self.hot = False
+        """Tasks were sent and no frame came back since."""
+        self.held: list[Held] = []
+        self._changed = threading.Condition(self.lock)
+        self._waiting = 0
+        self.down: NodeGone | None = None
+        """Why waiting is in vain: the node went away and did not come back."""
+        self._reconnect = reconnect
+        self._finder = finder
+        self._uploads: dict[bytes, Upload] = {}
+        self._receivers: dict[bytes, list[Receiver]] = {}
+        self._kept = 0
+        self._credit: dict[bytes, int] = {}
+        self._requests: dict[int, tuple[Future[Any], bytes]] = {}
+        self._request_ids = itertools.count(1)
+        self._leaving = False
+        self._leaves_when_idle = False
+        self.program = Path(sys.argv[0] or "python").name if getattr(sys, "argv", None) else "python"
+        self._connection: Connection | None = finder.connect(self._hello())
+        self.welcome: Welcome = self._connection.welcome
+        self._start_reader()
+        _sessions.add(self)
+
+    def _hello(self) -> dict[str, Any]:
+        return {"v": 1, "session": self.id, "pid": os.getpid(), "program": self.program}
+
+    def _start_reader(self) -> None:
+        self._reader = threading.Thread(target=self._read, name="p2pgrid-reader", daemon=True)
+        self._reader.start()
+
+    # ---- for callers -------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise if nothing can be submitted; look for the node once more if it had gone."""
+        if self.over:
+            raise RuntimeError(self.over)
+        if self.down is not None:
+            self._revive()
+
+    def _revive(self) -> None:
+        with self.lock:
+            down = self.down
+            if down is None:
+                return
+            connection = self._finder.again(self._hello())
+            if connection is None:
+                raise NodeGone(message="the node went away and is not back")
+            self._connection, self.welcome, self.down = connection, connection.welcome, None
+            self._start_reader()
+
+    def may_wait(self) -> None:
+        """Raise RuntimeError in the reader thread, where waiting for the grid would never end."""
+        if threading.current_thread() is self._reader:
+            msg = "this waits for the grid inside a done-callback, which runs in the thread that would end the wait"
+            raise RuntimeError(msg)
+
+    def say(self, data: bytes) -> None:
+        """Send frames; called with the lock held. While the node is away they are dropped: uploads know them."""
+        if data and self._connection is not None:
+            self._connection.send(data)
+
+    def keep(self, size: int) -> None:
+        """Count bytes that are kept until they are acknowledged; called with the lock held."""
+        self._kept += size
+
+    def wait_for_room(self) -> None:
+        """Wait while 256 MiB are on their way."""
+        if self._kept >= UNSENT_BYTES_MAX:
+            self.wait(lambda: self._kept < UNSENT_BYTES_MAX, None)
+
+    def add(self, receiver: Receiver, upload: Upload | None = None) -> None:
+        """Expect results of a job; with `upload` it is a job of our own."""
+        with self.lock:
+            if upload is not None:
+                self._uploads[receiver.job] = upload
+                self.say(upload.open())
+            receivers = self._receivers.setdefault(receiver.job, [])
+            receivers.append(receiver)
+            self.say(self._watch(receiver.job))
+
+    def open(self, upload: Upload) -> None:
+        """Open a job of our own whose results nobody here waits for."""
+        with self.lock:
+            self._uploads[upload.job] = upload
+            self.say(upload.open())
+
+    def remove(self, receiver: Receiver, *, cancel: bool = False) -> None:
+        """Expect nothing more for this receiver; `cancel` the job, if it is our own.
+
+        The garbage collector may call this anywhere, in a thread that holds the lock too: then it happens a little
+        later, in a thread of its own.
+        """
+        if self.lock.acquire(blocking=False):
+            try:
+                self._remove(receiver, cancel=cancel)
+            finally:
+                self.lock.release()
+            return
+        later = threading.Thread(target=self._remove_later, args=(receiver, cancel), daemon=True)
+        with contextlib.suppress(RuntimeError):  # the interpreter is shutting down, and the connection with it
+            later.start()
+
+    def _remove_later(self, receiver: Receiver, cancel: bool) -> None:  # noqa: FBT001 - positional for the thread
+        with self.lock:
+            self._remove(receiver, cancel=cancel)
+
+    def _remove(self, receiver: Receiver, *, cancel: bool) -> None:
+        job = receiver.job
+        upload = self._uploads.get(job)
+        if cancel and upload is not None:
+            self.say(upload.cancel(None))
+        receivers = self._receivers.get(job, [])
+        if receiver in receivers:
+            receivers.remove(receiver)
+        if not receivers and self._receivers.pop(job, None) is not None:
+            self.say(frame(UNWATCH, [job]))
+            self._credit.pop(job, None)
+        if not receivers and upload is not None and upload.settled:
+            del self._uploads[job]
+        if self._waiting:
+            self._changed.notify_all()
+
+    def _watch(self, job: bytes) -> bytes:
+        had: RangeSet | None = None
+        for receiver in self._receivers[job]:
+            had = receiver.had if had is None else had & receiver.had
+        assert had is not None
+        return frame(WATCH, [job, had.flat()])
+
+    def cancel(self, job: bytes, flat: list[int] | None) -> None:
+        """Cancel tasks of a job of our own, or all of it."""
+        with self.lock:
+            upload = self._uploads.get(job)
+            if upload is not None:
+                self.say(upload.cancel(flat))
+            if self._waiting:
+                self._changed.notify_all()
+
+    def consumed(self, job: bytes, size: int) -> None:
+        """Give the node credit for result bytes that were taken in."""
+        with self.lock:
+            self._credit_locked(job, size)
+
+    def _credit_locked(self, job: bytes, size: int) -> None:
+        total = self._credit.get(job, 0) + size
+        if total >= CREDIT_STEP_BYTES:
+            self.say(frame(GOT, [job, total]))
+            total = 0
+        self._credit[job] = total
+
+    def wait(self, ready: Callable[[], bool], timeout_s: float | None) -> bool:
+        """Wait until `ready()`, which is looked at whenever something arrived; say whether it is.
+
+        Raises:
+            NodeGone: the node went away meanwhile and did not come back.
+        """
+        self.may_wait()
+        with self.lock:
+            self._waiting += 1
+            try:
+                self._changed.wait_for(lambda: ready() or self.down is not None, timeout_s)
+            finally:
+                self._waiting -= 1
+            if ready():
+                return True
+            if self.down is not None:
+                raise self.down
+            return False
+
+    def request(self, verb: str, arguments: dict[str, Any], timeout_s: float | None = None) -> dict[str, Any]:
+        """Return the node's answer.
+
+        Raises:
+            GridError: what the node says is wrong, or it did not answer in time.
+        """
+        self.may_wait()
+        if self.down is not None:
+            self._revive()
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
+        answer: Future[Any] = Future()
+        with self.lock:
+            if self._connection is None and (self._leaving or self.over):
+                raise NodeGone(message=self.over or "this Grid has left its node")
+            id_ = next(self._request_ids)
+            data = frame(REQUEST, [verb, arguments], id_)
+            self._requests[id_] = answer, data
+            self.say(data)
+        try:
+            return answer.result(timeout_s)  # type: ignore[no-any-return]
+        except TimeoutError:
+            msg = f"the node did not answer {verb!r} within {timeout_s:g} s"
+            raise GridError(msg, code="timed-out", next="see how it is: p2pgrid status") from None
+        finally:
+            self._requests.pop(id_, None)
+
+    # ---- the reader --------------------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        connection = self._connection
+        while connection is not None:
+            try:
+                frames = connection.receive()
+            except ConnectionLost as error:
+                connection = None if self._leaving or self.over else self._restored(str(error))
+                continue
+            for one in frames:
+                self._take(one)
+            with self.lock:
+                self.hot = False
+                for held in self.held:
+                    held.flush()
+                if self._waiting:
+                    self._changed.notify_all()
+            if self._leaves_when_idle and self.idle():
+                self.leave()
+
+    def _take(self, one: Frame) -> None:
+        body = one.body
+        match one.kind:
+            case messages.RESULT:
+                self._take_results(body[0], body[1])
+            case messages.ACK:
+                self._take_ack(body[0], body[1], body[2])
+            case messages.STATE:
+                for receiver in list(self._receivers.get(body[0], ())):
+                    receiver.ended(body[1], body[2])
+            case messages.ANSWER:
+                self._take_answer(one.id, body, None)
+            case messages.ERROR:
+                error = error_from_wire(body["code"], body["message"], body.get("next", ""))
+                if one.id:
+                    self._take_answer(one.id, None, error)
+                else:
+                    print(f"p2pgrid: {error}", file=sys.stderr)
+            case messages.REFUSED:
+                self._take_refusal(body)
+            case messages.NOTICE:
+                print(f"p2pgrid: {job_name(body[0])}: {body[1]}", file=sys.stderr)
+
+    def _take_results(self, job: bytes, segments: list[Any]) -> None:
+        receivers = self._receivers.get(job)
+        if receivers is None:
+            size = sum(map(size_of, segments))
+        elif len(receivers) == 1:
+            size = receivers[0].results(segments)
+        else:
+            for receiver in list(receivers):
+                receiver.results(segments)
+            # Several watch one job: nobody may hold the others up.
+            size = sum(map(size_of, segments))
+        if size:
+            self.consumed(job, size)
+
+    def _take_ack(self, job: bytes, what: str, lo: int) -> None:
+        upload = self._uploads.get(job)
+        if upload is None:
+            return
+        with self.lock:
+            freed, durable = upload.acknowledged(what, lo)
+            self._kept -= freed
+        for future in durable:
+            future.set_result(None)
+
+    def _take_answer(self, id_: int, body: Any, error: GridError | None) -> None:
+        answer, _ = self._requests.pop(id_, (None, b""))
+        if answer is None:
+            return
+        if error is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(body)
+
+    def _take_refusal(self, body: list[Any]) -> None:
+        job, what, lo, why = body
+        error = error_from_wire(why["code"], why["message"], why.get("next", ""))
+        upload = self._uploads.get(job)
+        hi = None
+        if upload is not None:
+            with self.lock:
+                freed, hi = upload.refused(what, lo)
+                if hi is None:
+                    freed += upload.give_up(error)
+                self._kept -= freed
+        for receiver in list(self._receivers.get(job, ())):
+            receiver.lost(error, 0 if hi is None else lo, hi)
+
+    # ---- losing and finding the node ---------------------------------------------------------------------------------
+
+    def _restored(self, reason: str) -> Connection | None:
+        """Return a new connection on which everything is said again, or None after all waiters were told."""
+        with self.lock:
+            if self._connection is not None:
+                self._connection.close()
+            self._connection = None
+        deadline = time.monotonic() + (self.timeout_s if self._reconnect else 0.0)
+        pause = RETRY_FIRST_S
+        while self._reconnect and not self._leaving and not self.over:
+            with contextlib.suppress(GridError):
+                connection = self._finder.again(self._hello())
+                if connection is not None:
+                    self._resume(connection)
+                    return connection
+            if time.monotonic() + pause > deadline:
+                break
+            time.sleep(pause)
+            pause = min(2 * pause, RETRY_MAX_S)
+        self._give_up(reason)
+        return None
+
+    def _resume(self, connection: Connection) -> None:
+        with self.lock:
+            self._connection = connection
+            self.welcome = connection.welcome
+            for upload in self._uploads.values():
+                self.say(upload.again())
+            for job in self._receivers:
+                self.say(self._watch(job))
+            for _, data in list(self._requests.values()):
+                self.say(data)
+            self._credit.clear()
+            self.hot = False
+            for held in self.held:
+                held.flush()
+
+    def _give_up(self, reason: str) -> None:
+        with self.lock:
+            gone = NodeGone(message=f"the node went away ({reason})")
+            self.down = gone
+            receivers = [one for several in self._receivers.values() for one in several]
+            uploads, self._uploads = self._uploads, {}
+            self._receivers = {}
+            self.held.clear()
+            self._kept = 0
+            requests, self._requests = self._requests, {}
+        for upload in uploads.values():
+            upload.give_up(NodeGone(job_name(upload.job)))
+        for receiver in receivers:
+            receiver.lost(NodeGone(job_name(receiver.job)))
+        for answer, _ in requests.values():
+            answer.set_exception(gone)
+        with self.lock:
+            self._changed.notify_all()
+
+    # ---- leaving -----------------------------------------------------------------------------------------------------
+
+    def idle(self) -> bool:
+        """Say whether nothing of what this client submitted is still to come."""
+        return all(
+            receiver.idle for several in list(self._receivers.values()) for receiver in several if receiver.mine
+        )
+
+    def mine(self) -> list[Receiver]:
+        """Return the receivers of the jobs this client submitted."""
+        with self.lock:
+            return [receiver for several in self._receivers.values() for receiver in several if receiver.mine]
+
+    def settled(self) -> bool:
+        """Say whether the node has all inputs on disk that were sent."""
+        return all(upload.input_settled for upload in self._uploads.values())
+
+    def cancels_settled(self) -> bool:
+        """Say whether the node has written down every cancellation."""
+        return not any(upload.cancelling for upload in self._uploads.values())
+
+    def wait_acknowledged(self, upload: Upload) -> None:
+        """Wait until the node has everything on disk that was said about a job.
+
+        Raises:
+            GridError: it refuses the job, or went away for good.
+        """
+        self.wait(lambda: upload.settled or upload.refusal is not None, None)
+        if upload.refusal is not None:
+            raise upload.refusal
+        with self.lock:
+            if not self._receivers.get(upload.job):
+                self._uploads.pop(upload.job, None)
+
+    def leave_when_idle(self) -> None:
+        """Leave as soon as everything submitted is done."""
+        self._leaves_when_idle = True
+        if self.idle():
+            self.leave()
+
+    def leave(self) -> None:
+        """Say goodbye and close; nothing more comes."""
+        with self.lock:
+            if self._leaving:
+                return
+            self._leaving = True
+            self.over = self.over or "cannot schedule new futures after shutdown"
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                connection.send(frame(GOODBYE, []))
+            left = [one for several in self._receivers.values() for one in several if not one.idle]
+        if connection is not None:
+            connection.drain(LEAVE_S)
+            connection.close()
+        for receiver in left:
+            receiver.lost(GridError(f"this program left the grid before job {job_name(receiver.job)} ended"))
+        _sessions.discard(self)
+
+    def forked(self) -> None:
+        """Become useless in a child process: the socket is the parent's. Takes no lock, for whoever held it is gone."""
+        self.over = f"this Grid belongs to process {os.getppid()}: make one in this process, with Grid()"
+        if self._connection is not None:
+            self._connection.abandon()
+            self._connection = None
+
+
+_sessions: "weakref.WeakSet[Session]" = weakref.WeakSet()
+
+
+def sessions() -> list[Session]:
+    """Return the sessions of this process that have not left."""
+    return list(_sessions)
+
+
+def _after_fork() -> None:
+    for session in sessions():
+        session.forked()
+    _sessions.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,209 @@
+"""The results of one job as they arrive, kept packed until somebody takes them.
+
+The reader thread puts, one consumer takes. No lock: a dict and a deque are each changed by one operation, and the
+condition is only touched while somebody waits.
+"""
+
+import threading
+import time
+import weakref
+from collections import deque
+from typing import Any, NamedTuple, Protocol
+
+from p2pgrid.client.receiver import FAILED, Segment, failure, size_of, values, why_none
+from p2pgrid.client.session import Session
+from p2pgrid.core.errors import TaskCancelled
+from p2pgrid.core.ranges import RangeSet
+
+
+class Feed(Protocol):
+    """Whoever sends the inputs of the job."""
+
+    exhausted: bool
+
+    def all(self) -> None:
+        """Send all that is left."""
+
+
+class Part(NamedTuple):
+    """Results of the tasks [lo, hi); they begin at position `skip` of the outcome that brought them."""
+
+    lo: int
+    hi: int
+    shape: int
+    data: Any
+    skip: int
+    node: str
+    attempt: int
+    size: int
+    """Bytes for which the node gets credit once this is taken."""
+
+    def values(self) -> list[Any]:
+        """Return the values; raises what the task raised, or what unpickling raises."""
+        if self.shape == FAILED:
+            raise failure(self.data)
+        return values(self.shape, self.data, self.skip, self.skip + self.hi - self.lo)
+
+
+class Stream:
+    """Results of one job on their way from the reader thread to one consumer; a `Receiver`."""
+
+    def __init__(self, session: Session, job: bytes, *, mine: bool, ordered: bool = True) -> None:
+        """Expect a job that is, or is about to be, watched."""
+        self.detach = False
+        self.feed: Feed | None = None
+        """What still feeds the job, where its inputs have no known end."""
+        self.job = job
+        self.had = RangeSet()
+        self.mine = mine
+        self.state = ""
+        self.reason = ""
+        self.at = 0
+        """The next task to be taken (ordered), or how many were taken."""
+        self.keeper: weakref.ref[Any] | None = None
+        """Whoever may still take results; once gone, they are thrown away."""
+        self._session = session
+        self._ordered = ordered
+        self._error: Exception | None = None
+        self._parts: dict[int, Part] = {}
+        self._queue: deque[Part] = deque()
+        self._open_handed = False
+        self._arrived = threading.Condition()
+        self._waiting = 0
+        self._wakers: list[Any] = []
+
+    # ---- for the reader thread ---------------------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Whether the job ended and all of it is here."""
+        return bool(self.state) or self._error is not None
+
+    def results(self, segments: list[Segment]) -> int:
+        """Keep results; a task counts once, its first result wins."""
+        consumed = 0
+        unwanted = self._nobody_takes()
+        for segment in segments:
+            lo, hi, shape, data, node, attempt = segment
+            fresh = self.had.missing(lo, hi)
+            self.had.add(lo, hi)
+            size = size_of(segment)
+            if self._open_handed or unwanted or fresh != [(lo, hi)]:
+                consumed += size
+                size = 0
+            for a, b in () if unwanted else fresh:
+                part = Part(a, b, shape, data, a - lo, node, attempt, size)
+                if self._ordered:
+                    self._parts[a] = part
+                else:
+                    self._queue.append(part)
+        self._wake()
+        return consumed
+
+    def ended(self, state: str, reason: str) -> None:
+        """Take the end of the job."""
+        self.reason = reason
+        self.state = state
+        if state == "unknown":
+            self._error = why_none(self.job, state, reason)
+        self._wake()
+        self._session.remove(self)
+
+    def lost(self, error: Exception, lo: int = 0, hi: int | None = None) -> None:  # noqa: ARG002 - all or nothing here
+        """Give up: whoever waits is told."""
+        self._error = error
+        self._wake()
+
+    def _nobody_takes(self) -> bool:
+        return self.keeper is not None and self.keeper() is None
+
+    def _wake(self) -> None:
+        if self._waiting:
+            with self._arrived:
+                self._arrived.notify_all()
+        while self._wakers:
+            self._wakers.pop().set_result(None)
+
+    # ---- for the consumer --------------------------------------------------------------------------------------------
+
+    def take(self) -> Part | None:
+        """Return the next results that are here, in order of index or of arrival, or None."""
+        if self._ordered:
+            part = self._parts.pop(self.at, None)
+            if part is None:
+                return None
+            self.at = part.hi
+        else:
+            if not self._queue:
+                return None
+            part = self._queue.popleft()
+            self.at += part.hi - part.lo
+        if part.size and not self.state:
+            self._session.consumed(self.job, part.size)
+        return part
+
+    def over(self) -> bool:
+        """Say whether nothing is left and nothing will come.
+
+        Raises:
+            Exception: the grid cannot say any more what became of the next task.
+        """
+        if self._has_next():
+            return False
+        if self._error is not None:
+            raise self._error
+        if not self.state:
+            return False
+        # The state comes after all results: look again, for they may have come between the first look and this one.
+        if self._has_next():
+            return False
+        if self.state == "cancelled":
+            error = why_none(self.job, self.state, self.reason)
+            assert isinstance(error, TaskCancelled)
+            raise error
+        return True
+
+    def _has_next(self) -> bool:
+        return self.at in self._parts if self._ordered else bool(self._queue)
+
+    def wait(self, deadline: float | None) -> None:
+        """Wait until something new may be there. Raises TimeoutError after `deadline` (monotonic)."""
+        self._session.may_wait()
+        with self._arrived:
+            self._waiting += 1
+            try:
+                while not (self._has_next() or self.idle):
+                    left = None if deadline is None else deadline - time.monotonic()
+                    if left is not None and left <= 0:
+                        raise TimeoutError
+                    self._arrived.wait(left)
+            finally:
+                self._waiting -= 1
+
+    def call_when_new(self, waker: Any) -> None:
+        """Set the result of the future `waker` once something new may be there."""
+        self._wakers.append(waker)
+        if self._has_next() or self.idle:
+            self._wake()
+
+    def let_all_come(self) -> None:
+        """Take results without bound from now on: the client is about to leave and waits for the end of the job."""
+        if self._open_handed or self.idle:
+            return
+        if self.feed is not None and not self.feed.exhausted:
+            if self.at:
+                # Somebody has begun to take and stopped: nobody wants the rest of what may have no end.
+                self.stop(cancel=True)
+                return
+            self.feed.all()
+        self._open_handed = True
+        held = sum(part.size for part in [*self._parts.values(), *self._queue])
+        self._session.consumed(self.job, held)
+
+    def stop(self, *, cancel: bool) -> None:
+        """Expect nothing more; `cancel` what still runs."""
+        if self.idle:
+            return
+        self.state = "cancelled"
+        self._session.remove(self, cancel=cancel)
+        self._wake()
