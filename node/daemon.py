@@ -1,0 +1,481 @@
+"""The daemon: everything that happens becomes an event, goes to the machine, and its effects are performed in order.
+
+    socket, workers, journal, timers, signals  --events-->  Node.deliver  --effects-->  socket, workers, journal, timers
+
+There is one inbox and one loop. Nothing here decides anything about jobs. What is done here is starting in order
+(directory, lock, journal, identity, socket, banner, workers, `ready`), ending in reverse, and telling whose fault it is
+when the node cannot go on: a `GridError` is the user's, anything else is a bug of ours and ends the node with a report;
+jobs continue from the journal.
+
+Signals: the first SIGINT, SIGTERM or SIGHUP stops the node, exit code 0 within grace + 5 s; the second ends it at once,
+exit code 130. Either way nothing that was promised is lost.
+
+`python -m p2pgrid.node.daemon '{"dir": …, "embedded": true}'` is how a client starts an embedded node: one JSON object
+of flags (`config.from_flags`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import trio
+
+from p2pgrid import __version__
+from p2pgrid.core import messages as m
+from p2pgrid.core.errors import ExitCode, GridError, PeerError
+from p2pgrid.core.locate import NODE_FILE, socket_of
+from p2pgrid.node import events as e
+from p2pgrid.node.banner import Talk, banner, crash_report, last_line
+from p2pgrid.node.config import NodeConfig, from_flags, prepare_dir, remove_dir
+from p2pgrid.node.disk import Journal
+from p2pgrid.node.identity import Identity, open_identity
+from p2pgrid.node.local import DirectoryLock, LocalServer, ask_to_stop, write_node_file
+from p2pgrid.node.machine import Machine, MachineConfig
+from p2pgrid.node.timers import Lag, Timers
+from p2pgrid.node.workers import WorkerPool
+
+STOP_MARGIN_S = 3.0
+"""After the grace: how long the machine may take to say Stopped before we end without it."""
+HARD_MARGIN_S = 4.8
+"""After the grace: how long the process may live at all, even on a disk that hangs."""
+TAKE_OVER_S = 10.0
+STARTING_S = 2.0
+LAG_PERIOD_S = 0.02
+EVENTS_REMEMBERED = 100
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Mind(Protocol):
+    """What the shell knows of the machine."""
+
+    def handle(self, event: e.Event, now: float) -> Sequence[e.Effect]:
+        """Take in one event; return what the shell shall do, in order."""
+
+
+MakeMind = Callable[[MachineConfig, random.Random], Mind]
+
+
+def serve(config: NodeConfig, make: MakeMind = Machine) -> int:
+    """Run a node until it is stopped. Says everything that is to be said, and returns the exit code."""
+    talk = Talk(config)
+    recent: deque[type] = deque(maxlen=EVENTS_REMEMBERED)
+    try:
+        return _serve(config, make, talk, recent)
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the supervisor: ours to report, and nothing is swallowed
+        users = _the_users(error)
+        if users is not None:
+            talk.error(users)
+            return users.exit_code
+        report = crash_report(config.dir, error, [kind.__name__ for kind in recent])
+        talk.line(f"p2pgrid: a bug of ours ended this node; report: {report}; next: p2pgrid node continues its jobs")
+        return ExitCode.BUG
+
+
+def _serve(config: NodeConfig, make: MakeMind, talk: Talk, recent: deque[type]) -> int:
+    prepare_dir(config)
+    with contextlib.ExitStack() as stack:
+        if config.ephemeral:
+            stack.callback(remove_dir, config)
+        lock = DirectoryLock(config.dir)
+        _take(lock, config)
+        stack.callback(lock.release)
+        if config.embedded:
+            talk.to_file(config.dir / "node.log")
+        now = time.time()
+        journal = Journal.open(config.dir, now)
+        stack.callback(journal.close)
+        for note in journal.notes:
+            talk.line(f"p2pgrid: {note}")
+        journal.quota = config.quota
+        identity = open_identity(config.dir, config.name, now)
+        node = Node(config, identity, journal, talk, recent)
+        stack.enter_context(node.listening())
+        talk.line(banner(config, identity, identity.founded))
+        code = trio.run(node.run, make)
+    if code == ExitCode.DONE:
+        talk.line(last_line(config, node.waiting))
+        talk.event(None, "stopped", waiting=list(node.waiting))
+    return code
+
+
+def _take(lock: DirectoryLock, config: NodeConfig) -> None:
+    """Become the node of the directory. One that a program started for itself is asked to make room."""
+    if lock.take():
+        return
+    # Whoever holds the lock may be just starting; then its socket is not there yet, or is that of an earlier life.
+    patience = time.monotonic() + (0.0 if config.embedded else STARTING_S)
+    while (path := socket_of(config.dir)) is None and time.monotonic() < patience:
+        time.sleep(0.02)
+    if config.embedded or path is None or not ask_to_stop(path, TAKE_OVER_S):
+        raise lock.in_use()
+    patience = time.monotonic() + TAKE_OVER_S
+    while not lock.take():
+        if time.monotonic() > patience:
+            raise lock.in_use()
+        time.sleep(0.02)
+
+
+def _the_users(error: BaseException) -> GridError | None:
+    """Return the GridError that an exception is, or that is all a group holds."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error if isinstance(error, GridError) else None
+
+
+class Node:
+    """The inbox and the hands.
+
+    Attributes:
+        waiting: which jobs wait in the journal, once it has stopped.
+    """
+
+    def __init__(
+        self, config: NodeConfig, identity: Identity, journal: Journal, talk: Talk, recent: deque[type]
+    ) -> None:
+        self.config = config
+        self.identity = identity
+        self.journal = journal
+        self.talk = talk
+        self.waiting: Sequence[str] = ()
+        self.server = LocalServer(config.socket, self.deliver, talk.log, self._room)
+        self.pool = WorkerPool(
+            config.slots if config.work else 0, config.python, config.dir, identity.name, self.deliver, log=talk.log
+        )
+        self.timers = Timers()
+        self.lag = Lag()
+        self._handle: Callable[[e.Event, float], Sequence[e.Effect]] = lambda _event, _now: ()
+        self._inbox: deque[e.Event] = deque()
+        self._recent = recent
+        self._delivering = False
+        self._ended = False
+        self._delivered = 0
+        self._asked: dict[tuple[int, int], str] = {}
+        self._timer_changed = trio.Event()
+        self._timer_at = float("-inf")
+        self._work_came = trio.Event()
+        self._failure: BaseException | None = None
+        self._failed = trio.Event()
+        self._stopping = False
+        self._stopped = trio.Event()
+        self._code = ExitCode.DONE
+        self._perform: dict[type, Callable[[Any], None]] = {
+            e.Reply: self._reply,
+            e.Send: self._send,
+            e.Store: self._store,
+            e.Fetch: lambda effect: journal.fetch(effect.token, effect.keys),
+            e.Run: self.pool.run,
+            e.Recall: lambda effect: self.pool.recall(effect.worker),
+            e.Kill: self.pool.kill,
+            e.SetTimer: self._set_timer,
+            e.Log: talk.log,
+            e.Stopped: self._on_stopped,
+        }
+
+    # ---- the inbox --------------------------------------------------------------------------------------------------
+
+    def deliver(self, events: Sequence[e.Event]) -> None:
+        """The one way in: hand events to the machine, perform what it wants, send what was queued for others.
+
+        What performing an effect itself makes happen waits in the inbox until the effects before it are done.
+        """
+        if self._ended:
+            return
+        inbox = self._inbox
+        inbox.extend(events)
+        if self._delivering:
+            return
+        self._delivering = True
+        perform, recent = self._perform, self._recent
+        now = time.monotonic()
+        while inbox:
+            while inbox and not self._ended:
+                event = inbox.popleft()
+                recent.append(type(event))
+                self._delivered += 1
+                for effect in self._effects(event, now):
+                    perform[type(effect)](effect)
+            self.pool.flush()
+            self.server.flush()
+            if self._ended:
+                break
+        self._delivering = False
+        if not self._work_came.is_set():
+            self._work_came.set()
+
+    def _effects(self, event: e.Event, now: float) -> Sequence[e.Effect]:
+        if type(event) is not e.ClientSent:
+            return self._handle(event, now)
+        if event.kind == m.REQUEST:
+            event = self._request(event)
+        try:
+            return self._handle(event, now)
+        except PeerError as error:
+            self.server.drop(event.client, str(error))
+            return ()
+
+    # ---- effects ----------------------------------------------------------------------------------------------------
+
+    def _reply(self, effect: e.Reply) -> None:
+        if self._asked and effect.id:
+            verb = self._asked.pop((effect.client, effect.id), None)
+            if verb is not None and effect.kind == m.ANSWER:
+                effect = replace(effect, body=self._completed(verb, effect.body))
+        self.server.reply(effect)
+
+    def _send(self, effect: e.Send) -> None:
+        raise AssertionError("a grid of one has nobody to send to")
+
+    def _store(self, effect: e.Store) -> None:
+        failed = self.journal.store(effect.token, effect.rows)
+        if failed is not None and failed.token:
+            self._inbox.append(failed)
+
+    def _set_timer(self, effect: e.SetTimer) -> None:
+        self.timers.set(effect.key, effect.at_s)
+        if effect.at_s is not None and effect.at_s < self._timer_at:
+            self._timer_changed.set()
+
+    def _on_stopped(self, effect: e.Stopped) -> None:
+        self.waiting = effect.waiting
+        self._ended = True
+        self._stopped.set()
+
+    # ---- what only the shell knows ----------------------------------------------------------------------------------
+
+    def _request(self, event: e.ClientSent) -> e.ClientSent:
+        """Look at a request on its way to the machine: some answers want what only the shell knows."""
+        match event.body:
+            case [("status" | "workers") as verb, dict()]:
+                if len(self._asked) > m.REQUEST << 10:  # answers that never came
+                    self._asked.clear()
+                self._asked[event.client, event.id] = verb
+            case ["stop", dict(arguments)]:
+                self._limit_stop()
+                return replace(event, body=["stop", {"grace": self.config.grace_s, **arguments}])
+        return event
+
+    def _completed(self, verb: str, body: Any) -> Any:
+        if verb == "status":
+            return {**body, "process": self.process()}
+        states = {state.worker: state for state in self.pool.states()}
+        rows = []
+        for row in body["workers"]:
+            state = states.get(row["worker"])
+            known = {} if state is None else {"pid": state.pid, "state": state.state, "index": state.index}
+            rows.append({**row, **known})
+        return {**body, "workers": rows}
+
+    def process(self) -> dict[str, Any]:
+        """Return what this process costs."""
+        page = os.sysconf("SC_PAGE_SIZE")
+        return {
+            "pid": os.getpid(),
+            "rss": int(_proc("statm").split()[1]) * page if _proc("statm") else None,
+            "pss": _pss(),
+            "fds": len(os.listdir("/proc/self/fd")) if _proc("statm") else None,
+            "tasks": trio.lowlevel.current_statistics().tasks_living,
+            "loop_lag_p50": self.lag.quantile(0.5),
+            "loop_lag_p99": self.lag.quantile(0.99),
+            "refused": self.server.refused,
+        }
+
+    # ---- a life -----------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Open the socket and say where it is; both are gone afterwards."""
+        self.server.listen()
+        try:
+            said = {
+                "pid": os.getpid(), "socket": str(self.server.path), "id": self.identity.id,
+                "name": self.identity.name, "version": __version__, "started": time.time(),
+            }  # fmt: skip
+            write_node_file(self.config.dir, said)
+            yield
+        finally:
+            self.server.close()
+            with contextlib.suppress(OSError):
+                (self.config.dir / NODE_FILE).unlink()
+
+    async def run(self, make: MakeMind) -> int:
+        """Live until stopped; return the exit code."""
+        config, identity = self.config, self.identity
+        token = trio.lowlevel.current_trio_token()
+        self.journal.start(partial(self._from_thread, token), partial(self._crashed, token))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._signals, nursery.cancel_scope)
+            nursery.start_soon(self._raise_failures)
+            python = (await self.pool.interpreters())[0].version if config.work else sys.version_info[:3]
+            facts = {**config.facts(python), "name": identity.name}
+            mind = make(
+                MachineConfig(
+                    node_id=identity.id, name=identity.name, grid=identity.grid_name,
+                    slots=config.slots if config.work else 0, facts=facts, embedded=config.embedded,
+                    version=__version__, python=python[:2], pid=os.getpid(),
+                ),
+                random.Random(os.urandom(16)),
+            )  # fmt: skip
+            self._handle = mind.handle
+            self.deliver([e.Loaded(self.journal.load(), time.time() - time.monotonic(), self.journal.incarnation)])
+            gc.freeze()  # what is there now stays: the collector need not look at it again
+            nursery.start_soon(self._fire_timers)
+            nursery.start_soon(self._watch_lag)
+            nursery.start_soon(self.server.serve)
+            await nursery.start(self.pool.serve)
+            self.talk.event(
+                f"ready {identity.id} {identity.name}", "ready",
+                id=identity.id, name=identity.name, grid=identity.grid_name, addresses=[],
+            )  # fmt: skip
+            self.talk.started()
+            await self._stopped.wait()
+            self.talk.event(None, "stopping")
+            self._ended = True
+            self.pool.stop(kill=True)
+            await self.server.drained(within_s=0.5)
+            nursery.cancel_scope.cancel()
+        return self._code
+
+    def stop(self) -> None:
+        """Begin to stop: running tasks get the grace."""
+        self._limit_stop()
+        self.deliver([e.Stop(self.config.grace_s)])
+
+    def _limit_stop(self) -> None:
+        """From now on the end is certain, whatever hangs."""
+        if self._stopping:
+            return
+        self._stopping = True
+        trio.lowlevel.spawn_system_task(self._give_up_later)
+        hard = threading.Timer(self.config.grace_s + HARD_MARGIN_S, self._give_up_now)
+        hard.daemon = True
+        hard.start()
+
+    async def _give_up_later(self) -> None:
+        await trio.sleep(self.config.grace_s + STOP_MARGIN_S)
+        if not self._stopped.is_set():
+            self.talk.line("warning: ended before all was handed over; what was promised is in the journal")
+            self._ended = True
+            self._stopped.set()
+
+    def _give_up_now(self) -> None:
+        self.talk.line("warning: the disk hangs; ended without waiting for it")
+        os._exit(ExitCode.DONE)
+
+    async def _signals(self, scope: trio.CancelScope) -> None:
+        with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+            async for _ in signals:
+                if self._stopping:
+                    self._ended = True
+                    self._code = ExitCode.INTERRUPTED
+                    scope.cancel()
+                    return
+                self.stop()
+
+    # ---- what runs beside -------------------------------------------------------------------------------------------
+
+    async def _fire_timers(self) -> None:
+        while True:
+            await trio.lowlevel.checkpoint()
+            due = self.timers.due(time.monotonic())
+            if due:
+                self._timer_at = float("-inf")  # whoever sets one meanwhile need not wake us
+                self.deliver([e.TimerFired(key) for key in due])
+                continue
+            self._timer_changed = trio.Event()
+            at_s = self.timers.next()
+            self._timer_at = float("inf") if at_s is None else at_s
+            with trio.move_on_after(max(self._timer_at - time.monotonic(), 0.0)):
+                await self._timer_changed.wait()
+
+    async def _watch_lag(self) -> None:
+        """Sample how late the loop is, as long as there is something to do."""
+        while True:
+            await self._work_came.wait()
+            before = -1
+            while before != self._delivered:
+                before = self._delivered
+                due = time.monotonic() + LAG_PERIOD_S
+                await trio.sleep(LAG_PERIOD_S)
+                self.lag.add(time.monotonic() - due)
+            self._work_came = trio.Event()
+
+    def _room(self) -> Awaitable[None] | None:
+        return self._until_room() if self.journal.congested else None
+
+    async def _until_room(self) -> None:
+        while self.journal.congested:
+            await trio.sleep(0.01)
+
+    # ---- from the journal's threads ---------------------------------------------------------------------------------
+
+    def _from_thread(
+        self, token: trio.lowlevel.TrioToken, events: Sequence[e.Event], logs: Sequence[e.Log]
+    ) -> None:
+        with contextlib.suppress(trio.RunFinishedError):  # the journal flushes when the loop has ended
+            token.run_sync_soon(self._arrive, events, logs)
+
+    def _arrive(self, events: Sequence[e.Event], logs: Sequence[e.Log]) -> None:
+        try:
+            for entry in logs:
+                self.talk.log(entry)
+            self.deliver(events)
+        except BaseException as error:  # noqa: BLE001 - trio takes what is raised here for a bug of its own
+            self._fail(error)
+
+    def _crashed(self, token: trio.lowlevel.TrioToken, error: BaseException) -> None:
+        with contextlib.suppress(trio.RunFinishedError):
+            token.run_sync_soon(self._fail, error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
+        self._failed.set()
+
+    async def _raise_failures(self) -> None:
+        await self._failed.wait()
+        assert self._failure is not None
+        raise self._failure
+
+
+def _proc(name: str) -> str:
+    try:
+        return Path("/proc/self", name).read_text()
+    except OSError:
+        return ""
+
+
+def _pss() -> int | None:
+    for line in _proc("smaps_rollup").splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def main() -> int:
+    """Run a node as a program: one argument, a JSON object of flags."""
+    try:
+        flags = json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}
+        config = from_flags(flags)
+    except (ValueError, GridError) as error:
+        print(f"p2pgrid: {error}", file=sys.stderr)  # noqa: T201 - a program that cannot even begin
+        return ExitCode.WRONG
+    return serve(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
