@@ -47,7 +47,7 @@ class Connection:
         self._socket = sock
         self._splitter = splitter
         self._early = early
-        # Reentrant for the writer thread only: the garbage collector may run there, and drop a map that is cancelled then.
+        # Reentrant for the writer thread: the garbage collector may run there and drop a map, which is cancelled then.
         self._lock = threading.RLock()
         self._outbox: deque[memoryview] = deque()
         self._unsent = threading.Event()

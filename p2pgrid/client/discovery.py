@@ -111,7 +111,7 @@ def _from_environment() -> Path | None:
 
 def _directory_for_here() -> Path:
     """Return the directory of the node that belongs to the working directory."""
-    here = os.path.realpath(os.getcwd())  # noqa: PTH109, PTH118 - a plain text to hash
+    here = os.path.realpath(os.getcwd())  # noqa: PTH109 - a plain text to hash
     return user_dir() / "embedded" / hashlib.blake2b(os.fsencode(here), digest_size=8).hexdigest()
 
 

@@ -27,7 +27,7 @@ def spawn_node(directory: Path, config: dict[str, Any], log: Path) -> subprocess
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [environment.get("PYTHONPATH"), root]))
     environment["PYTHONSAFEPATH"] = "1"
     with log.open("ab") as output:
-        child = subprocess.Popen(  # noqa: S603 - our own module
+        child = subprocess.Popen(
             [sys.executable, "-m", "p2pgrid.node.daemon", json.dumps(config)],
             stdin=subprocess.DEVNULL,
             stdout=output,

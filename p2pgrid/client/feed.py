@@ -6,10 +6,10 @@ The size of a list is a matter of bytes, not of load balance: the node cuts rang
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from p2pgrid.client.pickling import VALUE_BYTES_MAX, Function, TooLarge, pickled_items, refuse
+from p2pgrid.client.pickling import VALUE_BYTES_MAX, Call, TooLarge, pickled_items, refuse
 from p2pgrid.client.session import Session
 from p2pgrid.client.upload import Upload
 from p2pgrid.core.batch import ITEMS, TUPLES, encode_batch
@@ -41,8 +41,7 @@ class Feed:
         self,
         session: Session,
         upload: Upload,
-        function: Function,
-        options: Mapping[str, Any],
+        call: Call,
         source: Iterable[Any],
         begin: Callable[[], None],
         *,
@@ -56,8 +55,7 @@ class Feed:
         self.exhausted = False
         self._session = session
         self._upload = upload
-        self._function = function
-        self._options = options
+        self._call = call
         self._begin = begin
         self._slice = source if isinstance(source, range | list | tuple) and shape == ITEMS else None
         self._items: Iterator[Any] = iter(source)
@@ -151,7 +149,7 @@ class Feed:
         if not self._runs:
             return
         count = sum(run[0] for run in self._runs)
-        batch = encode_batch([self._function.id], [self._options], self._runs)
+        batch = encode_batch([self._call.function.id], [self._call.options], self._runs)
         self._runs, self._run_bytes = [], 0
         lo = self.sent
         self.sent = lo + count
@@ -170,7 +168,7 @@ class Feed:
             return
         self._begin()
         with self._session.lock:
-            self._session.say(self._upload.code(self._function))
+            self._session.say(self._upload.code(self._call.function))
         for lo, hi, batch in unsure:
             self._send(lo, hi, batch)
 

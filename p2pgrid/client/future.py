@@ -1,11 +1,12 @@
 """`Future`: one of concurrent.futures that can be awaited and knows its task.
 
 Rule: whoever takes a future out of the table of its job (`Tasks.take`, one `dict.pop`) decides it, and nobody else
-does. So no lock is needed between the reader, which resolves, and a caller, who cancels; and the condition variable that
-costs more than all the rest of a future is only made when somebody waits.
+does. So no lock is needed between the reader, which resolves, and a caller, who cancels; and the condition variable,
+which costs more than all the rest of a future, is only made when somebody waits.
 """
 
 import concurrent.futures
+import contextlib
 import sys
 import threading
 from collections.abc import Awaitable, Generator
@@ -64,7 +65,7 @@ class Future(concurrent.futures.Future[Any]):
         self._index = index
 
     @property
-    def _condition(self) -> threading.Condition:
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
         """What waiters wait on, with their lists; `concurrent.futures` takes it before it looks at anything else."""
         guard = self._guard
         if guard is None:
@@ -154,7 +155,7 @@ class Future(concurrent.futures.Future[Any]):
                 raise self._exception
             finally:
                 # The traceback would hold this frame, and with it the future and its result.
-                self = None  # type: ignore[assignment]
+                self = None  # type: ignore[assignment]  # noqa: PLW0642
         return self._result
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
@@ -219,7 +220,7 @@ class Future(concurrent.futures.Future[Any]):
     @property
     def ref(self) -> Any:
         """Reserved: a reference to the value where it lies."""
-        msg = "Future.ref comes with \"Peer to peer\""
+        msg = 'Future.ref comes with "Peer to peer"'
         raise GridError(msg, next="use .result()")
 
     @property
@@ -295,10 +296,8 @@ async def _in_trio(future: "concurrent.futures.Future[T]", trio: Any) -> T:
     done = trio.Event()
 
     def wake(_: object) -> None:
-        try:
+        with contextlib.suppress(trio.RunFinishedError):  # trio ended first, and the waiter with it
             token.run_sync_soon(done.set)
-        except trio.RunFinishedError:
-            pass  # trio ended first, and the waiter with it
 
     future.add_done_callback(wake)
     try:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self
 
@@ -19,7 +20,7 @@ from p2pgrid.client.discovery import LocalFinder
 from p2pgrid.client.feed import Feed
 from p2pgrid.client.future import Future
 from p2pgrid.client.job import Job, find, future_of
-from p2pgrid.client.pickling import Functions, pickled_call
+from p2pgrid.client.pickling import Call, Functions, pickled_call
 from p2pgrid.client.results import NoResults, Results
 from p2pgrid.client.session import LEAVE_S, Session, sessions
 from p2pgrid.client.stream import Stream
@@ -43,6 +44,26 @@ class _Shared:
         self.functions = Functions()
         self.calls: dict[tuple[object, ...], Calls] = {}
         self.lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class _MapWay:
+    """How a map is to be done, as its caller said."""
+
+    timeout: float | None
+    chunksize: int | Literal["auto"]
+    buffersize: int | None
+    progress: None
+    ordered: bool = True
+
+    def check(self) -> None:
+        """Raise ValueError or GridError for what is not accepted."""
+        if self.progress is not None:
+            _not_yet("progress=", "Fast")
+        for name, value in (("chunksize", self.chunksize), ("buffersize", self.buffersize)):
+            if isinstance(value, int) and value < 1:
+                msg = f"{name}={value!r}: expected a whole number of at least 1"
+                raise ValueError(msg)
 
 
 class Grid(Executor):
@@ -102,11 +123,11 @@ class Grid(Executor):
 
     # ---- submitting --------------------------------------------------------------------------------------------------
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:  # type: ignore[override]
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         """Call `fn(*args, **kwargs)` somewhere in the grid; return its Future at once.
 
         Raises:
-            NotSerializable: the function or an argument cannot be pickled; the message names the part. Nothing was sent.
+            NotSerializable: the function or an argument cannot be pickled; the message names the part.
             QuotaExceeded: the arguments are larger than 256 MiB.
             TypeError: an argument is a Future.
         """
@@ -161,7 +182,7 @@ class Grid(Executor):
             program=self._session.program,
         )
 
-    def map(  # type: ignore[override]
+    def map(
         self,
         fn: Callable[..., Any],
         /,
@@ -181,12 +202,10 @@ class Grid(Executor):
             buffersize: how many tasks may be ahead of the consumer (unsized inputs: 100,000).
             progress: comes later.
         """
-        one = len(iterables) == 1
-        source = iterables[0] if one else zip(*iterables, strict=False)
-        return self._map(
-            fn, source, _total(iterables), shape=ITEMS if one else TUPLES, timeout=timeout, chunksize=chunksize,
-            buffersize=buffersize, progress=progress,
-        )  # fmt: skip
+        way = _MapWay(timeout, chunksize, buffersize, progress)
+        if len(iterables) == 1:
+            return self._map(fn, iterables[0], ITEMS, _total(iterables), way)
+        return self._map(fn, zip(*iterables, strict=False), TUPLES, _total(iterables), way)
 
     def starmap(
         self,
@@ -200,10 +219,8 @@ class Grid(Executor):
         progress: None = None,
     ) -> Results:
         """Call `fn(*arguments)` for every tuple of arguments; otherwise as `map`."""
-        return self._map(
-            fn, tuples, _total((tuples,)), shape=TUPLES, timeout=timeout, chunksize=chunksize, buffersize=buffersize,
-            progress=progress,
-        )  # fmt: skip
+        way = _MapWay(timeout, chunksize, buffersize, progress)
+        return self._map(fn, tuples, TUPLES, _total((tuples,)), way)
 
     def imap_unordered(
         self,
@@ -217,48 +234,33 @@ class Grid(Executor):
         progress: None = None,
     ) -> Results:
         """As `map`, but results come in the order in which they are made."""
-        return self._map(
-            fn, iterable, _total((iterable,)), shape=ITEMS, timeout=timeout, chunksize=chunksize,
-            buffersize=buffersize, progress=progress, ordered=False,
-        )  # fmt: skip
+        way = _MapWay(timeout, chunksize, buffersize, progress, ordered=False)
+        return self._map(fn, iterable, ITEMS, _total((iterable,)), way)
 
     def _map(
-        self,
-        fn: Callable[..., Any],
-        source: Iterable[Any],
-        total: int | None,
-        *,
-        shape: int,
-        timeout: float | None,
-        chunksize: int | Literal["auto"],
-        buffersize: int | None,
-        progress: None,
-        ordered: bool = True,
+        self, fn: Callable[..., Any], source: Iterable[Any], shape: int, total: int | None, way: "_MapWay"
     ) -> Results:
         self._check()
-        if progress is not None:
-            _not_yet("progress=", "Fast")
-        items_per_list = _positive("chunksize", None if chunksize == "auto" else chunksize)
-        buffer = _positive("buffersize", buffersize)
+        way.check()
         function = self._functions.get(fn)
         if total == 0:
             return NoResults()
         job = os.urandom(JOB_ID_BYTES)
         session = self._session
         upload = Upload(job, self._spec("map"))
-        stream = Stream(session, job, mine=True, ordered=ordered)
+        stream = Stream(session, job, mine=True, ordered=way.ordered)
         stream.detach = self._options.detach
         feed = Feed(
-            session, upload, function, self._wire, source, lambda: session.add(stream, upload), shape=shape,
-            total=total, items_per_list=items_per_list,
+            session, upload, Call(function, self._wire), source, lambda: session.add(stream, upload), shape=shape,
+            total=total, items_per_list=None if way.chunksize == "auto" else way.chunksize,
         )  # fmt: skip
-        whole = total is not None and buffer is None
-        results = Results(session, job, stream, feed, buffer=buffer or BUFFER_DEFAULT, timeout=timeout)
+        buffer = way.buffersize or BUFFER_DEFAULT
+        results = Results(session, job, stream, feed, buffer=buffer, timeout=way.timeout)
         try:
-            if whole:
+            if total is not None and way.buffersize is None:
                 feed.all()
             else:
-                feed.some(buffer or BUFFER_DEFAULT)
+                feed.some(buffer)
         except BaseException:
             stream.stop(cancel=True)
             raise
@@ -287,7 +289,7 @@ class Grid(Executor):
                 one = len(iterables) == 1
                 source = iterables[0] if one else zip(*iterables, strict=False)
                 feed = Feed(
-                    session, upload, function, self._wire, source, lambda: session.open(upload),
+                    session, upload, Call(function, self._wire), source, lambda: session.open(upload),
                     shape=ITEMS if one else TUPLES, total=_total(iterables),
                 )  # fmt: skip
                 feed.all()
@@ -315,7 +317,7 @@ class Grid(Executor):
             ValueError: a value that is out of range.
         """
         view = object.__new__(Grid)
-        view._share(self._shared, self._options.replace(**options), is_view=True)  # noqa: SLF001
+        view._share(self._shared, self._options.replace(**options), is_view=True)
         return view
 
     def flush(self, timeout: float | None = None) -> None:
@@ -356,15 +358,15 @@ class Grid(Executor):
         """Slots in the grid now; Dask reads it."""
         return self._session.welcome.slots
 
-    def put(self, value: Any) -> NoReturn:  # noqa: ARG002
+    def put(self, value: Any) -> NoReturn:
         """Reserved."""
         _not_yet("put", "Peer to peer")
 
-    def get(self, ref_or_refs: Any) -> NoReturn:  # noqa: ARG002
+    def get(self, ref_or_refs: Any) -> NoReturn:
         """Reserved."""
         _not_yet("get", "Peer to peer")
 
-    def run(self, fn_or_argv: Any, /, *args: Any, where: str | None = None) -> NoReturn:  # noqa: ARG002
+    def run(self, fn_or_argv: Any, /, *args: Any, where: str | None = None) -> NoReturn:
         """Reserved."""
         _not_yet("run", "At home")
 
@@ -502,16 +504,9 @@ def _total(iterables: tuple[Any, ...]) -> int | None:
         return None
 
 
-def _positive(name: str, value: int | None) -> int | None:
-    if value is not None and (not isinstance(value, int) or value < 1):
-        msg = f"{name}={value!r}: expected a whole number of at least 1"
-        raise ValueError(msg)
-    return value
-
-
 def _not_yet(what: str, version: str) -> NoReturn:
     msg = f'{what} comes with "{version}"'
-    raise GridError(msg, code="not-yet", next="see README, \"Not yet\"")
+    raise GridError(msg, code="not-yet", next='see README, "Not yet"')
 
 
 def _at_exit() -> None:
@@ -521,10 +516,10 @@ def _at_exit() -> None:
         grid = object.__new__(Grid)
         shared = _Shared(session)
         shared.calls = {(calls.job,): calls for calls in session.held if isinstance(calls, Calls)}
-        grid._share(shared, TaskOptions(), is_view=False)  # noqa: SLF001
+        grid._share(shared, TaskOptions(), is_view=False)
         with contextlib.suppress(KeyboardInterrupt):
             if crashed:
-                grid._cancel_and_leave()  # noqa: SLF001
+                grid._cancel_and_leave()
             else:
                 grid.shutdown()
 

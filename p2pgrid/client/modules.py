@@ -4,10 +4,10 @@ The standard library and what is installed in site-packages are taken to be wher
 user's own files, notebooks, `__main__`, editable installs) is not. p2pgrid itself always is.
 """
 
-import os
 import site
 import sys
 import sysconfig
+from pathlib import Path
 from types import ModuleType
 
 _INSTALLED_FOLDERS = frozenset({"site-packages", "dist-packages"})
@@ -37,12 +37,12 @@ def _is_local(name: str, module: ModuleType) -> bool:
     if not file.endswith((".py", ".pyc")) and not hasattr(module, "__path__"):
         # A compiled extension cannot travel inside a pickle.
         return False
-    return not _is_installed(os.path.abspath(file))
+    return not _is_installed(Path(file).absolute())
 
 
-def _is_installed(path: str) -> bool:
-    if not _INSTALLED_FOLDERS.isdisjoint(path.split(os.sep)):
+def _is_installed(path: Path) -> bool:
+    if not _INSTALLED_FOLDERS.isdisjoint(path.parts):
         return True
     paths = sysconfig.get_paths()
     folders = [paths["stdlib"], paths["platstdlib"], paths["purelib"], paths["platlib"], site.getusersitepackages()]
-    return any(path.startswith(folder + os.sep) for folder in folders)
+    return any(path.is_relative_to(folder) for folder in folders)

@@ -195,6 +195,14 @@ class Function:
     union: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What is called, and with which options (`core.options`, as they travel)."""
+
+    function: Function
+    options: Mapping[str, Any]
+
+
 class Captured:
     """What a function object was bound to when it was pickled, to see whether it is stale.
 

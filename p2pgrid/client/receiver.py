@@ -58,7 +58,7 @@ def values(shape: int, data: Any, lo: int, hi: int) -> list[Any]:
     if shape == PICKLES:
         loads = pickle.loads
         return [loads(one) if one else None for one in data[lo:hi]]
-    packed = pickle.loads(data)
+    packed: list[Any] = pickle.loads(data)
     return packed if lo == 0 and hi == len(packed) else packed[lo:hi]
 
 

@@ -182,7 +182,7 @@ class NoResults(Results):
 
     def __init__(self) -> None:
         """Be empty."""
-        self._lists = (one for one in ())
+        self._lists = iter(())
         self._values = iter(())
         self._leftover = iter(())
 

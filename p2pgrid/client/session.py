@@ -410,9 +410,7 @@ class Session:
 
     def idle(self) -> bool:
         """Say whether nothing of what this client submitted is still to come."""
-        return all(
-            receiver.idle for several in list(self._receivers.values()) for receiver in several if receiver.mine
-        )
+        return all(receiver.idle for several in list(self._receivers.values()) for receiver in several if receiver.mine)
 
     def mine(self) -> list[Receiver]:
         """Return the receivers of the jobs this client submitted."""

@@ -109,7 +109,7 @@ class Stream:
         self._wake()
         self._session.remove(self)
 
-    def lost(self, error: Exception, lo: int = 0, hi: int | None = None) -> None:  # noqa: ARG002 - all or nothing here
+    def lost(self, error: Exception, lo: int = 0, hi: int | None = None) -> None:
         """Give up: whoever waits is told."""
         self._error = error
         self._wake()

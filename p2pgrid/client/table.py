@@ -122,4 +122,3 @@ class FutureTable:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {job_name(self.job)}: {len(self.futures)} undecided>"
-
