@@ -1,0 +1,108 @@
+"""What is left when a daemon vanishes: nothing. Real processes, real SIGKILL."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from p2pgrid.node import reaper
+from p2pgrid.node.workers_reaper import Reaper
+from tests.node.pool_harness import all_gone
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str, int]]:
+    """A program with busy workers: its process, its pool's token, its reaper."""
+    command = [sys.executable, "-m", "tests.node.pool_victim", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        token, pid = process.stdout.readline().split()
+        yield process, token, int(pid)
+        process.kill()
+    reaper.kill_marked(token)
+
+
+def _kill_and_time(pid: int, number: signal.Signals, pids: list[int]) -> float:
+    started = time.monotonic()
+    os.kill(pid, number)
+    assert all_gone(pids, 15)
+    return time.monotonic() - started
+
+
+def test_after_kill_9_of_the_daemon_nothing_of_it_lives(victim: tuple[subprocess.Popen[str], str, int]) -> None:
+    """Workers in busy loops, sleepers, sleepers in sessions of their own, and the reaper itself."""
+    process, token, reaper_pid = victim
+    pids = reaper.marked(token)
+    took = _kill_and_time(process.pid, signal.SIGKILL, [*pids, reaper_pid])
+
+    print(f"{len(pids)} processes gone {took * 1000:.0f} ms after kill -9 of the daemon")
+    assert len(pids) >= 6
+    assert reaper.marked(token) == []
+
+
+def test_without_a_reaper_the_workers_still_go(victim: tuple[subprocess.Popen[str], str, int]) -> None:
+    """Reaper and daemon killed together: each worker takes its own group with it."""
+    process, token, reaper_pid = victim
+    workers = [pid for pid in reaper.marked(token) if os.getpgid(pid) == pid and os.getsid(pid) != pid]
+    os.kill(reaper_pid, signal.SIGKILL)
+    took = _kill_and_time(process.pid, signal.SIGKILL, workers)
+
+    print(f"{len(workers)} workers gone {took * 1000:.0f} ms after kill -9 of daemon and reaper")
+    assert len(workers) == 2
+
+
+def _ignores(pid: int, number: signal.Signals) -> bool:
+    (mask,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigIgn"))
+    return bool(int(mask.split()[1], 16) >> (number - 1) & 1)
+
+
+def test_the_reaper_ignores_what_ends_others() -> None:
+    """Ctrl-C in the daemon's terminal, and a polite kill, must not end the one who cleans up."""
+    with Reaper("no-such-token") as guard:
+        process = guard._process
+        assert process is not None
+        sleeper = subprocess.Popen(["sleep", "600"], process_group=0)
+        guard.add(sleeper.pid)
+        deadline = time.monotonic() + 10
+        while not _ignores(process.pid, signal.SIGHUP):
+            assert time.monotonic() < deadline
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(process.pid, number)
+
+    assert sleeper.wait(10) == -signal.SIGKILL
+
+
+def test_a_reaper_that_is_killed_is_replaced() -> None:
+    """The next word to it starts another, which knows all groups."""
+    with Reaper("no-such-token") as guard:
+        first = guard._process
+        assert first is not None
+        sleepers = [subprocess.Popen(["sleep", "600"], process_group=0) for _ in range(2)]
+        guard.add(sleepers[0].pid)
+        first.kill()
+        first.wait()
+        guard.add(sleepers[1].pid)
+
+    assert [sleeper.wait(10) for sleeper in sleepers] == [-signal.SIGKILL] * 2
+
+
+def test_a_group_that_ended_is_left_alone() -> None:
+    """Its number may be somebody else's by now."""
+    with Reaper("no-such-token") as guard:
+        sleeper = subprocess.Popen(["sleep", "600"], process_group=0)
+        guard.add(sleeper.pid)
+        guard.remove(sleeper.pid)
+
+    assert sleeper.poll() is None
+    sleeper.kill()
+    sleeper.wait()
