@@ -77,17 +77,17 @@ class Talk:
             _write(sys.stdout, plain)
 
 
-def banner(config: NodeConfig, identity: Identity, incarnation_new: bool) -> str:  # noqa: FBT001 - a fact, not a switch
+def banner(config: NodeConfig, identity: Identity) -> str:
     """Return the lines that `p2pgrid node` begins with: only what is true of this node now."""
-    membership = "new, you are its only member and admin" if incarnation_new else "you are its only member and admin"
+    membership = "new, you are its only member and admin" if identity.founded else "you are its only member and admin"
     free = shutil.disk_usage(config.dir).free
     pythons = ", ".join(_short(path) for path in config.python)
     tasks = f"up to {config.slots} tasks at once in {pythons}" if config.work else "no tasks (--no-work)"
-    quota = f"at most {format_size(config.quota)} of {format_size(free)} free" if config.quota else f"{format_size(free)} free"
+    quota = f"at most {format_size(config.quota)} of " if config.quota else ""
     rows = [
         ("runs", tasks, "--slots --python"),
         ("listens", "nothing yet: a grid of one machine; programs here use its socket", ""),
-        ("keeps", f"{_short(config.dir)}, {quota}", "--dir --quota"),
+        ("keeps", f"{_short(config.dir)}, {quota}{format_size(free)} free", "--dir --quota"),
         ("trust", "tasks run as this user and can read this user's files", ""),
         ("next", "Python: pg.Grid().map(f, xs)    look: p2pgrid status", ""),
     ]

@@ -4,8 +4,8 @@ A store is queued by the loop and answered (`Stored`) once its transaction is fs
 is being written goes into the next (group commit). One thread writes, one reads, each with its own connection, and
 neither ever waits for the loop:
 
-    loop  --store-->  queue  --> writer: gather 10 ms, one transaction, fsync --> deliver([Stored, Stored, …])
-    loop  --fetch-->  queue  --> reader: waits for the stores queued before it, reads, checks sums --> deliver([Fetched])
+    loop --store--> queue --> writer: gather 10 ms, one transaction, fsync --> deliver([Stored, Stored, …])
+    loop --fetch--> queue --> reader: wait for the stores before it, read, check sums --> deliver([Fetched])
 
 Rules: a row is kept with sums of its own, and one that fails them is absent, never wrong. A file of a newer schema is
 not touched. A damaged file is set aside, never deleted.
@@ -30,13 +30,13 @@ from p2pgrid.core.errors import GridError
 from p2pgrid.node.events import HEAVY, Event, Fetched, Job, Log, Row, Stored, StoreFailed
 
 SCHEMA = 1
-GATHER_S = 0.01
-"""How long the writer lets stores gather before it commits: half of the 20 ms that DESIGN §7 allows, the rest is fsync."""
+GATHER_S = 0.02
+"""How long the writer lets stores gather: half of the 20 ms that DESIGN §7 allows, the rest is for the fsync."""
 PENDING_BYTES_MAX = 1024 * 1024 * 1024
 """Not yet written; beyond it a store fails at once. The local socket stops reading long before (`congested`)."""
 CONGESTED_BYTES = 256 * 1024 * 1024
 GROUP_BYTES_MAX = 64 * 1024 * 1024
-GROUP_STORES_MAX = 4096
+GROUP_STORES_MAX = 1024
 ROWS_PER_STATEMENT = 64
 """sqlite3 takes and gives the GIL once per statement: row by row, a busy loop would let one row pass per 5 ms."""
 BLOB_BYTES = 64 * 1024
@@ -45,22 +45,21 @@ SALVAGE_STEPS_MAX = 200_000
 ROW_OVERHEAD_BYTES = 100
 
 _TABLES = (
-    "CREATE TABLE IF NOT EXISTS entries (job BLOB NOT NULL, kind TEXT NOT NULL, key BLOB NOT NULL,"
-    " sum INTEGER NOT NULL, meta BLOB NOT NULL, value BLOB NOT NULL, UNIQUE (job, kind, key))",
+    """CREATE TABLE IF NOT EXISTS entries (
+        job BLOB NOT NULL, kind TEXT NOT NULL, key BLOB NOT NULL, sum INTEGER NOT NULL, meta BLOB NOT NULL,
+        value BLOB NOT NULL, UNIQUE (job, kind, key))""",
     "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL)",
 )
 # `value` is the last column, so that a row is read without its value's pages when only the rest is wanted.
 _HEAVY = ", ".join(f"'{kind}'" for kind in sorted(HEAVY))
-_LOAD = (
-    "SELECT job, kind, key, sum, meta, "
-    f"CASE WHEN kind IN ({_HEAVY}) THEN x'' ELSE value END FROM entries ORDER BY rowid"
-)
+_LIGHT = f"CASE WHEN kind IN ({_HEAVY}) THEN x'' ELSE value END"
+_LOAD = f"SELECT job, kind, key, sum, meta, {_LIGHT} FROM entries ORDER BY rowid"  # noqa: S608 - no data in it
 _DELETE = "DELETE FROM entries WHERE job = ? AND kind = ? AND key = ?"
 _FIND = (
     "SELECT rowid, sum, meta, length(value), CASE WHEN length(value) <= ? THEN value END"
     " FROM entries WHERE job = ? AND kind = ? AND key = ?"
 )
-_UNWRITTEN = frozenset({"code", "input"})
+_NEW_WORK = frozenset({"code", "input"})
 """What a client adds; these are refused when the quota is used up. Results and states of jobs are always taken."""
 
 Key = tuple[Job, str, bytes]
@@ -98,6 +97,7 @@ class Journal:
         self._queued_bytes = 0  # written by the loop only
         self._done_bytes = 0  # written by the writer only
         self._done = 0
+        self._done_before = 0
         self._progress = threading.Condition()
         self._asked: SimpleQueue[tuple[int, int, Sequence[Key]] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
@@ -175,6 +175,15 @@ class Journal:
         """Whether so much waits for the disk that nothing more should be read from clients."""
         return self._queued_bytes - self._done_bytes > CONGESTED_BYTES
 
+    def is_starved(self) -> bool:
+        """Whether stores wait and none was written since this was asked last.
+
+        A loop that lets go of the GIL often, but never for long, can keep the writer from ever getting it: it is woken
+        each time, comes too late each time, and so never waits long enough to demand it.
+        """
+        before, self._done_before = self._done_before, self._done
+        return self._queued > self._done == before
+
     def store(self, token: int, rows: Sequence[Row]) -> StoreFailed | None:
         """Queue rows for the next commit. Returns the failure at once if too much waits already."""
         size = 0
@@ -223,6 +232,8 @@ class Journal:
                     self._progress.notify_all()
                 if events:
                     self._deliver(events, ())
+                if len(self._queue) < GROUP_STORES_MAX and not self._closing:
+                    time.sleep(GATHER_S)  # what came during a commit gathers as well: one sync per 20 ms, not per task
             if self._closing:
                 return
 
@@ -237,7 +248,7 @@ class Journal:
     def _commit(self, group: list[_Pending]) -> list[Event]:
         """Write a group as one transaction; if that fails, each store alone, so that the small ones still fit."""
         if self.quota is not None and self._used() > self.quota:
-            refused = [p for p in group if any(row.kind in _UNWRITTEN and row.value for row in p.rows)]
+            refused = [p for p in group if any(row.kind in _NEW_WORK and row.value for row in p.rows)]
             if refused:
                 failed: list[Event] = [StoreFailed(p.token, "the quota of this node is used up") for p in refused]
                 taken = [p for p in group if p not in refused]
@@ -259,9 +270,8 @@ class Journal:
         return [Stored(pending.token) for pending in group if pending.token]
 
     def _used(self) -> int:
-        pages, free, size = (
-            int(self._db.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("page_count", "freelist_count", "page_size")
-        )  # fmt: skip
+        names = ("page_count", "freelist_count", "page_size")
+        pages, free, size = (int(self._db.execute(f"PRAGMA {name}").fetchone()[0]) for name in names)
         return (pages - free) * size
 
     # ---- the reader thread ------------------------------------------------------------------------------------------

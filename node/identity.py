@@ -1,11 +1,11 @@
-"""Who this node is: its Ed25519 key, the PeerId made from it, and the proof that it belongs to its grid.
+r"""Who this node is: its Ed25519 key, the PeerId made from it, and the proof that it belongs to its grid.
 
-A node that finds no grid founds one: a fresh grid key signs this node as admin and is thrown away; its public half names
-the grid. The chain of links has the layout of DESIGN §3:
+A node that finds no grid founds one: a fresh grid key signs this node as admin and is thrown away; its public half
+names the grid. The chain of links has the layout of DESIGN §3:
 
     chain = msgpack [[body, signature], …]
     body  = msgpack ["n", subject, roles, signed at, until or 0, inviter and voucher or b""]
-    signature = Ed25519 of "p2pgrid link 1\\0" + grid's public key + body
+    signature = Ed25519 of "p2pgrid link 1\0" + grid's public key + body
 
 Rule: private keys never leave this file but as a `NodeKey`, and never get into a log, a crash report or a worker.
 """
@@ -179,7 +179,7 @@ def _membership(path: Path, public: bytes, wall_s: float) -> tuple[bytes, tuple[
     if not mine:
         raise GridError(
             f"{path} admits another node than {KEY_FILE} beside it",
-            next=f"put the {KEY_FILE} back that belongs to it, or move {GRID_FILE} away: p2pgrid node founds a new grid",
+            next=f"put the {KEY_FILE} of that node back, or move {GRID_FILE} away: p2pgrid node founds a new grid",
             code="directory-unusable",
         )
     return grid, chains, False
