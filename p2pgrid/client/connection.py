@@ -15,7 +15,7 @@ from p2pgrid.core.errors import GridError, PeerError, VersionMismatch, error_fro
 from p2pgrid.core.messages import ERROR, HELLO, WELCOME
 from p2pgrid.core.wire import VERSION, Frame, Splitter, frame
 
-RECEIVE_BYTES = 1 << 18
+RECEIVE_BYTES = 1 << 16
 BUFFER_BYTES = 1 << 20
 
 

@@ -11,7 +11,8 @@ import sys
 import threading
 import types
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -19,6 +20,7 @@ from typing import Any, NoReturn
 import cloudpickle
 
 from p2pgrid.client.modules import travels_by_value
+from p2pgrid.client.reach import Captured, Reach
 from p2pgrid.client.unpicklable import explain
 from p2pgrid.core.batch import BATCH_BYTES_MAX, content_id, pickled_function
 from p2pgrid.core.errors import NotSerializable, QuotaExceeded
@@ -31,6 +33,7 @@ VALUE_BYTES_MAX = BATCH_BYTES_MAX - ENVELOPE_BYTES
 
 _PLAIN = frozenset({int, float, str, bytes, bool, type(None), complex})
 _CONTAINERS = frozenset({list, tuple, dict, set, frozenset, bytearray})
+_MODULE_TEXTS = frozenset({"__name__", "__doc__", "__package__", "__file__"})
 _STACK_GLOBAL = pickle.STACK_GLOBAL
 _lock = threading.RLock()  # cloudpickle's list of modules by value is one for the process; user code may come back here
 
@@ -69,21 +72,33 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     Atoms and plain containers never enter Python code here: for a list of 20,000 numbers it is as fast as `pickle`.
     """
 
-    def __init__(self, sink: Any) -> None:
-        """Write to `sink`, which needs only `write`."""
+    def __init__(self, sink: Any, names: AbstractSet[str] | None = None) -> None:
+        """Write to `sink`, which needs only `write`; of the user's modules only `names` are wanted (None: all)."""
         super().__init__(sink, PROTOCOL)
+        self._names = names
         self._registered: list[types.ModuleType] = []
 
     def reducer_override(self, obj: Any) -> Any:
         """Let a class, function or module of the user's travel by value."""
         if isinstance(obj, types.ModuleType):
-            self._reach(obj.__name__)
-            return NotImplemented
+            return self._reduced_module(obj) if travels_by_value(obj.__name__) else NotImplemented
         if isinstance(obj, type | types.FunctionType):
             self._reach(getattr(obj, "__module__", None))
         elif isinstance(obj, Future):
             raise FutureInArguments
         return super().reducer_override(obj)
+
+    def _reduced_module(self, module: types.ModuleType) -> Any:
+        """Return a module by value. Not as cloudpickle does: modules refer to each other in circles.
+
+        The empty module is made and remembered first, and filled afterwards.
+        """
+        wanted = {
+            name: value
+            for name, value in vars(module).items()
+            if name in _MODULE_TEXTS or (not name.startswith("__") and (self._names is None or name in self._names))
+        }
+        return cloudpickle.cloudpickle.dynamic_subimport, (module.__name__, {}), wanted
 
     def _reach(self, name: object) -> None:
         if isinstance(name, str) and travels_by_value(name):
@@ -103,10 +118,10 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
                 self._registered.clear()
 
 
-def dump(obj: object, limit: int = VALUE_BYTES_MAX) -> bytes:
+def dump(obj: object, limit: int | None = None, names: AbstractSet[str] | None = None) -> bytes:
     """Return the pickle of `obj`, whatever error that gives. Raises TooLarge beyond `limit` bytes."""
-    sink = _Sink(limit)
-    Pickler(sink).dump(obj)
+    sink = _Sink(VALUE_BYTES_MAX if limit is None else limit)
+    Pickler(sink, names).dump(obj)
     return sink.parts[0] if len(sink.parts) == 1 else b"".join(sink.parts)
 
 
@@ -203,76 +218,6 @@ class Call:
     options: Mapping[str, Any]
 
 
-class Captured:
-    """What a function object was bound to when it was pickled, to see whether it is stale.
-
-    Compared by identity: rebinding a global, a cell or a default counts, changing the inside of a captured list does
-    not.
-    """
-
-    __slots__ = ("_cells", "_defaults", "_globals")
-
-    LIMIT = 10_000
-
-    def __init__(self, function: types.FunctionType) -> None:
-        """Follow the function and all functions of the user's it reaches through globals and cells."""
-        self._globals: list[tuple[dict[str, Any], str, Any]] = []
-        self._cells: list[tuple[types.CellType, Any]] = []
-        self._defaults: list[tuple[types.FunctionType, Any, Any, Any]] = []
-        seen: set[int] = set()
-        queue = [function]
-        while queue and len(self._globals) < self.LIMIT:
-            one = queue.pop()
-            if id(one) in seen:
-                continue
-            seen.add(id(one))
-            self._defaults.append((one, one.__code__, one.__defaults__, one.__kwdefaults__))
-            queue += self._follow(one)
-
-    def _follow(self, one: types.FunctionType) -> list[types.FunctionType]:
-        values = []
-        for name in _names(one.__code__):
-            if name in one.__globals__:
-                values.append(one.__globals__[name])
-                self._globals.append((one.__globals__, name, values[-1]))
-        for cell in one.__closure__ or ():
-            try:
-                values.append(cell.cell_contents)
-            except ValueError:
-                continue
-            self._cells.append((cell, values[-1]))
-        return [
-            value
-            for value in values
-            if isinstance(value, types.FunctionType)
-            and (value.__module__ == "__main__" or travels_by_value(value.__module__))
-        ]
-
-    def is_current(self) -> bool:
-        """Say whether all is bound to the same objects still."""
-        for space, name, value in self._globals:
-            if space.get(name) is not value:
-                return False
-        for cell, value in self._cells:
-            try:
-                if cell.cell_contents is not value:
-                    return False
-            except ValueError:
-                return False
-        for one, code, defaults, kwdefaults in self._defaults:
-            if one.__code__ is not code or one.__defaults__ is not defaults or one.__kwdefaults__ is not kwdefaults:
-                return False
-        return True
-
-
-def _names(code: types.CodeType) -> set[str]:
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= _names(constant)
-    return names
-
-
 class Functions:
     """The functions of one session, each pickled once per function object and again when what it captures is rebound.
 
@@ -284,7 +229,7 @@ class Functions:
         """Start with none."""
         self._by_id: dict[int, tuple[weakref.ref[Any], Captured | None, Function]] = {}
 
-    def get(self, fn: Callable[..., Any]) -> Function:
+    def get(self, fn: Any) -> Function:
         """Return `fn` as it travels.
 
         Raises:
@@ -292,18 +237,21 @@ class Functions:
             TypeError: it cannot be called.
         """
         known = self._by_id.get(id(fn))
-        if known is not None and known[0]() is fn and (known[1] is None or known[1].is_current()):
-            return known[2]
+        if known is not None:
+            alive, captured, function = known
+            if alive() is fn and (captured is None or captured.is_current(fn)):
+                return function
         return self._pickle(fn)
 
-    def _pickle(self, fn: Callable[..., Any]) -> Function:
+    def _pickle(self, fn: Any) -> Function:
         if not callable(fn):
             msg = f"the first argument has to be a function, not {type(fn).__name__}"
             raise TypeError(msg)
         # What is captured is noted before it is pickled: a change in between costs one more pickle, never a stale one.
-        captured = Captured(fn) if isinstance(fn, types.FunctionType) else None
+        reach = Reach(fn)
+        captured = Captured(fn, reach) if isinstance(fn, types.FunctionType) else None
         try:
-            data = dump(fn)
+            data = dump(fn, names=reach.names)
         except Exception as error:  # noqa: BLE001 - see probe
             refuse(error, getattr(fn, "__qualname__", None) or type(fn).__qualname__, fn)
         union = pickled_function(sys.version_info.minor, data)
