@@ -27,8 +27,12 @@ from p2pgrid.core.errors import PeerError
 from p2pgrid.core.wire import pack, unpack
 
 TASKS_PER_BATCH_MAX = 1 << 20
+TASKS_MAX = 1 << 62
+"""Indices stay below it: as numbers of msgpack and SQLite."""
 TABLE_MAX = 4096
 BATCH_BYTES_MAX = 256 * 1024 * 1024
+
+ID_BYTES = 16
 
 CALLS, ITEMS, TUPLES = 0, 1, 2
 """Shapes: a list of pickled (args, kwargs); one pickled list for fn(item); the same for fn(*item)."""
@@ -49,7 +53,7 @@ def python_minor(union: bytes) -> int | None:
     match unpack(union):
         case ["pickle", int(minor), bytes()]:
             return minor
-        case ["import" | "name" | "exec", *_]:
+        case ["import", str(), bytes() | None] | ["name", str()] | ["exec", list(), bytes() | None]:
             return None
     msg = "an unknown kind of function"
     raise PeerError(msg)
@@ -94,33 +98,38 @@ def encode_batch(
 
 def decode_batch(lo: int, hi: int, data: bytes) -> InputBatch:
     """Return the batch that holds the tasks [lo, hi). Raises PeerError unless it is well formed."""
-    match unpack(data):
-        case [list(fns), list(opts), list(runs)] if len(fns) <= TABLE_MAX and len(opts) <= TABLE_MAX:
-            pass
-        case _:
-            msg = "a batch that is not [fns, opts, runs]"
-            raise PeerError(msg)
-    if not all(isinstance(fn, bytes) and len(fn) == 16 for fn in fns) or not all(isinstance(o, dict) for o in opts):
+    if type(lo) is not int or type(hi) is not int or not 0 <= lo < hi < TASKS_MAX or not isinstance(data, bytes):
+        msg = "a batch without tasks"
+        raise PeerError(msg)
+    batch = unpack(data)
+    if type(batch) is not list or len(batch) != 3 or not all(type(part) is list for part in batch):  # noqa: PLR2004
+        raise PeerError("a batch that is not [fns, opts, runs]")
+    fns, opts, runs = batch
+    if len(fns) > TABLE_MAX or len(opts) > TABLE_MAX:
+        raise PeerError(f"a batch with a table of more than {TABLE_MAX}")
+    if not all(isinstance(fn, bytes) and len(fn) == ID_BYTES for fn in fns) or not all(
+        isinstance(o, dict) for o in opts
+    ):
         msg = "a batch with a malformed table"
         raise PeerError(msg)
     at = lo
     decoded = []
     for run in runs:
-        match run:
-            case [int(count), int(fn), int(opt), int(shape), body, None, None] if (
-                count > 0
-                and 0 <= fn < len(fns)
-                and 0 <= opt < len(opts)
-                and (
-                    (shape == CALLS and isinstance(body, list) and len(body) == count)
-                    or (shape in (ITEMS, TUPLES) and isinstance(body, bytes))
-                )
-            ):
-                decoded.append(InputRun(at, at + count, fns[fn], opt, shape, body))
-                at += count
-            case _:
-                msg = "a batch with a malformed run"
-                raise PeerError(msg)
+        # Spelled out, not matched as a pattern: this runs once per submit on the hot path.
+        try:
+            count, fn, opt, shape, body, deps, parent = run
+            good = deps is None and parent is None and count > 0 and 0 <= fn < len(fns) and 0 <= opt < len(opts)
+            if shape == CALLS:
+                good = good and type(body) is list and len(body) == count
+            else:
+                good = good and type(body) is bytes and shape in (ITEMS, TUPLES)
+            good = good and type(count) is type(fn) is type(opt) is type(shape) is int
+        except (TypeError, ValueError):
+            good = False
+        if not good:
+            raise PeerError("a batch with a malformed run")
+        decoded.append(InputRun(at, at + count, fns[fn], opt, shape, body))
+        at += count
     if at != hi or hi - lo > TASKS_PER_BATCH_MAX:
         msg = f"a batch of {at - lo} tasks that says it has {hi - lo}"
         raise PeerError(msg)

@@ -90,6 +90,10 @@ class RangeSet:
             his.append(hi)
             self.size += hi - lo
             return hi - lo
+        if lo == his[-1]:  # in order: the usual case, and the hot one
+            his[-1] = hi
+            self.size += hi - lo
+            return hi - lo
         left = bisect_left(his, lo)
         right = bisect_right(los, hi)
         had = 0
@@ -110,6 +114,15 @@ class RangeSet:
         right = bisect_left(los, hi)
         if lo >= hi or left >= right:
             return 0
+        if right - left == 1 and los[left] >= lo:
+            a, b = los[left], his[left]
+            if b <= hi:
+                del los[left], his[left]
+                self.size -= b - a
+                return b - a
+            los[left] = hi
+            self.size -= hi - a
+            return hi - a
         gone = sum(min(his[i], hi) - max(los[i], lo) for i in range(left, right))
         keep = []
         if los[left] < lo:
@@ -135,12 +148,13 @@ class RangeSet:
         return new
 
     def __sub__(self, other: RangeSet) -> RangeSet:
-        new = self.copy()
-        new.difference_update(other)
-        return new
+        # Walks the own intervals only: most often a few tasks are asked about, and `other` is all that was ever done.
+        return RangeSet(gap for lo, hi in self for gap in other.missing(lo, hi))
 
     def within(self, lo: int, hi: int) -> list[Span]:
         """Return the parts of [lo, hi) that are in the set."""
+        if lo >= hi:
+            return []
         left = bisect_right(self._hi, lo)
         right = bisect_left(self._lo, hi)
         return [(max(self._lo[i], lo), min(self._hi[i], hi)) for i in range(left, right)]
@@ -247,6 +261,21 @@ class RangeMap(Generic[V]):
         self._lo[left:right] = [a for a, _, _ in merged]
         self._hi[left:right] = [b for _, b, _ in merged]
         self._value[left:right] = [v for _, _, v in merged]
+
+    def within(self, lo: int, hi: int) -> list[tuple[int, int, V]]:
+        """Return the pieces of [lo, hi) that have a value."""
+        if lo >= hi:
+            return []
+        left = bisect_right(self._hi, lo)
+        right = bisect_left(self._lo, hi)
+        return [(max(self._lo[i], lo), min(self._hi[i], hi), self._value[i]) for i in range(left, right)]
+
+    def alike(self, lo: int, hi: int) -> int:
+        """Return up to where, at most `hi`, all indices from `lo` have the same value, or none."""
+        at = bisect_right(self._lo, lo) - 1
+        if at >= 0 and lo < self._hi[at]:
+            return min(hi, self._hi[at])
+        return min(hi, self._lo[at + 1]) if at + 1 < len(self._lo) else hi
 
     def update(self, other: Iterable[tuple[int, int, V]]) -> None:
         """Join every piece of `other`."""

@@ -18,6 +18,7 @@ values under one key of an immutable map mean that a writer lied or its disk did
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -80,9 +81,12 @@ def unpack_spec(data: bytes) -> Spec:
             if kind not in KINDS:
                 msg = f"a job of kind {kind!r}, which this version does not know"
                 raise PeerError(msg)
+            if not (math.isfinite(at) and math.isfinite(ttl)) or not all(isinstance(key, str) for key in defaults):
+                msg = "a job spec without an end"
+                raise PeerError(msg)
             return Spec(
                 kind, name[:200], session, float(at), float(ttl), detach, copies, owner,
-                tuple(sorted(defaults.items())), program[:200],
+                tuple((key, defaults[key]) for key in sorted(defaults)), program[:200],
             )  # fmt: skip
     msg = "a malformed job spec"
     raise PeerError(msg)
@@ -263,9 +267,7 @@ class Record:
         seal = self.seals.get(task)
         if seal is not None:
             return seal[1]
-        return min(
-            (b for b, r in self.results.items() if r.lo <= task < r.hi and b not in self.lost), default=None
-        )
+        return min((b for b, r in self.results.items() if r.lo <= task < r.hi and b not in self.lost), default=None)
 
     def crashes(self, task: int, kind: str) -> int:
         """Return how many failed executions of one kind ("w", "n", "e") the task has."""
