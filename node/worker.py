@@ -19,21 +19,22 @@ import socket
 import sys
 import threading
 from _signal import getsignal  # type: ignore[import-not-found]  # signal's own, without its enum: 50 ns, not 1.5 µs
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from p2pgrid.core import current, messages
 from p2pgrid.core.wire import Frame, Splitter, frame
 from p2pgrid.node.events import Segment
-from p2pgrid.node.page import INDEX, NONE, RUN, Page, Progress
+from p2pgrid.node.page import INDEX, NONE, RUN, START, Page, Progress
 from p2pgrid.node.worker_functions import Functions, Items, Unfit
 from p2pgrid.node.worker_output import Output
 from p2pgrid.node.worker_recent import Recent
 from p2pgrid.node.worker_report import Report
 from p2pgrid.node.worker_tasks import Work, run_segment
 
-RECV = 1 << 20
+RECV = 1 << 16
 NICE = 5
 OOM_SCORE_ADJ = 500
 _PR_SET_PDEATHSIG = 1
@@ -86,18 +87,13 @@ class Worker:
         work = Work(self._page, self._output, report, self._home, self._forked, number, attempt)
         self._page.words[RUN] = number
         current.enter(self._context(job, context, attempt))
-        before = dict(os.environ) if context.get("env") else None
-        os.environ.update(context.get("env") or {})
-
-        returned, unfit = self._work_off(work, job, segments)
-
-        if before is not None:
-            os.environ.clear()
-            os.environ.update(before)
-        self._restore_signals()
+        with _environment(context.get("env") or {}):
+            returned, unfit = self._work_off(work, job, segments)
+            # Before the page is cleared: what pickles the values is the user's code, and a crash in it needs a culprit.
+            report.finish(returned, unfit)
         current.enter(None)
         self._page.clear()
-        report.finish(returned, unfit)
+        self._restore_signals()
 
     def _work_off(
         self, work: Work, job: bytes, segments: Sequence[Segment]
@@ -107,6 +103,8 @@ class Worker:
             later = [(s.lo, s.hi) for s in segments[place + 1 :]]
             if work.recalled():
                 return [(segment.lo, segment.hi), *later], ""
+            self._page.floats[START] = monotonic()
+            self._page.words[INDEX] = segment.lo  # loading function and items runs the user's code, too
             try:
                 function = self._functions.load(segment.fn)
             except Unfit as unfit:
@@ -165,6 +163,20 @@ def main(arguments: Sequence[str]) -> None:
     gc.collect()
     gc.freeze()  # what is loaded now lives as long as the child: the collector need not look at it again
     Worker(socket.socket(fileno=sock_fd), page, output).serve()
+    os._exit(0)  # not by way of the interpreter's end: it would wait for threads that a task left
+
+
+@contextlib.contextmanager
+def _environment(extra: Mapping[str, str]) -> Iterator[None]:
+    """Add to the environment, and undo that and whatever tasks did to it."""
+    if not extra:
+        yield
+        return
+    before = dict(os.environ)
+    os.environ.update(extra)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def _die_with(daemon: int, sock_fd: int) -> None:

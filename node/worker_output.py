@@ -46,6 +46,9 @@ class Output:
         self._marks: list[tuple[int, int]] = []  # (from this offset on, this task wrote)
         self._last: int | None = None
         self._truncate()
+        self._open()
+
+    def _open(self) -> None:
         self._out = _Stream(1, self._note)
         self._err = _Stream(2, self._note)
         sys.stdout, sys.stderr = self._out, self._err
@@ -65,6 +68,9 @@ class Output:
     def restore(self) -> bool:
         """Undo what a task did to the streams and the descriptors below them; return whether it had."""
         changed = False
+        if self._out.closed or self._err.closed:  # by way of `sys.stdout.buffer`
+            self._open()
+            changed = True
         if sys.stdout is not self._out or sys.stderr is not self._err:
             sys.stdout, sys.stderr = self._out, self._err
             changed = True

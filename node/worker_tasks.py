@@ -82,7 +82,6 @@ def run_segment(work: Work, segment: Segment, function: Function, items: Items |
         return _all_failed(work, segment, function.broken)
     cut: Sequence[Any] = segment.data
     if items is not None:
-        work.page.words[INDEX] = segment.lo  # unpickling is the user's code as well, and may end the process
         try:
             cut = items.cut(segment.offset, segment.hi - segment.lo, fresh=work.attempt > 0)
         except BaseException as error:  # noqa: BLE001 - whatever unpickling the user's arguments raises is their failure

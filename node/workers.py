@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from time import monotonic
 
@@ -124,7 +124,7 @@ class WorkerPool:
         child = self._children[effect.worker]
         if child is None:
             return
-        running = child.page.running()
+        running = child.running()
         if running is not None and _is_meant(running, effect):
             child.condemn(Verdict("killed", f"killed while it ran task {running[1]}", None))
         else:
@@ -167,7 +167,8 @@ class WorkerPool:
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Spawn the children and serve them until `stop`.
 
-        `await nursery.start(pool.serve)`, from trio in the main thread. Returns once every process is gone. Cancelling it kills everything at once, too.
+        `await nursery.start(pool.serve)`, from trio in the main thread. Returns once every process is gone. Cancelling
+        it kills everything at once, too.
         """
         link_packages(self._packages)
         with Reaper(self._token) as self._reaper:
@@ -226,7 +227,7 @@ class WorkerPool:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._read, child)
             nursery.start_soon(self._write, child)
-            await _ended(pid)
+            await _ended(child.process)
             nursery.cancel_scope.cancel()
         died = await self._bury(child)
         return child.ready, died.stderr or died.detail
@@ -297,17 +298,16 @@ def _is_meant(running: tuple[int, int], effect: Kill) -> bool:
     return run == effect.run and (effect.spans is None or any(lo <= index < hi for lo, hi in effect.spans))
 
 
-async def _ended(pid: int) -> None:
-    """Return when a child process has ended; it stays a zombie, so its number is nobody else's yet."""
+async def _ended(process: subprocess.Popen[bytes]) -> None:
+    """Return when a child process has ended; it stays a zombie, so its number is nobody else's yet (on Linux)."""
     if sys.platform == "linux":
-        fd = os.pidfd_open(pid)
+        fd = os.pidfd_open(process.pid)
         try:
             await trio.lowlevel.wait_readable(fd)
         finally:
             os.close(fd)
     else:
-        wait = partial(os.waitid, os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        await trio.to_thread.run_sync(wait, abandon_on_cancel=True)
+        await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
 
 
 def _state(worker: int, child: Child | None) -> WorkerState:

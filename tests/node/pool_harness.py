@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, Concatenate, ParamSpec, Self
 
 import cloudpickle
 import pytest
@@ -165,13 +165,13 @@ async def serving(folder: Path, slots: int, python: Sequence[Path], options: Poo
 
 
 def pooled(
-    slots: int = 1, python: Path | None = None, options: PoolOptions = PoolOptions()
+    slots: int = 1, python: Path | None = None, options: PoolOptions | None = None
 ) -> Callable[[Callable[Concatenate[Harness, P], Awaitable[None]]], Callable[..., None]]:
     """Turn `async def test(harness)` into a test with real workers."""
 
     def decorate(test: Callable[Concatenate[Harness, P], Awaitable[None]]) -> Callable[..., None]:
         async def main(folder: Path) -> None:
-            async with serving(folder, slots, [python or Path(sys.executable)], options) as harness:
+            async with serving(folder, slots, [python or Path(sys.executable)], options or PoolOptions()) as harness:
                 await test(harness)  # type: ignore[call-arg]
 
         def run(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ class Gate:
             stream.close()
         self._waiting.clear()
 
-    def __enter__(self) -> Gate:
+    def __enter__(self) -> Self:
         """Use as a context manager: the tasks that still wait go on."""
         return self
 

@@ -26,7 +26,8 @@ async def main(folder: Path) -> None:
             await gate.arrival()
             reaper = harness.pool._reaper._process
             assert reaper is not None
-            print(harness.pool._token, reaper.pid, flush=True)
+            sys.stdout.write(f"{harness.pool._token} {reaper.pid}\n")
+            sys.stdout.flush()
             await trio.sleep_forever()
 
 

@@ -1,4 +1,5 @@
 """What one task does to its worker child, and what it cannot do to the next task. Real processes."""
+# ruff: noqa: T201 - tasks print
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -202,14 +204,19 @@ def use_up() -> None:
     raise MemoryError
 
 
+def raised_by(function: Callable[[], None]) -> BaseException:
+    try:
+        function()
+    except BaseException as error:  # noqa: BLE001 - the very thing to compare with
+        return error
+    raise AssertionError("it raised nothing")
+
+
 @pooled()
 async def test_exceptions_come_back_as_raised(h: Harness) -> None:
     """Type, text and attributes; what would end a process ends only its task."""
     for function in (decode_json, check_output, decode_utf8, open_missing, group, interrupt, use_up):
-        try:
-            function()
-        except BaseException as error:  # noqa: BLE001 - the very thing to compare with
-            expected = error
+        expected = raised_by(function)
         report = await h.do(function, [()])
 
         assert type(report.errors[0]) is type(expected)
@@ -260,7 +267,7 @@ async def test_a_function_of_an_installed_module_goes_by_name(h: Harness) -> Non
     assert report.values == {0: "b"}
 
 
-# ---- what a task does to the process ----------------------------------------------------------------------------------
+# ---- what a task does to the process ---------------------------------------------------------------------------------
 
 
 def vandalise(kind: str) -> None:
@@ -284,6 +291,8 @@ def vandalise(kind: str) -> None:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         case "close file":
             sys.stdout.close()
+        case "close buffer":
+            sys.stderr.buffer.close()
 
 
 def well(_: int) -> tuple[str, bool]:
@@ -296,7 +305,7 @@ def well(_: int) -> tuple[str, bool]:
 async def test_what_a_task_does_to_its_process_ends_with_it(h: Harness) -> None:
     """Closed descriptors, replaced streams, another folder, an alarm, a handler: the next task sees none of it."""
     home = (await h.do(well, [(0,)])).values[0]
-    for kind in ("close", "replace", "dup", "leave", "remove", "alarm", "handler", "close file"):
+    for kind in ("close", "replace", "dup", "leave", "remove", "alarm", "handler", "close file", "close buffer"):
         await h.do(vandalise, [(kind,)])
         report = await h.do(well, [(0,)])
 
@@ -370,7 +379,7 @@ def test_the_surroundings_of_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     }  # fmt: skip
 
 
-# ---- output -----------------------------------------------------------------------------------------------------------
+# ---- output ----------------------------------------------------------------------------------------------------------
 
 
 def say(x: int) -> None:
@@ -424,7 +433,7 @@ async def test_the_last_64_kib_are_kept(h: Harness) -> None:
     assert report.logs[0].endswith(b"line 49999\n")
 
 
-# ---- async ------------------------------------------------------------------------------------------------------------
+# ---- async -----------------------------------------------------------------------------------------------------------
 
 
 async def meet(gate: str, x: int) -> int:
@@ -460,8 +469,10 @@ async def leave(kind: str) -> str:
             task = asyncio.current_task()
             assert task is not None
             task.cancel()
-    await asyncio.sleep(0)
-    return kind
+        case _:
+            return kind
+    await asyncio.Event().wait()  # here the cancellation arrives
+    return "never"
 
 
 @pooled()
@@ -473,7 +484,7 @@ async def test_async_tasks_fail_alone(h: Harness) -> None:
     assert report.values == {2: "well"}
 
 
-# ---- what a task knows of itself --------------------------------------------------------------------------------------
+# ---- what a task knows of itself -------------------------------------------------------------------------------------
 
 
 def who(_: int) -> tuple[Any, ...]:
@@ -492,7 +503,7 @@ async def test_a_task_knows_itself(h: Harness) -> None:
         ("calm-river-42", i, 2, "n0", current.task_seed(JOB, i)) for i in range(3)
     ]
     assert [values[i][6] for i in range(3)] == [1, 1, 1]
-    assert not any(Path(values[i][5]).exists() for i in range(3))
+    assert not any(os.path.exists(values[i][5]) for i in range(3))  # noqa: PTH110, ASYNC240 - local, and quick
     assert current.current() is None
 
 
