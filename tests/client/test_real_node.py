@@ -1,0 +1,402 @@
+"""The Python door on real node processes: found, embedded, killed, restarted, interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import p2pgrid as pg
+from p2pgrid.client.grid import Grid
+from p2pgrid.client.localgrid import LocalGrid
+
+pytestmark = pytest.mark.slow
+
+SOON_S = 30.0
+ROOT = Path(pg.__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[LocalGrid]:
+    """One node of two slots for the tests that do it no harm."""
+    with LocalGrid(slots=2) as grid:
+        yield grid
+
+
+@pytest.fixture
+def grid(shared: LocalGrid) -> Iterator[Grid]:
+    grid = shared.grid(0)
+    yield grid
+    grid.abandon()
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def slow_square(x: int) -> int:
+    time.sleep(0.02)
+    return x * x
+
+
+def wait_until(ready: Callable[[], bool], timeout_s: float = SOON_S) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def script(text: str, directory: Path, **environment: str) -> subprocess.Popen[str]:
+    """Start a program of a user's in a folder of its own, as Ctrl-C would find it."""
+    (directory / "program.py").write_text(textwrap.dedent(text))
+    env = os.environ | {"PYTHONPATH": str(ROOT), "XDG_DATA_HOME": str(directory / "data")} | environment
+    env.pop("P2PGRID_DIR", None)
+    return subprocess.Popen(
+        [sys.executable, "program.py"], cwd=directory, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+# ---- what runs -------------------------------------------------------------------------------------------------------
+
+
+def test_all_kinds_of_functions(grid: Grid) -> None:
+    """Functions of this module, lambdas, closures, methods, async functions, exceptions, kwargs."""
+    base = 40
+
+    class Adder:
+        def __init__(self, n: int) -> None:
+            self.n = n
+
+        def add(self, m: int) -> int:
+            return self.n + m
+
+    async def later(x: int) -> int:
+        await asyncio.sleep(0.01)
+        return x + base
+
+    assert grid.submit(square, 7).result(SOON_S) == 49
+    assert grid.submit(lambda x: x + base, 2).result(SOON_S) == 42
+    assert grid.submit(Adder(40).add, 2).result(SOON_S) == 42
+    assert grid.submit(later, 2).result(SOON_S) == 42
+    assert grid.submit(int, "ff", base=16).result(SOON_S) == 255
+    assert isinstance(grid.submit(Adder, 5).result(SOON_S), Adder)
+
+
+def test_map_in_order(grid: Grid) -> None:
+    """100,000 squares in order, and from a generator."""
+    assert list(grid.map(square, range(100_000))) == [x * x for x in range(100_000)]
+    assert sum(grid.map(square, iter(range(10_000)))) == sum(x * x for x in range(10_000))
+    assert sorted(grid.imap_unordered(slow_square, range(50))) == [x * x for x in range(50)]
+
+
+def test_a_task_that_raises_leaves_the_others_alone(grid: Grid) -> None:
+    """The exception is the task's own."""
+    futures = [grid.submit(lambda x: 1 // x, x) for x in (1, 0, 1)]
+
+    assert [futures[0].result(SOON_S), futures[2].result(SOON_S)] == [1, 1]
+    with pytest.raises(ZeroDivisionError):
+        futures[1].result(SOON_S)
+
+
+def test_what_a_future_can_say(grid: Grid) -> None:
+    """state, node, logs and explain come from the node."""
+
+    def talk() -> None:
+        print("hello from", "a task")
+
+    future = grid.submit(talk)
+    future.result(SOON_S)
+
+    assert future.state == "done"
+    assert future.node == "n0"
+    assert future.attempts >= 1
+    assert future.logs() == "hello from a task\n"
+    assert "done" in future.explain()
+    running = grid.submit(time.sleep, 60)
+    wait_until(lambda: running.state == "running")
+    assert running.running()
+    running.cancel()
+
+
+def test_cancel_kills_the_task(grid: Grid, tmp_path: Path) -> None:
+    """A running task is cancelled at once and its process group is killed within 3 s."""
+    file = tmp_path / "pid"
+
+    def task(path: str) -> None:
+        child = subprocess.Popen(["sleep", "600"])
+        Path(path).write_text(f"{child.pid}")
+        child.wait()
+
+    future = grid.submit(task, str(file))
+    wait_until(lambda: file.exists() and bool(file.read_text()))
+    pid = int(file.read_text())
+
+    assert future.cancel() is True
+    assert future.cancelled()
+    wait_until(lambda: not is_alive(pid), 15.0)
+    assert grid.submit(square, 3).result(SOON_S) == 9
+
+
+def test_started_job_is_found_by_another_client(shared: LocalGrid, grid: Grid) -> None:
+    """A started job outlives its client; any other finds it by id and reads it."""
+    first = shared.grid(0)
+    job = first.start(slow_square, range(30), name="thirty")
+    first.abandon()
+    found = grid.job(job.id)
+
+    assert (found.id, found.name) == (job.id, "thirty")
+    assert found.wait(SOON_S)
+    assert list(found.results(SOON_S)) == [x * x for x in range(30)]
+    assert found.progress() == (30, 0, 30)
+    assert found.state == "done"
+    assert grid.future(f"{job.id}/7").result(SOON_S) == 49
+    assert job.id in [one.id for one in grid.jobs()]
+    assert sorted(f.result() for f in found.as_completed(SOON_S)) == sorted(x * x for x in range(30))
+
+
+def test_unknown_ids(grid: Grid) -> None:
+    """What nobody knows is NotFound, never pending."""
+    job = grid.start(square, range(3))
+    for ask in (lambda: grid.job("no-such-1"), lambda: grid.future("no-such-1/0"), lambda: grid.future(f"{job.id}/3")):
+        with pytest.raises(pg.NotFound):
+            ask()
+
+
+def test_failed_tasks_of_a_job(grid: Grid) -> None:
+    """results() raises at the first failed index; failed() lists them."""
+    job = grid.start(lambda x: 10 // (x - 5), range(10))
+    job.wait(SOON_S)
+
+    assert job.state == "failed"
+    assert [future.index for future in job.failed()] == [5]
+    with pytest.raises(ZeroDivisionError):
+        list(job.results(SOON_S))
+
+
+def test_options_that_nobody_satisfies(grid: Grid) -> None:
+    """strict=True refuses at once; otherwise the task waits and says why."""
+    with pytest.raises(pg.Unschedulable, match="gpu"):
+        grid.options(resources={"gpu": 1}, strict=True).submit(square, 1).result(SOON_S)
+    future = grid.options(resources={"gpu": 1}).submit(square, 1)
+    wait_until(lambda: "gpu" in future.explain())
+
+    assert future.state == "waiting"
+    assert future.cancel()
+
+
+def test_large_values_travel(grid: Grid) -> None:
+    """20 MB there and back."""
+    data = os.urandom(20_000_000)
+
+    assert grid.submit(bytes, data).result(SOON_S) == data
+
+
+# ---- crashes ---------------------------------------------------------------------------------------------------------
+
+
+def test_killed_node_and_a_waiting_client(tmp_path: Path) -> None:
+    """SIGKILL of the node, twice, restarted on its directory: the waiting client gets every value once."""
+    count = tmp_path / "count"
+
+    def task(x: int, path: str) -> int:
+        time.sleep(0.01)
+        with open(path, "a") as file:  # noqa: PTH123
+            file.write(f"{x}\n")
+        return x * x
+
+    with LocalGrid(slots=2) as local:
+        grid = local.grid(0, timeout=SOON_S)
+        futures = [grid.submit(task, x, str(count)) for x in range(100)]
+        results = grid.starmap(task, [(x, str(count)) for x in range(100, 300)])
+        for wanted in (40, 150):
+            wait_until(lambda wanted=wanted: count.exists() and len(count.read_text().split()) >= wanted)
+            local.nodes[0].kill()
+            local.nodes[0].start()
+
+        assert [future.result(SOON_S) for future in futures] == [x * x for x in range(100)]
+        assert list(results) == [x * x for x in range(100, 300)]
+        ran = count.read_text().split()
+        assert len(set(ran)) == 300
+        assert len(ran) < 320  # what ran when the node was killed, and what was not on disk yet, may run again
+        grid.shutdown()
+
+
+def test_killed_node_that_stays_away() -> None:
+    """Without the node waiting ends in NodeGone after `timeout`."""
+    with LocalGrid(slots=1) as local:
+        grid = local.grid(0, timeout=1.0)
+        future = grid.submit(time.sleep, 60)
+        wait_until(lambda: future.state == "running")
+        local.nodes[0].kill()
+
+        with pytest.raises(pg.NodeGone, match="p2pgrid node, then: p2pgrid result"):
+            future.result(SOON_S)
+
+
+def test_worker_that_dies_is_an_error_of_its_task() -> None:
+    """os._exit in a task ends in WorkerCrashed for that task only."""
+    with LocalGrid(slots=2) as local:
+        grid = local.grid(0)
+        bad = grid.submit(os._exit, 3)
+        good = [grid.submit(slow_square, x) for x in range(20)]
+
+        assert [future.result(SOON_S) for future in good] == [x * x for x in range(20)]
+        with pytest.raises(pg.WorkerCrashed):
+            bad.result(SOON_S)
+        grid.shutdown()
+
+
+# ---- embedded nodes and programs -------------------------------------------------------------------------------------
+
+
+def test_embedded_node_of_a_program(tmp_path: Path) -> None:
+    """A program without a node gets one, is told so once, and the node ends after it."""
+    program = script(
+        """
+        import p2pgrid as pg
+        def f(x): return x + 1
+        if __name__ == "__main__":
+            with pg.Grid() as grid:
+                print(sum(grid.map(f, range(10))), grid._session.welcome.pid)
+        """,
+        tmp_path,
+    )
+    out, err = program.communicate(timeout=SOON_S)
+    total, pid = out.split()
+
+    assert total == "55"
+    assert err.count("no node runs here (looked in ") == 1
+    assert "started one for this directory, " in err
+    wait_until(lambda: not is_alive(int(pid)))
+
+
+def test_two_programs_at_once_share_the_embedded_node(tmp_path: Path) -> None:
+    """Of two that start a node at the same time one attaches to the other's."""
+    text = """
+        import p2pgrid as pg, time
+        if __name__ == "__main__":
+            with pg.Grid() as grid:
+                print(grid.submit(abs, -3).result(), grid._session.welcome.pid)
+                time.sleep(1)
+        """
+    (tmp_path / "data").mkdir()
+    programs = [script(text, tmp_path) for _ in range(3)]
+    outs = [program.communicate(timeout=SOON_S) for program in programs]
+
+    assert [out.split()[0] for out, _ in outs] == ["3"] * 3, outs
+    assert len({out.split()[1] for out, _ in outs}) == 1
+
+
+def test_ctrl_c_cancels_within_seconds(tmp_path: Path) -> None:
+    """SIGINT to a program that waits: its tasks, and what they started, are gone soon."""
+    program = script(
+        """
+        import subprocess, time
+        import p2pgrid as pg
+        def spin(path):
+            open(path + "-spin", "w").write(str(__import__("os").getpid()))
+            while True: pass
+        def sleep(path):
+            child = subprocess.Popen(["sleep", "600"])
+            open(path + "-sleep", "w").write(str(child.pid))
+            child.wait()
+        if __name__ == "__main__":
+            with pg.Grid() as grid:
+                a, b = grid.submit(spin, PATH), grid.submit(sleep, PATH)
+                print("submitted", flush=True)
+                a.result()
+        """.replace("PATH", repr(str(tmp_path / "pid"))),
+        tmp_path,
+        P2PGRID_NODE_SLOTS="2",
+    )
+    files = [tmp_path / "pid-spin", tmp_path / "pid-sleep"]
+    wait_until(lambda: all(file.exists() and file.read_text() for file in files))
+    started = time.monotonic()
+    os.kill(program.pid, signal.SIGINT)
+    program.communicate(timeout=SOON_S)
+    ended = time.monotonic() - started
+    wait_until(lambda: not any(is_alive(int(file.read_text())) for file in files), 15.0)
+    gone = time.monotonic() - started
+    print(f"program ended after {ended:.2f} s, its tasks after {gone:.2f} s")
+
+    assert program.returncode != 0
+    assert gone < 15.0
+
+
+def test_program_without_with_waits_at_its_end(tmp_path: Path) -> None:
+    """As with any Executor, what was submitted is done before the program ends."""
+    program = script(
+        """
+        import p2pgrid as pg
+        def write(path): import time; time.sleep(0.3); open(path, "w").write("done")
+        if __name__ == "__main__":
+            pg.submit(write, PATH)
+        """.replace("PATH", repr(str(tmp_path / "written"))),
+        tmp_path,
+    )
+    _, err = program.communicate(timeout=SOON_S)
+
+    assert program.returncode == 0, err
+    assert (tmp_path / "written").read_text() == "done"
+
+
+def test_import_is_light() -> None:
+    """`import p2pgrid` brings neither trio nor libp2p, click, rich, cloudpickle nor msgpack."""
+    heavy = ("trio", "libp2p", "click", "rich", "cloudpickle", "msgpack", "asyncio")
+    code = f"import sys, p2pgrid; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+
+    assert done.stdout.strip() == "[]"
+
+
+# ---- others' schedulers ----------------------------------------------------------------------------------------------
+
+
+def test_dask_array_on_the_grid(grid: Grid) -> None:
+    """Dask takes the grid as its scheduler."""
+    dask = pytest.importorskip("dask")
+    array = pytest.importorskip("dask.array")
+    with dask.config.set(scheduler=grid):
+        total = (array.ones((1000, 1000), chunks=(250, 250)) + 1).sum().compute()
+
+    assert float(total) == 2_000_000.0
+
+
+def test_many_threads_submit(grid: Grid) -> None:
+    """Ten threads at once, each gets its own values."""
+    got: dict[int, list[Any]] = {}
+
+    def work(k: int) -> None:
+        futures = [grid.submit(square, k * 1000 + i) for i in range(300)]
+        got[k] = [future.result(SOON_S) for future in concurrent.futures.as_completed(futures)]
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert all(sorted(got[k]) == [(k * 1000 + i) ** 2 for i in range(300)] for k in range(10))
