@@ -336,7 +336,10 @@ class Keeping:
         seal = bool(kept.watches)
         for position, outcome in enumerate(outcomes):
             lo, hi, shape, data = outcome
-            if lo >= hi or not kept.done.missing(lo, hi) or (kept.cancelled and not kept.cancelled.missing(lo, hi)):
+            if lo >= hi or (kept.cancelled and not kept.cancelled.missing(lo, hi)):
+                continue
+            open_spans = kept.done.missing(lo, hi)
+            if not open_spans:
                 continue
             if source:
                 batch = BatchId(source.node, source.incarnation, source.number + position)
@@ -347,7 +350,7 @@ class Keeping:
             content = content_id(value)
             results = Results(lo, hi, shape == 2, attempt, content)
             kept.record.results[batch] = results
-            new += kept.done.missing(lo, hi)
+            new += open_spans
             kept.done.add(lo, hi)
             if shape == 2:
                 kept.failed.add(lo, hi)

@@ -100,6 +100,7 @@ class Machine:
         self._log_requests: dict[int, tuple[int, int]] = {}
         self._tokens = 1 << 40  # apart from those of `keeping`
         self._stopping = False
+        self._hungry = False
         self._stopped = False
         self._events: dict[type, Callable[[Any, float], None]] = {
             e.Loaded: self._on_loaded,
@@ -145,10 +146,14 @@ class Machine:
     def handle(self, event: e.Event, now: float) -> list[e.Effect]:
         """Take in one event; return what the shell shall do, in order."""
         self._out = []
-        self._events[type(event)](event, now)
+        kind = type(event)
+        self._hungry = kind is not e.Stored  # the one frequent event that gives workers nothing new
+        self._events[kind](event, now)
         if self.loaded:
-            self._feed(now)
-            self._settle_stop()
+            if self._hungry:
+                self._feed(now)
+            if self._stopping:
+                self._settle_stop()
         return self._out
 
     def wall(self, now: float) -> float:
@@ -360,7 +365,7 @@ class Machine:
         _, effects = self.keeping.input(kept, lo, hi, data, client)
         work = self._work_of(kept)
         new = self.pool.append(work, batch)
-        if kept.cancelled or kept.done:
+        if kept.cancelled or kept.done.within(lo, hi):
             for a, b in (RangeSet([(lo, hi)]) - kept.done) - kept.cancelled:
                 self.pool.make_ready(work, a, b)
         else:
@@ -464,9 +469,12 @@ class Machine:
     # ---- feeding workers, asking and offering -----------------------------------------------------------------------
 
     def _feed(self, now: float) -> None:
+        self._hungry = False
         self._out += self.running.feed(self.pool, self._eligible, now)
-        if not self.peers:
-            return
+        if self.peers:
+            self._feed_peers(now)
+
+    def _feed_peers(self, now: float) -> None:
         if self.running.free_slots() and not self._stopping:
             asks = self.holding.ask(self.running.free_slots(), self.running.speed(), now)
             self._out += asks
@@ -559,8 +567,7 @@ class Machine:
             self.pool.put_back(info.taken, self._wanted(work, returned))
         if event.unfit:
             self._unfit(info, event.unfit)
-        if self.pool.ready():
-            self._feed(now)  # the next grain leaves before the results are looked at
+        self._feed(now)  # the next grain leaves before the results are looked at
         if event.logs and work.keeper is None and work.job in self.keeping.jobs:
             effect = self.keeping.log(self.keeping.jobs[work.job], event.logs)
             if effect is not None:
@@ -737,6 +744,7 @@ class Machine:
 
     def _reissue(self, kept: Kept, spans: Sequence[Span], *, alone: bool) -> None:
         """Let tasks run again, under a higher attempt number."""
+        self._hungry = True
         work = self._work_of(kept)
         self._out += self.keeping.reissued(kept, spans)
         work.attempts = kept.record.attempts
@@ -1023,7 +1031,7 @@ class Machine:
             self._timer(("grace",), now + event.grace_s)
 
     def _settle_stop(self) -> None:
-        if self._stopping and not self._stopped and not self.running.busy() and not self.keeping.unsettled:
+        if not self._stopped and not self.running.busy() and not self.keeping.unsettled:
             self._stopped = True
             waiting = [answers.hand_over(kept) for kept in self.keeping.jobs.values() if not kept.ended]
             self._out.append(e.Stopped(waiting))

@@ -14,7 +14,7 @@ Rule: this file knows neither workers nor peers nor journals.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from p2pgrid.core.batch import CALLS, InputBatch, InputRun, python_minor
@@ -207,8 +207,9 @@ class Pool:
 
     def candidates(self, foreign: bool = True) -> list[Lane]:
         """Return the lanes with ready tasks, the one to serve first in front."""
+        works: Iterable[Work]
         if len(self.works) == 1:
-            works = list(self.works.values())
+            works = self.works.values()
         else:
             owners = sorted(self._owners.values(), key=lambda owner: owner.served_s)
             works = [w for owner in owners for w in sorted(owner.works, key=lambda w: (-_priority(w), w.turn))]

@@ -103,7 +103,8 @@ class Running:
         return self.slots / max(newest, 1e-7)
 
     def _cpus_used(self) -> float:
-        return sum(max(r.taken.lane.cpus for r in w.runs) for w in self.workers.values() if w.runs)
+        # Whatever is queued behind a run takes no more than it: only one-slot tasks are queued.
+        return sum([w.runs[0].taken.lane.cpus for w in self.workers.values() if w.runs])
 
     def _resources_free(self, lane: Lane) -> bool:
         for name, amount in lane.resources.items():
@@ -121,17 +122,18 @@ class Running:
         out: list[Effect] = []
         if self.stopping:
             return out
-        idle = self.idle()
         starved = False
-        for worker in idle:
-            if not self._give(worker, pool, eligible, now, out):
-                starved = True
-                break
+        queued = 0
+        for worker in self.workers.values():
+            if worker.runs:
+                queued += 1
+            elif worker.ready and not starved:
+                starved = not self._give(worker, pool, eligible, now, out)
         if not starved:
             for worker in self.workers.values():
                 if worker.ready and len(worker.runs) == 1 and not self._prefetch(worker, pool, eligible, now, out):
                     break
-        if starved and not self._recall_due and any(self._unstarted(w) for w in self.workers.values()):
+        elif queued and not self._recall_due and any(self._unstarted(w) > 0 for w in self.workers.values()):
             self._recall_due = True
             out.append(SetTimer(("recall",), now + self.options.recall_after_s))
         return out
@@ -145,12 +147,14 @@ class Running:
 
     def _choose(self, pool: Pool, eligible: Any, now: float) -> Lane | None:
         """Return the lane to serve next; slots are kept free for one that waited over a second for enough of them."""
-        used = self._cpus_used()
         if self._waiting is not None and not self._waiting[0].ready:
             self._waiting = None
+        used = -1.0
         for lane in pool.candidates():
             if not eligible(lane):
                 continue
+            if used < 0:
+                used = self._cpus_used()
             if used + lane.cpus <= self.slots and self._resources_free(lane):
                 if self._waiting is None or lane is self._waiting[0]:
                     self._waiting = None

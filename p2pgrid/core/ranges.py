@@ -153,6 +153,8 @@ class RangeSet:
 
     def within(self, lo: int, hi: int) -> list[Span]:
         """Return the parts of [lo, hi) that are in the set."""
+        if not self._hi or lo >= self._hi[-1]:
+            return []
         if lo >= hi:
             return []
         left = bisect_right(self._hi, lo)
