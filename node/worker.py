@@ -32,7 +32,7 @@ from p2pgrid.node.worker_functions import Functions, Items, Unfit
 from p2pgrid.node.worker_output import Output
 from p2pgrid.node.worker_recent import Recent
 from p2pgrid.node.worker_report import Report
-from p2pgrid.node.worker_tasks import Work, run_segment
+from p2pgrid.node.worker_tasks import Work, fail_all, run_segment
 
 RECV = 1 << 16
 NICE = 5
@@ -87,8 +87,8 @@ class Worker:
         work = Work(self._page, self._output, report, self._home, self._forked, number, attempt)
         self._page.words[RUN] = number
         current.enter(self._context(job, context, attempt))
-        with _environment(context.get("env") or {}):
-            returned, unfit = self._work_off(work, job, segments)
+        with _environment(context.get("env") or {}) as refused:
+            returned, unfit = self._work_off(work, job, segments, refused)
             # Before the page is cleared: what pickles the values is the user's code, and a crash in it needs a culprit.
             report.finish(returned, unfit)
         current.enter(None)
@@ -96,11 +96,17 @@ class Worker:
         self._restore_signals()
 
     def _work_off(
-        self, work: Work, job: bytes, segments: Sequence[Segment]
+        self, work: Work, job: bytes, segments: Sequence[Segment], refused: Exception | None
     ) -> tuple[list[tuple[int, int]], str]:
-        """Run the segments; return the ranges that were not started, and why this interpreter is unfit for them."""
+        """Run the segments; return the ranges that were not started, and why this interpreter is unfit for them.
+
+        `refused` is why the run cannot start: all its tasks fail with that.
+        """
         for place, segment in enumerate(segments):
             later = [(s.lo, s.hi) for s in segments[place + 1 :]]
+            if refused is not None:
+                fail_all(work, segment, refused)
+                continue
             if work.recalled():
                 return [(segment.lo, segment.hi), *later], ""
             self._page.floats[START] = monotonic()
@@ -167,14 +173,18 @@ def main(arguments: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def _environment(extra: Mapping[str, str]) -> Iterator[None]:
-    """Add to the environment, and undo that and whatever tasks did to it."""
+def _environment(extra: Mapping[str, str]) -> Iterator[Exception | None]:
+    """Add to the environment, and undo that and whatever tasks did to it; give the error if it cannot be set."""
     if not extra:
-        yield
+        yield None
         return
     before = dict(os.environ)
-    os.environ.update(extra)
-    yield
+    refused: Exception | None = None
+    try:
+        os.environ.update(extra)
+    except (TypeError, ValueError, OSError) as error:  # no text, a NUL in it, no name
+        refused = error
+    yield refused
     os.environ.clear()
     os.environ.update(before)
 

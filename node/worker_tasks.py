@@ -79,13 +79,13 @@ class Work:
 def run_segment(work: Work, segment: Segment, function: Function, items: Items | None) -> int:
     """Run tasks [lo, hi) of a segment; return the first that was not started (hi: all were)."""
     if function.broken is not None:
-        return _all_failed(work, segment, function.broken)
+        return fail_all(work, segment, function.broken)
     cut: Sequence[Any] = segment.data
     if items is not None:
         try:
             cut = items.cut(segment.offset, segment.hi - segment.lo, fresh=work.attempt > 0)
         except BaseException as error:  # noqa: BLE001 - whatever unpickling the user's arguments raises is their failure
-            return _all_failed(work, segment, error)
+            return fail_all(work, segment, error)
     if function.is_async:
         return _on_lanes(work, segment, function.call, cut)
     if segment.shape == CALLS:
@@ -111,7 +111,8 @@ def _on_lanes(work: Work, segment: Segment, call: Callable[..., Any], inputs: Se
     return worker_async.run(work, segment.lo, segment.hi, start)
 
 
-def _all_failed(work: Work, segment: Segment, error: BaseException) -> int:
+def fail_all(work: Work, segment: Segment, error: BaseException) -> int:
+    """Fail all tasks of a segment; return its end, as `run_segment` does."""
     data = results.failure(error, skip_frames=1)
     for index in range(segment.lo, segment.hi):
         work.report.failed(index, data)

@@ -6,6 +6,7 @@ import os
 import pickle
 import select
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ from p2pgrid.node.workers import PoolOptions, WorkerPool
 DEADLINE_S = 30.0
 JOB = b"0123456789abcdef"
 CALLS, ITEMS, TUPLES = 0, 1, 2
+MIB = 1024 * 1024
 
 P = ParamSpec("P")
 
@@ -226,6 +228,37 @@ def wait_at(gate: str, text: object) -> None:
     stream.sendall(str(text).encode())
     stream.recv(1)
     stream.close()
+
+
+def at_gate(gate: str, index: int) -> int:
+    """In a task: wait at the gate; return the index."""
+    wait_at(gate, index)
+    return index
+
+
+def spin() -> None:
+    """In a task: never end."""
+    while True:
+        pass
+
+
+def start_family(gate: str) -> None:
+    """In a task: start processes, some in sessions of their own, say their numbers at the gate, never end."""
+    families = [
+        subprocess.Popen(["sleep", "600"]),
+        subprocess.Popen(["sleep", "600"], start_new_session=True),
+        subprocess.Popen(["sh", "-c", "sleep 600 & sleep 600"], start_new_session=True),
+    ]
+    wait_at(gate, " ".join(str(process.pid) for process in families))
+    spin()
+
+
+def bad_python(folder: Path) -> Path:
+    """Make an interpreter that says one line and fails."""
+    path = folder / "python-bad"
+    path.write_text("#!/bin/sh\necho no such luck >&2\nexit 1\n")
+    path.chmod(0o755)
+    return path
 
 
 def all_gone(pids: Iterable[int], within_s: float) -> bool:

@@ -13,8 +13,7 @@ from pathlib import Path
 import trio
 
 from p2pgrid.node.workers import PoolOptions
-from tests.node.pool_harness import Gate, serving
-from tests.node.test_workers import spin, start_family
+from tests.node.pool_harness import Gate, serving, spin, start_family
 
 
 async def main(folder: Path) -> None:

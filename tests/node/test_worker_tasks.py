@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+import multiprocessing
 import os
 import pickle
 import signal
@@ -379,111 +379,6 @@ def test_the_surroundings_of_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     }  # fmt: skip
 
 
-# ---- output ----------------------------------------------------------------------------------------------------------
-
-
-def say(x: int) -> None:
-    print("task", x)
-
-
-def say_rarely(x: int) -> int:
-    if x % 1000 == 0:
-        print("task", x)
-    return x
-
-
-def say_everywhere() -> None:
-    print("python", flush=True)
-    subprocess.run(["sh", "-c", "echo out; echo err >&2"], check=True)
-    print("stderr", file=sys.stderr)
-    print("unfinished", end="")
-
-
-def say_much() -> None:
-    for line in range(50_000):
-        print("line", line)
-
-
-@pooled()
-async def test_output_belongs_to_the_task_that_printed_it(h: Harness) -> None:
-    """Calls, packed tasks, and a packed task that prints in the middle of a fast slice."""
-    calls = await h.do(say, [(1,), (2,)])
-    packed = await h.do(say, range(2000), shape=ITEMS)
-    rare = await h.do(say_rarely, range(10_000), shape=ITEMS)
-
-    assert calls.logs == {0: b"task 1\n", 1: b"task 2\n"}
-    assert packed.logs == {x: b"task %d\n" % x for x in range(2000)}
-    assert rare.logs == {x: b"task %d\n" % x for x in range(0, 10_000, 1000)}
-
-
-@pooled()
-async def test_output_of_subprocesses_is_caught(h: Harness) -> None:
-    """Both streams, in the order written."""
-    report = await h.do(say_everywhere, [()])
-
-    assert report.logs[0] == b"python\nout\nerr\nstderr\nunfinished"
-
-
-@pooled()
-async def test_the_last_64_kib_are_kept(h: Harness) -> None:
-    """A talkative task keeps its end."""
-    report = await h.do(say_much, [()])
-
-    assert len(report.logs[0]) == 64 * 1024
-    assert report.logs[0].endswith(b"line 49999\n")
-
-
-# ---- async -----------------------------------------------------------------------------------------------------------
-
-
-async def meet(gate: str, x: int) -> int:
-    reader, writer = await asyncio.open_unix_connection(gate)
-    writer.write(str(x).encode())
-    print("meet", x)
-    await reader.read()
-    writer.close()
-    index = current.running_index()
-    print("left", x)
-    return index if index is not None else -1
-
-
-@pooled()
-async def test_async_tasks_run_together(h: Harness) -> None:
-    """Five of them wait at one gate at the same time; each keeps its own output and its own index."""
-    with Gate(h.pool._scratch.parent) as gate:
-        number = h.start(meet, [(gate.path, x) for x in range(5)], shape=TUPLES)
-        arrived = [await gate.arrival() for _ in range(5)]
-        gate.open()
-        report = await h.finished(number)
-
-    assert sorted(arrived) == list("01234")
-    assert report.values == {x: x for x in range(5)}
-    assert report.logs == {x: b"meet %d\nleft %d\n" % (x, x) for x in range(5)}
-
-
-async def leave(kind: str) -> str:
-    match kind:
-        case "exit":
-            sys.exit(1)
-        case "cancel":
-            task = asyncio.current_task()
-            assert task is not None
-            task.cancel()
-        case _:
-            return kind
-    await asyncio.Event().wait()  # here the cancellation arrives
-    return "never"
-
-
-@pooled()
-async def test_async_tasks_fail_alone(h: Harness) -> None:
-    """SystemExit and cancellation are outcomes of their task, on a loop that goes on."""
-    report = await h.do(leave, [("exit",), ("cancel",), ("well",)])
-
-    assert {i: type(e) for i, e in report.errors.items()} == {0: SystemExit, 1: asyncio.CancelledError}
-    assert report.values == {2: "well"}
-
-
 # ---- what a task knows of itself -------------------------------------------------------------------------------------
 
 
@@ -545,3 +440,71 @@ async def test_a_second_attempt_gets_a_fresh_argument(h: Harness) -> None:
     second = await h.do(change, [[]], shape=ITEMS, attempt=1)
 
     assert first.values == second.values == {0: [0]}
+
+
+# ---- who is to blame -------------------------------------------------------------------------------------------------
+
+
+class Bomb:
+    """Ends the process where it is pickled, or where it is loaded."""
+
+    def __init__(self, *, in_transit: bool) -> None:
+        self.in_transit = in_transit
+
+    def __reduce__(self) -> Any:
+        if self.in_transit:
+            return (os._exit, (9,))
+        os._exit(8)
+
+
+def make_bomb(x: int) -> Any:
+    return Bomb(in_transit=False) if x == 2 else x
+
+
+@pooled()
+async def test_a_crash_outside_the_function_names_a_task_as_well(h: Harness) -> None:
+    """A result that ends the process while it is pickled, arguments and a function that do while they are loaded."""
+    h.start(make_bomb, [(i,) for i in range(3)])
+    result = await h.death(1)
+    h.start(make_bomb, [2], shape=ITEMS)
+    packed_result = await h.death(2)
+    h.start(repr, [(Bomb(in_transit=True),)])
+    argument = await h.death(3)
+    h.start(repr, [Bomb(in_transit=True)], shape=ITEMS)
+    packed_argument = await h.death(4)
+    h.start(partial(repr, Bomb(in_transit=True)), [()])
+    function = await h.death(5)
+
+    deaths = [result, packed_result, argument, packed_argument, function]
+    assert [(death.index, death.detail) for death in deaths] == [
+        (2, "exited with code 8"),
+        (0, "exited with code 8"),
+        (0, "exited with code 9"),
+        (0, "exited with code 9"),
+        (0, "exited with code 9"),
+    ]
+
+
+def pool_of_processes(n: int) -> list[int]:
+    context = multiprocessing.get_context("fork")
+    with context.Pool(2) as pool:
+        print("parent")
+        return pool.map(abs, range(n))
+
+
+@pooled()
+async def test_a_task_may_use_multiprocessing(h: Harness) -> None:
+    """Its forks neither hold nor disturb the worker's pipe."""
+    report = await h.do(pool_of_processes, [(5,)])
+
+    assert report.values == {0: [0, 1, 2, 3, 4]}
+    assert report.logs == {0: b"parent\n"}
+
+
+@pooled()
+async def test_an_environment_that_cannot_be_set_fails_the_tasks(h: Harness) -> None:
+    """Not the worker."""
+    report = await h.do(abs, [(1,), (2,)], env={"A": "nul\0"})
+
+    assert {i: type(e) for i, e in report.errors.items()} == {0: ValueError, 1: ValueError}
+    assert not h.died
