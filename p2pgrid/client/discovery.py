@@ -57,6 +57,10 @@ class LocalFinder:
             raise NoNode(msg)
         self._found = self._home
         connection = self._start(hello)
+        assert self._started is not None
+        if connection.welcome.pid != self._started.pid:
+            _say(_found(connection.welcome), once=str(self._home))  # another program was faster
+            return connection
         slots = _plural(connection.welcome.slots, "slot")
         _say(
             f"no node runs here (looked in {looked}): started one for this directory, {slots}; "

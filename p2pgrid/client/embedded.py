@@ -56,6 +56,11 @@ class EmbeddedNode:
             msg = f"cannot start a node in {directory}: {error}"
             raise NoNode(msg, next="give a directory you may write to: Grid(dir=...)") from error
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._child.pid
+
     def failure(self) -> str:
         """Return why it ended, if it did and no other node has the directory."""
         code = self._child.poll()
