@@ -1,0 +1,165 @@
+"""`p2pgrid`: finds the verb, runs it, and turns every end into one line and an exit code.
+
+    usage, not-yet, GridError    one line with what to do next (`--json`: an object); the code is that of the error
+    Ctrl-C                       130
+    anything else                a bug of ours: the path of a report, 70
+
+Verbs are imported when they are typed, so that none pays for the others.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from p2pgrid import __version__
+from p2pgrid.cli.output import emit, emit_error
+from p2pgrid.cli.verb import NotYet, json_option, nearest
+from p2pgrid.core.errors import ExitCode, GridError
+
+VERBS = {
+    "node": "p2pgrid.cli.node:node",
+    "status": "p2pgrid.cli.node:status",
+    "stop": "p2pgrid.cli.node:stop",
+    "jobs": "p2pgrid.cli.jobs:jobs",
+    "show": "p2pgrid.cli.jobs:show",
+    "explain": "p2pgrid.cli.jobs:explain",
+    "logs": "p2pgrid.cli.jobs:logs",
+    "cancel": "p2pgrid.cli.jobs:cancel",
+    "demo": "p2pgrid.cli.demo:demo",
+    "completion": "p2pgrid.cli.completion:completion",
+}
+LATER = {
+    verb: milestone
+    for milestone, verbs in {
+        "A grid of real nodes": "invite join leave promote revoke grid members top",
+        "No owner to lose": "wait result forget keep drain",
+        "At home": "submit map run service",
+        "The simulator": "sim",
+        "Fast": "bench",
+        "": "retry events dashboard metrics trace doctor plan put get fs stream cron actors env policy config upgrade",
+    }.items()
+    for verb in verbs.split()
+}
+"""Verbs that are reserved, and the milestone that brings them."""
+
+
+class Verbs(click.Group):
+    """The verbs of today; each is imported when it is wanted."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the verbs in the order in which a newcomer meets them."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a verb."""
+        if cmd_name not in VERBS:
+            return None
+        module, _, name = VERBS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb; one that is not there yet is told from one that never will be."""
+        name = args[0]
+        if name in LATER:
+            raise NotYet(name, LATER[name], next="p2pgrid --help shows what works today")
+        if name not in VERBS:
+            raise click.UsageError(f"there is no verb {name!r}{nearest(name, VERBS)}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:  # noqa: FBT001 - click calls it
+    if not wanted or ctx.resilient_parsing:
+        return
+    if ctx.params.get("json"):
+        emit({"version": __version__})
+    else:
+        click.echo(f"p2pgrid {__version__}")
+    ctx.exit()
+
+
+@click.group(
+    cls=Verbs,
+    context_settings={"auto_envvar_prefix": "P2PGRID", "help_option_names": ["-h", "--help"]},
+    epilog="Example:  p2pgrid node    and, in another terminal,  p2pgrid status",
+)
+@json_option
+@click.option(
+    "--dir", type=click.Path(path_type=Path, file_okay=False), show_envvar=True, help="The directory of the node."
+)
+@click.option(
+    "--version", is_flag=True, callback=_version, expose_value=False, allow_from_autoenv=False,
+    help="Print the version and exit.",
+)  # fmt: skip
+def grid(**_: Any) -> None:
+    """A compute grid with no master to lose."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit code."""
+    words = list(sys.argv[1:] if args is None else args)
+    try:
+        code = grid.main(words, prog_name="p2pgrid", standalone_mode=False)
+    except GridError as error:
+        return _failed(error, words)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return ExitCode.WRONG
+    except click.ClickException as error:
+        return _failed(_usage(error), words)
+    except (KeyboardInterrupt, click.Abort):
+        _failed(GridError("interrupted", code="interrupted", next="what was submitted goes on: p2pgrid jobs"), words)
+        return ExitCode.INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the last border: a bug of ours becomes a report, not a traceback
+        _failed(_bug(error, words), words)
+        return ExitCode.BUG
+    return code if isinstance(code, int) else ExitCode.DONE
+
+
+def _failed(error: GridError, words: Sequence[str]) -> int:
+    emit_error(error, json=_wants_json(words))
+    return error.exit_code
+
+
+def _wants_json(words: Sequence[str]) -> bool:
+    """Say whether errors shall be JSON; asked of the words themselves, for they may be what is wrong."""
+    ours = words[: words.index("--")] if "--" in words else words
+    verb = next((word for word in ours if word in VERBS), "")
+    names = ("P2PGRID_JSON", f"P2PGRID_{verb.upper()}_JSON")
+    return "--json" in ours or any(os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in names)
+
+
+def _usage(error: click.ClickException) -> GridError:
+    path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx is not None else "p2pgrid"
+    message = error.format_message()
+    if isinstance(error, click.NoSuchOption):
+        flags = [flag for one in error.ctx.command.get_params(error.ctx) for flag in one.opts] if error.ctx else []
+        message = f"there is no flag {error.option_name}{nearest(error.option_name, flags)}"
+    message = " ".join(message.split()).removesuffix(".")
+    return GridError(message, code="usage", next=f"{path} --help")
+
+
+def _bug(error: Exception, words: Sequence[str]) -> GridError:
+    """Write down what is needed to mend it. The words may hold a secret one day, so only the verb is kept."""
+    verb = next((word for word in words if word in VERBS), "")
+    head = f"p2pgrid {__version__} {verb}, Python {platform.python_version()}, {sys.platform}\n\n"
+    with tempfile.NamedTemporaryFile("w", prefix="p2pgrid-bug-", suffix=".txt", delete=False) as report:
+        report.write(head + "".join(traceback.format_exception(error)))
+    message = f"a bug of ours ({type(error).__name__}); report: {report.name}"
+    return GridError(message, code="bug", next="send us the report; the node and its jobs are not touched")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
