@@ -165,7 +165,7 @@ class WorkerPool:
     # ---- life -----------------------------------------------------------------------------------------------------
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Spawn the children and serve them until `stop`.
+        """Spawn the children and serve them until `stop`; started once all are spawned (WorkerReady follows).
 
         `await nursery.start(pool.serve)`, from trio in the main thread. Returns once every process is gone. Cancelling
         it kills everything at once, too.
@@ -177,7 +177,7 @@ class WorkerPool:
                     watch.start_soon(self._watch)
                     async with trio.open_nursery() as slots:
                         for worker in range(len(self._children)):
-                            slots.start_soon(self._slot, worker)
+                            await slots.start(self._slot, worker)
                         task_status.started()
                     watch.cancel_scope.cancel()
             finally:
@@ -186,26 +186,31 @@ class WorkerPool:
                     child.process.wait()
                     child.close()
 
-    async def _slot(self, worker: int) -> None:
-        """Keep one slot filled."""
+    async def _slot(self, worker: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep one slot filled; started once its first process is."""
         failed = deque[float](maxlen=self._options.births_max)
         pause_s = self._options.backoff_s
-        while not self._stop.is_set():
-            ready, last_words = await self._lifetime(worker)
+        born = await self._bear(worker)
+        task_status.started()
+        while True:
+            ready, last_words = await self._live(born) if isinstance(born, Child) else (False, str(born))
             if ready:
                 failed.clear()
                 pause_s = self._options.backoff_s
-                continue
-            failed.append(monotonic())
+            else:
+                failed.append(monotonic())
             if len(failed) == self._options.births_max and failed[-1] - failed[0] < self._options.births_s + pause_s:
                 who = f"worker {worker} ({self._python[worker % len(self._python)]})"
                 self._log(Log("warning", f"{who} does not start, next try in {pause_s:g} s: {last_words}"))
                 with trio.move_on_after(pause_s):
                     await self._stop.wait()
                 pause_s = min(2 * pause_s, self._options.backoff_max_s)
+            if self._stop.is_set():
+                return
+            born = await self._bear(worker)
 
-    async def _lifetime(self, worker: int) -> tuple[bool, str]:
-        """Serve one child from birth to burial; return whether it was ever ready, and its last words."""
+    async def _bear(self, worker: int) -> Child | OSError:
+        """Start a child, or say why that is not possible."""
         self._births += 1
         birth = Birth(
             worker,
@@ -218,10 +223,13 @@ class WorkerPool:
         try:
             child = Child(birth)  # here, in the main thread
         except OSError as error:
-            return False, str(error)
+            return error
         self._children[worker] = child
-        pid = child.process.pid
-        self._reaper.add(pid)
+        self._reaper.add(child.process.pid)
+        return child
+
+    async def _live(self, child: Child) -> tuple[bool, str]:
+        """Serve a child until its burial; return whether it was ever ready, and its last words."""
         if self._stop.is_set():
             child.condemn(None)
         async with trio.open_nursery() as nursery:
