@@ -219,10 +219,13 @@ class Journal:
     # ---- the writer thread ------------------------------------------------------------------------------------------
 
     def _write(self) -> None:
+        committed_s = 0.0
         while True:
             self._wake.acquire()
-            if not self._closing:
-                time.sleep(GATHER_S)
+            # The first after a quiet time is synced at once; under load one sync serves all that came within GATHER_S.
+            pause_s = committed_s + GATHER_S - time.monotonic()
+            if pause_s > 0 and not self._closing:
+                time.sleep(pause_s)
             self._awake = False
             while group := self._take():
                 events = self._commit(group)
@@ -233,7 +236,8 @@ class Journal:
                 if events:
                     self._deliver(events, ())
                 if len(self._queue) < GROUP_STORES_MAX and not self._closing:
-                    time.sleep(GATHER_S)  # what came during a commit gathers as well: one sync per 20 ms, not per task
+                    time.sleep(GATHER_S)  # what came during a commit gathers as well
+            committed_s = time.monotonic()
             if self._closing:
                 return
 
