@@ -6,13 +6,14 @@ Rule: nothing else in `node/` reads the environment, and this file reads it in `
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,12 +133,19 @@ def prepare_dir(config: NodeConfig) -> None:
     """
     if config.ephemeral and config.dir.exists():
         raise _usage(f"--ephemeral removes its directory at the end, and {config.dir} exists already")
-    try:
+    with explained(config.dir):
         config.dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unusable(config.dir, str(error.strerror or error)) from error
     if not os.access(config.dir, os.R_OK | os.W_OK | os.X_OK):
         raise _unusable(config.dir, "it is not writable")
+
+
+@contextlib.contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Translate what the file system says about a folder while a node starts: full, read-only, somebody else's."""
+    try:
+        yield
+    except OSError as error:
+        raise _unusable(folder, str(error.strerror or error)) from error
 
 
 def remove_dir(config: NodeConfig) -> None:
@@ -165,11 +173,9 @@ def prepare_runtime_dir(folder: Path) -> None:
     Raises:
         GridError: it belongs to somebody else or is no folder.
     """
-    try:
+    with explained(folder):
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
-    except OSError as error:
-        raise _unusable(folder, str(error.strerror or error)) from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise GridError(
             f"{folder} belongs to somebody else; a socket there could be read by them",
@@ -232,7 +238,7 @@ def _usage(message: str) -> GridError:
 def _unusable(folder: Path, why: str) -> GridError:
     return GridError(
         f"{folder} cannot be used: {why}",
-        next="make it writable, or use another directory: p2pgrid node --dir DIR",
+        next="make it writable and make room, or use another directory: p2pgrid node --dir DIR",
         code="directory-unusable",
     )
 

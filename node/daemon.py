@@ -40,7 +40,7 @@ from p2pgrid.core.errors import ExitCode, GridError, PeerError
 from p2pgrid.core.locate import NODE_FILE, socket_of
 from p2pgrid.node import events as e
 from p2pgrid.node.banner import Talk, banner, crash_report, last_line
-from p2pgrid.node.config import NodeConfig, from_flags, prepare_dir, remove_dir
+from p2pgrid.node.config import NodeConfig, explained, from_flags, prepare_dir, remove_dir
 from p2pgrid.node.disk import Journal
 from p2pgrid.node.identity import Identity, open_identity
 from p2pgrid.node.local import DirectoryLock, LocalServer, ask_to_stop, write_node_file
@@ -54,6 +54,7 @@ HARD_MARGIN_S = 4.8
 """After the grace: how long the process may live at all, even on a disk that hangs."""
 TAKE_OVER_S = 10.0
 STARTING_S = 2.0
+SPAWNED_WITHIN_S = 2.0
 LAG_PERIOD_S = 0.02
 GIVE_WAY_S = 0.001
 SWITCH_INTERVAL_S = 0.001
@@ -93,22 +94,23 @@ def serve(config: NodeConfig, make: MakeMind = Machine) -> int:
 def _serve(config: NodeConfig, make: MakeMind, talk: Talk, recent: deque[type]) -> int:
     prepare_dir(config)
     with contextlib.ExitStack() as stack:
-        if config.ephemeral:
-            stack.callback(remove_dir, config)
-        lock = DirectoryLock(config.dir)
-        _take(lock, config)
-        stack.callback(lock.release)
-        if config.embedded:
-            talk.to_file(config.dir / "node.log")
-        now = time.time()
-        journal = Journal.open(config.dir, now)
-        stack.callback(journal.close)
-        for note in journal.notes:
-            talk.line(f"p2pgrid: {note}")
-        journal.quota = config.quota
-        identity = open_identity(config.dir, config.name, now)
-        node = Node(config, identity, journal, talk, recent)
-        stack.enter_context(node.listening())
+        with explained(config.dir):
+            if config.ephemeral:
+                stack.callback(remove_dir, config)
+            lock = DirectoryLock(config.dir)
+            _take(lock, config)
+            stack.callback(lock.release)
+            if config.embedded:
+                talk.to_file(config.dir / "node.log")
+            now = time.time()
+            journal = Journal.open(config.dir, now)
+            stack.callback(journal.close)
+            for note in journal.notes:
+                talk.line(f"p2pgrid: {note}")
+            journal.quota = config.quota
+            identity = open_identity(config.dir, config.name, now)
+            node = Node(config, identity, journal, talk, recent)
+            stack.enter_context(node.listening())
         talk.line(banner(config, identity))
         code = trio.run(node.run, make)
     if code == ExitCode.DONE:
@@ -162,7 +164,7 @@ class Node:
         )
         self.timers = Timers()
         self.lag = Lag()
-        self._handle: Callable[[e.Event, float], Sequence[e.Effect]] = lambda _event, _now: ()
+        self._handle: Callable[[e.Event, float], Sequence[e.Effect]] = _unborn
         self._inbox: deque[e.Event] = deque()
         self._recent = recent
         self._delivering = False
@@ -318,42 +320,53 @@ class Node:
 
     async def run(self, make: MakeMind) -> int:
         """Live until stopped; return the exit code."""
-        config, identity = self.config, self.identity
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         token = trio.lowlevel.current_trio_token()
         self.journal.start(partial(self._from_thread, token), partial(self._crashed, token))
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._signals, nursery.cancel_scope)
-            nursery.start_soon(self._raise_failures)
-            python = (await self.pool.interpreters())[0].version if config.work else sys.version_info[:3]
-            facts = {**config.facts(python), "name": identity.name}
-            mind = make(
-                MachineConfig(
-                    node_id=identity.id, name=identity.name, grid=identity.grid_name,
-                    slots=config.slots if config.work else 0, facts=facts, embedded=config.embedded,
-                    version=__version__, python=python[:2], pid=os.getpid(),
-                ),
-                random.Random(os.urandom(16)),
-            )  # fmt: skip
-            self._handle = mind.handle
-            self.deliver([e.Loaded(self.journal.load(), time.time() - time.monotonic(), self.journal.incarnation)])
-            gc.freeze()  # what is there now stays: the collector need not look at it again
-            nursery.start_soon(self._fire_timers)
-            nursery.start_soon(self._watch_lag)
-            nursery.start_soon(self.server.serve)
-            await nursery.start(self.pool.serve)
-            self.talk.event(
-                f"ready {identity.id} {identity.name}", "ready",
-                id=identity.id, name=identity.name, grid=identity.grid_name, addresses=[],
-            )  # fmt: skip
-            self.talk.started()
-            await self._stopped.wait()
-            self.talk.event(None, "stopping")
-            self._ended = True
-            self.pool.stop(kill=True)
-            await self.server.drained(within_s=0.5)
-            nursery.cancel_scope.cancel()
+        scope = trio.CancelScope()
+        with self._signals(token, scope), scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._raise_failures)
+                self._handle = (await self._mind(make)).handle
+                self.deliver([e.Loaded(self.journal.load(), time.time() - time.monotonic(), self.journal.incarnation)])
+                gc.freeze()  # what is there now stays: the collector need not look at it again
+                nursery.start_soon(self._fire_timers)
+                nursery.start_soon(self._watch_lag)
+                nursery.start_soon(self.server.serve)
+                await nursery.start(self.pool.serve)
+                await self._spawned()
+                said = {"id": self.identity.id, "name": self.identity.name, "grid": self.identity.grid_name}
+                self.talk.event(f"ready {said['id']} {said['name']}", "ready", **said, addresses=[])
+                self.talk.started()
+                await self._stopped.wait()
+                self.talk.event(None, "stopping")
+                self._ended = True
+                self.pool.stop(kill=True)
+                await self.server.drained(within_s=0.5)
+                nursery.cancel_scope.cancel()
         return self._code
+
+    async def _mind(self, make: MakeMind) -> Mind:
+        config, identity = self.config, self.identity
+        version = (await self.pool.interpreters())[0].version if config.work else sys.version_info[:3]
+        options = MachineConfig(
+            node_id=identity.id,
+            name=identity.name,
+            grid=identity.grid_name,
+            slots=config.slots if config.work else 0,
+            facts={**config.facts(version), "name": identity.name},
+            embedded=config.embedded,
+            version=__version__,
+            python=version[:2],
+            pid=os.getpid(),
+        )
+        return make(options, random.Random(os.urandom(16)))
+
+    async def _spawned(self) -> None:
+        """Wait until every worker is a process. One that cannot be spawned is the pool's to report and to try again."""
+        with trio.move_on_after(SPAWNED_WITHIN_S):
+            while any(state.pid is None for state in self.pool.states()):  # noqa: ASYNC110 - once, at the start
+                await trio.sleep(0.005)
 
     def stop(self) -> None:
         """Begin to stop: running tasks get the grace."""
@@ -381,15 +394,29 @@ class Node:
         self.talk.line("warning: the disk hangs; ended without waiting for it")
         os._exit(ExitCode.DONE)
 
-    async def _signals(self, scope: trio.CancelScope) -> None:
-        with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
-            async for _ in signals:
-                if self._stopping:
-                    self._ended = True
-                    self._code = ExitCode.INTERRUPTED
-                    scope.cancel()
-                    return
-                self.stop()
+    @contextlib.contextmanager
+    def _signals(self, token: trio.lowlevel.TrioToken, scope: trio.CancelScope) -> Iterator[None]:
+        """Have each signal counted; trio's own receiver makes one of two that come in the same turn of the loop."""
+        before = {
+            number: signal.signal(number, lambda _number, _frame: token.run_sync_soon(self._on_signal, scope))
+            for number in STOP_SIGNALS
+        }
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, scope: trio.CancelScope) -> None:
+        if self._stopping:
+            self._ended = True
+            self._code = ExitCode.INTERRUPTED
+            scope.cancel()
+            return
+        try:
+            self.stop()
+        except BaseException as error:  # noqa: BLE001 - trio takes what is raised here for a bug of its own
+            self._fail(error)
 
     # ---- what runs beside -------------------------------------------------------------------------------------------
 
@@ -454,6 +481,11 @@ class Node:
         await self._failed.wait()
         assert self._failure is not None
         raise self._failure
+
+
+def _unborn(event: e.Event, _now: float) -> Sequence[e.Effect]:
+    """Stand in for the machine until there is one: a signal may come earlier."""
+    return [e.Stopped()] if isinstance(event, e.Stop) else []
 
 
 def _proc(name: str) -> str:

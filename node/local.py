@@ -30,7 +30,8 @@ from p2pgrid.core.wire import VERSION, Frame, Splitter, frame
 from p2pgrid.node.config import prepare_runtime_dir
 from p2pgrid.node.events import ClientGone, ClientJoined, ClientSent, Event, Log, Reply
 
-READ_BYTES = 64 * 1024  # below malloc's mmap threshold: larger buffers cost three system calls and page faults per read
+READ_BYTES = 64 * 1024
+"""Below malloc's mmap threshold: a larger buffer costs three system calls and page faults per read."""
 SOCKET_BUFFER_BYTES = 1024 * 1024
 OUT_BYTES_MAX = 512 * 1024 * 1024
 """Unsent bytes a client may leave lying before it is dropped: one largest result and as much again."""
@@ -155,19 +156,18 @@ class LocalServer:
         """Send what was queued, one system call per client unless its socket is full."""
         dirty, self._dirty = self._dirty, {}
         for client in dirty.values():
-            if client.blocked or not client.open:
-                if client.size > OUT_BYTES_MAX:
-                    self._drop(client, "it does not read what it asked for")
-                continue
             try:
-                if client.push():
+                if not client.open or (not client.blocked and client.push()):
                     continue
             except OSError:  # it is gone; its reader sees the end as well and reports it
                 self._shut(client)
                 continue
-            assert self._nursery is not None
-            client.blocked = True
-            self._nursery.start_soon(self._drain, client)
+            if client.size > OUT_BYTES_MAX:
+                self._drop(client, "it does not read what it asked for")
+            elif not client.blocked:
+                assert self._nursery is not None
+                client.blocked = True
+                self._nursery.start_soon(self._drain, client)
 
     async def drained(self, within_s: float) -> None:
         """Wait until every client has what it was sent, at most so long."""
@@ -344,22 +344,14 @@ class DirectoryLock:
         self._fd = -1
 
     def take(self) -> bool:
-        """Try to get it. Returns whether it is ours."""
+        """Try to get it. Returns whether it is ours. Raises OSError if the folder cannot be written."""
         if self._fd < 0:
-            try:
-                self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            except OSError as error:
-                raise GridError(
-                    f"{self._path} cannot be used: {error.strerror or error}",
-                    next="make the folder writable, or use another: p2pgrid node --dir DIR",
-                    code="directory-unusable",
-                ) from error
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, str(os.getpid()).encode(), 0)
+        os.pwrite(self._fd, f"{os.getpid():<10}".encode(), 0)
         return True
 
     def release(self) -> None:
@@ -371,7 +363,7 @@ class DirectoryLock:
     def in_use(self) -> GridError:
         """Return the error that says who holds it."""
         try:
-            pid = self._path.read_text()
+            pid = self._path.read_text().strip()
         except OSError:
             pid = ""
         name = node_file(self._path.parent).get("name", "that is starting")

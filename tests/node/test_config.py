@@ -72,9 +72,7 @@ def test_the_default_interpreter_is_that_of_the_active_environment(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("cpus", "ram", "expected"), [(8, 32 * 10**9, 8), (8, 550 * 10**6, 3), (4, 100 * 10**6, 1)])
-def test_default_slots_fit_cpus_and_memory(
-    monkeypatch: pytest.MonkeyPatch, cpus: int, ram: int, expected: int
-) -> None:
+def test_default_slots_fit_cpus_and_memory(monkeypatch: pytest.MonkeyPatch, cpus: int, ram: int, expected: int) -> None:
     """min(cpus, (RAM − 200 MB) / 100 MB), at least one."""
     monkeypatch.setattr(configs, "cpus_here", lambda: cpus)
     monkeypatch.setattr(configs, "ram_here", lambda: ram)
