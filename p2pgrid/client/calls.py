@@ -127,10 +127,12 @@ class Calls(FutureTable):
     def close(self) -> None:
         """Say that no more tasks come."""
         with self.session.lock:
-            self.over = True
-            self.flush()
-            self.session.say(self.upload.close(self._next))
-            self.session.held.remove(self)
+            if self in self.session.held:
+                self.session.held.remove(self)
+            if not self.over:
+                self.over = True
+                self.flush()
+                self.session.say(self.upload.close(self._next))
 
     def ended(self, state: str, reason: str) -> None:
         """Take the end of the job: further submits need another one."""

@@ -396,7 +396,7 @@ class Grid(Executor):
             # Ctrl-C while waiting; a second one ends this as well.
             self._cancel_and_leave()
             raise
-        self._leave()
+        session.leave()
 
     def _shut_view(self, *, wait: bool, cancel: bool) -> None:
         own, self._own = self._own or [], None
@@ -439,20 +439,17 @@ class Grid(Executor):
         session = self._session
         if session.over:
             return
-        self._cancel_all()
-        with contextlib.suppress(GridError):
-            session.wait(session.cancels_settled, LEAVE_S)
-        self._leave()
+        try:
+            self._cancel_all()
+            with contextlib.suppress(GridError):
+                session.wait(session.cancels_settled, LEAVE_S)
+        finally:
+            # After a second Ctrl-C as well: leaving takes no time, and the node cancels what a client leaves behind.
+            session.leave()
 
     def abandon(self) -> None:
         """Leave now, whatever is still running; what is not detached is cancelled by the node."""
         self._shut = True
-        self._session.leave()
-
-    def _leave(self) -> None:
-        for calls in list(self._shared.calls.values()):
-            if not calls.over:
-                calls.close()
         self._session.leave()
 
     def __enter__(self) -> Self:

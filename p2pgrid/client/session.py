@@ -52,6 +52,9 @@ class Held(Protocol):
     def flush(self) -> None:
         """Send what is held back; called with the session's lock held."""
 
+    def close(self) -> None:
+        """Say that nothing more comes."""
+
 
 class Session:
     """What all views of one `Grid` share."""
@@ -68,7 +71,7 @@ class Session:
         self.held: list[Held] = []
         self._changed = threading.Condition(self.lock)
         self._waiting = 0
-        self.down: NodeGone | None = None
+        self.down: GridError | None = None
         """Why waiting is in vain: the node went away and did not come back."""
         self._reconnect = reconnect
         self._finder = finder
@@ -268,8 +271,13 @@ class Session:
             except ConnectionLost as error:
                 connection = None if self._leaving or self.over else self._restored(str(error))
                 continue
-            for one in frames:
-                self._take(one)
+            try:
+                for one in frames:
+                    self._take(one)
+            except BaseException as error:
+                # A frame that is not what it should be, or a bug of ours: nobody may wait for ever because of it.
+                self._give_up(NodeGone(message=f"what the node sent makes no sense: {error!r}"))
+                raise
             with self.lock:
                 self.hot = False
                 for held in self.held:
@@ -296,7 +304,8 @@ class Session:
                 if one.id:
                     self._take_answer(one.id, None, error)
                 else:
-                    print(f"p2pgrid: {error}", file=sys.stderr)
+                    # It refused a frame that is nobody's request: whatever that frame said is lost.
+                    self._give_up(error)
             case messages.REFUSED:
                 self._take_refusal(body)
             case messages.NOTICE:
@@ -369,7 +378,7 @@ class Session:
                 break
             time.sleep(pause)
             pause = min(2 * pause, RETRY_MAX_S)
-        self._give_up(reason)
+        self._give_up(NodeGone(message=f"the node went away ({reason})"))
         return None
 
     def _resume(self, connection: Connection) -> None:
@@ -387,9 +396,9 @@ class Session:
             for held in self.held:
                 held.flush()
 
-    def _give_up(self, reason: str) -> None:
+    def _give_up(self, gone: GridError) -> None:
+        """Tell everybody who waits that it is in vain."""
         with self.lock:
-            gone = NodeGone(message=f"the node went away ({reason})")
             self.down = gone
             receivers = [one for several in self._receivers.values() for one in several]
             uploads, self._uploads = self._uploads, {}
@@ -398,9 +407,9 @@ class Session:
             self._kept = 0
             requests, self._requests = self._requests, {}
         for upload in uploads.values():
-            upload.give_up(NodeGone(job_name(upload.job)))
+            upload.give_up(_of_job(gone, upload.job))
         for receiver in receivers:
-            receiver.lost(NodeGone(job_name(receiver.job)))
+            receiver.lost(_of_job(gone, receiver.job))
         for answer, _ in requests.values():
             answer.set_exception(gone)
         with self.lock:
@@ -446,6 +455,8 @@ class Session:
 
     def leave(self) -> None:
         """Say goodbye and close; nothing more comes."""
+        for held in list(self.held):
+            held.close()
         with self.lock:
             if self._leaving:
                 return
@@ -476,6 +487,10 @@ _sessions: "weakref.WeakSet[Session]" = weakref.WeakSet()
 def sessions() -> list[Session]:
     """Return the sessions of this process that have not left."""
     return list(_sessions)
+
+
+def _of_job(error: GridError, job: bytes) -> GridError:
+    return NodeGone(job_name(job)) if isinstance(error, NodeGone) else error
 
 
 def _after_fork() -> None:

@@ -59,7 +59,7 @@ class FutureTable:
             if one:
                 try:
                     future._result = loads(one)  # noqa: SLF001 - `decide`, written out: it runs 100,000 times a second
-                except Exception as error:  # noqa: BLE001 - unpickling runs the user's code
+                except BaseException as error:  # noqa: BLE001 - unpickling runs the user's code, in the thread of all
                     future.decide(None, error, place)
                     continue
             future._place = place  # noqa: SLF001
@@ -71,11 +71,11 @@ class FutureTable:
         wanted = [index for index in range(lo, hi) if index in self.futures]
         if not wanted:
             return
-        error: Exception | None = None
+        error: BaseException | None = None
         got: list[Any] = []
         try:
             got = values(1, data, 0, hi - lo)
-        except Exception as unreadable:  # noqa: BLE001 - unpickling runs the user's code
+        except BaseException as unreadable:  # noqa: BLE001 - as above
             error = unreadable
         for index in wanted:
             future = self.futures.pop(index, None)

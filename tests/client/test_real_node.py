@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
 import os
 import signal
 import subprocess
@@ -124,7 +125,7 @@ def test_what_a_future_can_say(grid: Grid) -> None:
     """state, node, logs and explain come from the node."""
 
     def talk() -> None:
-        print("hello from", "a task")
+        sys.stdout.write("hello from a task\n")
 
     future = grid.submit(talk)
     future.result(SOON_S)
@@ -157,6 +158,19 @@ def test_cancel_kills_the_task(grid: Grid, tmp_path: Path) -> None:
     assert future.cancelled()
     wait_until(lambda: not is_alive(pid), 15.0)
     assert grid.submit(square, 3).result(SOON_S) == 9
+
+
+def test_task_cancelled_by_somebody_else(shared: LocalGrid, grid: Grid) -> None:
+    """A task that another client cancels by its id is cancelled for the one who waits for it."""
+    future = grid.submit(time.sleep, 60)
+    wait_until(lambda: future.state == "running")
+    other = shared.grid(0)
+    assert other.future(future.id).cancel()
+    other.abandon()
+
+    with pytest.raises(pg.TaskCancelled):
+        future.result(SOON_S)
+    assert future.cancelled()
 
 
 def test_started_job_is_found_by_another_client(shared: LocalGrid, grid: Grid) -> None:
@@ -213,6 +227,10 @@ def test_large_values_travel(grid: Grid) -> None:
     assert grid.submit(bytes, data).result(SOON_S) == data
 
 
+def _has_lines(file: Path, wanted: int) -> bool:
+    return file.exists() and len(file.read_text().split()) >= wanted
+
+
 # ---- crashes ---------------------------------------------------------------------------------------------------------
 
 
@@ -231,7 +249,7 @@ def test_killed_node_and_a_waiting_client(tmp_path: Path) -> None:
         futures = [grid.submit(task, x, str(count)) for x in range(100)]
         results = grid.starmap(task, [(x, str(count)) for x in range(100, 300)])
         for wanted in (40, 150):
-            wait_until(lambda wanted=wanted: count.exists() and len(count.read_text().split()) >= wanted)
+            wait_until(functools.partial(_has_lines, count, wanted))
             local.nodes[0].kill()
             local.nodes[0].start()
 
@@ -309,7 +327,7 @@ def test_two_programs_at_once_share_the_embedded_node(tmp_path: Path) -> None:
     assert len({out.split()[1] for out, _ in outs}) == 1
 
 
-def test_ctrl_c_cancels_within_seconds(tmp_path: Path) -> None:
+def test_ctrl_c_cancels_within_seconds(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """SIGINT to a program that waits: its tasks, and what they started, are gone soon."""
     program = script(
         """
@@ -339,10 +357,62 @@ def test_ctrl_c_cancels_within_seconds(tmp_path: Path) -> None:
     ended = time.monotonic() - started
     wait_until(lambda: not any(is_alive(int(file.read_text())) for file in files), 15.0)
     gone = time.monotonic() - started
-    print(f"program ended after {ended:.2f} s, its tasks after {gone:.2f} s")
+    record_property("seconds", f"program ended after {ended:.2f}, its tasks after {gone:.2f}")
 
     assert program.returncode != 0
     assert gone < 15.0
+
+
+def test_embedded_node_that_dies_is_started_again(tmp_path: Path) -> None:
+    """SIGKILL of the embedded node: the program starts it again on its directory and gets every value."""
+    program = script(
+        """
+        import os, signal, time
+        import p2pgrid as pg
+        def f(x): time.sleep(0.01); return x * x
+        if __name__ == "__main__":
+            with pg.Grid() as grid:
+                results = grid.map(f, range(100))
+                first = next(results)
+                os.kill(grid._session.welcome.pid, signal.SIGKILL)
+                print(first + sum(results))
+        """,
+        tmp_path,
+    )
+    out, err = program.communicate(timeout=SOON_S)
+
+    assert out.strip() == str(sum(x * x for x in range(100))), err
+
+
+def test_second_ctrl_c_returns_at_once(tmp_path: Path) -> None:
+    """While the first Ctrl-C is still being carried out (the node is stopped) another one ends the program."""
+    program = script(
+        """
+        import os, signal, time
+        import p2pgrid as pg
+        if __name__ == "__main__":
+            with pg.Grid() as grid:
+                future = grid.submit(time.sleep, 60)
+                while future.state != "running": time.sleep(0.01)
+                os.kill(grid._session.welcome.pid, signal.SIGSTOP)
+                print(grid._session.welcome.pid, flush=True)
+                future.result()
+        """,
+        tmp_path,
+    )
+    assert program.stdout is not None
+    pid = int(program.stdout.readline())
+    time.sleep(0.2)
+    os.kill(program.pid, signal.SIGINT)
+    time.sleep(0.5)
+    os.kill(program.pid, signal.SIGINT)
+    started = time.monotonic()
+    program.communicate(timeout=SOON_S)
+    took = time.monotonic() - started
+    os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: not is_alive(pid))
+
+    assert took < 2.0
 
 
 def test_program_without_with_waits_at_its_end(tmp_path: Path) -> None:
@@ -392,7 +462,7 @@ def test_many_threads_submit(grid: Grid) -> None:
     got: dict[int, list[Any]] = {}
 
     def work(k: int) -> None:
-        futures = [grid.submit(square, k * 1000 + i) for i in range(300)]
+        futures: list[concurrent.futures.Future[int]] = [grid.submit(square, k * 1000 + i) for i in range(300)]
         got[k] = [future.result(SOON_S) for future in concurrent.futures.as_completed(futures)]
 
     threads = [threading.Thread(target=work, args=(k,)) for k in range(10)]
