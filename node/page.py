@@ -10,6 +10,11 @@
     5, 6  child   progress: done and total (float; NaN: no total)
     7     child   index of the task that said it: a task's progress ends with the task, and nobody has to wipe it
     8     child   length in bytes of the text that starts at word 9 (at most TEXT_MAX)
+    80    child   1 while it runs several tasks at once (async): the index is then that of the oldest
+
+A child always writes the index first and looks for a recall then; whoever recalls writes first and reads the index
+then. So one of the two sees the other (Dekker), and the daemon may take back what lies behind the index although the
+child is deep in a long task.
 
 Each word is written whole (8 bytes, aligned), so a reader sees an old or a new value, never half of one; two words may
 be of different moments, which all readers here can bear. Reading and writing costs some 20 ns, a system call 300: that
@@ -27,6 +32,7 @@ NONE = (1 << 64) - 1
 TEXT_MAX = 512
 
 RUN, INDEX, RECALL, LOOK, START, DONE, TOTAL, SAID_BY, TEXT_LENGTH, TEXT = range(10)
+MANY = 80
 
 
 class Progress(NamedTuple):

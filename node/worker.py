@@ -107,10 +107,10 @@ class Worker:
             if refused is not None:
                 fail_all(work, segment, refused)
                 continue
-            if work.recalled():
-                return [(segment.lo, segment.hi), *later], ""
             self._page.floats[START] = monotonic()
             self._page.words[INDEX] = segment.lo  # loading function and items runs the user's code, too
+            if work.recalled():
+                return [(segment.lo, segment.hi), *later], ""
             try:
                 function = self._functions.load(segment.fn)
             except Unfit as unfit:

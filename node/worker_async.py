@@ -15,7 +15,7 @@ from typing import Any
 
 from p2pgrid.core import current
 from p2pgrid.node import worker_results as results
-from p2pgrid.node.page import INDEX, START
+from p2pgrid.node.page import INDEX, MANY, START
 from p2pgrid.node.worker_tasks import Work
 
 IN_FLIGHT_MAX = 100
@@ -32,7 +32,11 @@ keeps between its tasks (a session, a lock) is bound to its loop."""
 def run(work: Work, lo: int, hi: int, call: Call) -> int:
     """Run tasks [lo, hi); return the first that was not started."""
     segment = _Segment(work, lo, hi, call)
-    _loop.run_until_complete(segment.run())
+    work.page.words[MANY] = 1
+    try:
+        _loop.run_until_complete(segment.run())
+    finally:
+        work.page.words[MANY] = 0
     return segment.next
 
 

@@ -124,10 +124,10 @@ def _calls(work: Work, lo: int, call: Callable[..., Any], inputs: Sequence[bytes
     words, floats, report = work.page.words, work.page.floats, work.report
     now = monotonic()
     for index, data in enumerate(inputs, lo):
-        if words[RECALL] >= work.number:
-            return index
         floats[START] = started = now
         words[INDEX] = index
+        if words[RECALL] >= work.number:
+            return index
         try:
             if data:
                 args, kwargs = pickle.loads(data)
@@ -154,6 +154,7 @@ def _packed(work: Work, segment: Segment, call: Callable[..., Any], items: Seque
     now = monotonic()
     while at < segment.hi:
         words[LOOK] = 0  # first take back, then read: a recall that comes between is seen in the next slice
+        words[INDEX] = at
         if words[RECALL] >= work.number:
             return at
         floats[START] = started = now
@@ -170,7 +171,8 @@ def _packed(work: Work, segment: Segment, call: Callable[..., Any], items: Seque
         now = monotonic()
         report.busy_s += now - started
         report.send_if_due(now)
-        size = 1 if one_by_one else _next_size(size, (now - started) / (at - segment.lo - place))
+        done = at - segment.lo - place  # none, if the daemon had us look around before the first
+        size = 1 if one_by_one or not done else _next_size(size, (now - started) / done)
     return at
 
 
@@ -192,9 +194,9 @@ def _slice(
     try:
         for index, item in enumerate(part, lo):
             words[INDEX] = index
-            append(call(item))
             if words[LOOK]:
                 break
+            append(call(item))
     except BaseException as error:  # noqa: BLE001 - as in _calls
         return values, error
     return values, None
@@ -208,9 +210,9 @@ def _slice_starred(
     try:
         for index, item in enumerate(part, lo):
             words[INDEX] = index
-            append(call(*item))
             if words[LOOK]:
                 break
+            append(call(*item))
     except BaseException as error:  # noqa: BLE001 - as in _calls
         return values, error
     return values, None

@@ -37,6 +37,7 @@ from p2pgrid.node.workers_reaper import Reaper
 
 WATCH_S = 0.1
 WATCH_IDLE_S = 1.0
+TAKE_BACK_S = 0.005
 CLOSED_S = 0.5
 """A child whose pipe ended is given so long to end by itself, and to say how."""
 
@@ -98,6 +99,7 @@ class WorkerPool:
         self._dirty: dict[int, None] = {}
         self._busy = trio.Event()
         self._stop = trio.Event()
+        self._nursery: trio.Nursery | None = None
         self._kill_all = False
         self._interpreters: list[Interpreter] | None = None
 
@@ -118,6 +120,8 @@ class WorkerPool:
         child = self._children[worker]
         if child is not None:
             child.recall()
+            if self._nursery is not None:
+                self._nursery.start_soon(self._take_back, child)
 
     def kill(self, effect: Kill) -> None:
         """Kill the worker's group if what it runs now is meant, else recall. Takes effect at once."""
@@ -174,11 +178,13 @@ class WorkerPool:
         with Reaper(self._token) as self._reaper:
             try:
                 async with trio.open_nursery() as watch:
+                    self._nursery = watch
                     watch.start_soon(self._watch)
                     async with trio.open_nursery() as slots:
                         for worker in range(len(self._children)):
                             await slots.start(self._slot, worker)
                         task_status.started()
+                    self._nursery = None
                     watch.cancel_scope.cancel()
             finally:
                 for child in filter(None, self._children):  # none are left but after an error or a cancellation
@@ -280,6 +286,14 @@ class WorkerPool:
         return died
 
     # ---- limits ---------------------------------------------------------------------------------------------------
+
+    async def _take_back(self, child: Child) -> None:
+        """Give the child a moment to answer a recall itself; then take back what it cannot start any more."""
+        await trio.sleep(TAKE_BACK_S)
+        if child is self._children[child.worker]:
+            events = child.take_back()
+            if events:
+                self._deliver(events)
 
     async def _watch(self) -> None:
         """Look after time, memory and output, ten times a second while anything runs."""

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import trio
 
 from p2pgrid.core.errors import PeerError
+from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.messages import W_BLOB, W_BLOBS, W_CODE, W_DONE, W_READY, W_RUN
 from p2pgrid.core.wire import Frame, Splitter, frame
 from p2pgrid.node import page as shared
@@ -79,6 +80,7 @@ class Child:
         self.verdict: Verdict | None = None
         self._codes: Recent[bytes, None] = Recent(CODES_MAX)
         self._blobs: Recent[tuple[bytes, bytes], None] = Recent(W_BLOBS)
+        self._taken: dict[int, RangeSet] = {}
         self._splitter = Splitter()
         self.blocked = trio.Event()  # set while the socket is full
         self._out: deque[bytes | memoryview] = deque()
@@ -158,6 +160,35 @@ class Child:
         """Ask for all that is not started."""
         self.page.recall(self.last_run)
 
+    def take_back(self) -> list[Event]:
+        """Some time after a recall: what the child will not start any more, though a long task keeps it from saying so.
+
+        Safe because of the order of writes and reads that `node/page.py` explains; what the child gives back itself
+        later is told once.
+        """
+        running = self.running()
+        if running is None or self.page.words[shared.MANY]:
+            return []
+        current, index = running
+        events: list[Event] = []
+        for number, run in self.runs.items():
+            if not current <= number <= self.page.words[shared.RECALL]:
+                continue
+            taken = self._taken.setdefault(number, RangeSet())
+            spans = RangeSet()
+            behind = number != current
+            for segment in run.segments:
+                if behind:
+                    spans.add(segment.lo, segment.hi)
+                elif segment.lo <= index < segment.hi:
+                    spans.add(index + 1, segment.hi)
+                    behind = True
+            spans.difference_update(taken)
+            if spans:
+                taken.update(spans)
+                events.append(WorkerDone(self.worker, number, (), False, list(spans), 0.0))
+        return events
+
     def end_input(self) -> None:
         """Let the child end after the runs it has."""
         with contextlib.suppress(OSError):  # it is dead already
@@ -201,14 +232,18 @@ class Child:
             case kind, [int(run), list(done), bool(final), list(returned), float(busy_s), list(logs), str(unfit)] if (
                 kind == W_DONE and run in self.runs
             ):
+                back = [_pair(entry, int, int) for entry in returned]
                 if final:
                     del self.runs[run]
+                    taken = self._taken.pop(run, None)
+                    if taken:
+                        back = list(RangeSet(back) - taken)
                 return WorkerDone(
                     self.worker,
                     run,
                     [_outcome(entry) for entry in done],
                     final,
-                    [_pair(entry, int, int) for entry in returned],
+                    back,
                     busy_s,
                     [_pair(entry, int, bytes) for entry in logs],
                     unfit,
