@@ -29,6 +29,8 @@ class HoldingOptions:
     beat_s: float = 1.0
     ask_again_s: float = 1.0
     rids_kept: int = 256
+    forget_s: float = 600.0
+    """How long results are kept for a keeper that went away: it may come back, its jobs may not."""
 
 
 @dataclass(slots=True)
@@ -42,11 +44,13 @@ class Debt:
     seq: int = 0
     farewell: bool = False
     """One empty claim is still to be sent."""
+    away: bool = False
+    """Its connection ended: nothing is sent until it is back."""
 
     @property
     def owes(self) -> bool:
         """Whether the keeper has to hear from us."""
-        return bool(self.batches) or any(self.held.values()) or self.farewell
+        return not self.away and (bool(self.batches) or any(self.held.values()) or self.farewell)
 
 
 class Holding:
@@ -58,6 +62,7 @@ class Holding:
         self.hints: OrderedDict[str, None] = OrderedDict()
         """Keepers that said they have work."""
         self.asked: tuple[str, Rid, float] | None = None
+        self._asked_s = 0.0
         self._incarnation = 0
         self._number = 0
 
@@ -77,9 +82,10 @@ class Holding:
             return []
         if self.asked is not None:
             peer, rid, since = self.asked
-            if now - since < self.options.ask_again_s and peer in self.hints:
+            if now - self._asked_s < self.options.ask_again_s and peer in self.hints:
                 return []
             if peer in self.hints and now - since < 5 * self.options.ask_again_s:
+                self._asked_s = now
                 return [Send(peer, m.P_WANT, [list(rid), slots, speed])]
             self.hints.pop(peer, None)
             self.asked = None
@@ -90,6 +96,7 @@ class Holding:
         self._number += 1
         rid = (self._incarnation, self._number)
         self.asked = (peer, rid, now)
+        self._asked_s = now
         return [Send(peer, m.P_WANT, [list(rid), slots, speed])]
 
     def refused(self, peer: str, rid: Rid) -> None:
@@ -188,7 +195,25 @@ class Holding:
         return out
 
     def gone(self, peer: str) -> None:
-        """The keeper's connection ended: nothing to ask there; what is owed is kept."""
+        """The keeper's connection ended: nothing to ask there; what is owed is kept for a while."""
         self.hints.pop(peer, None)
+        if peer in self.debts:
+            self.debts[peer].away = True
         if self.asked is not None and self.asked[0] == peer:
             self.asked = None
+
+    def back(self, peer: str) -> None:
+        """The keeper is reachable again."""
+        if peer in self.debts:
+            self.debts[peer].away = False
+
+    def forget(self, peer: str) -> list[Job]:
+        """The keeper stayed away too long: owe it nothing any more. Returns the jobs that were held for it."""
+        debt = self.debts.get(peer)
+        if debt is None or not debt.away:
+            return []
+        jobs = list(debt.held)
+        debt.held.clear()
+        debt.batches.clear()
+        debt.farewell = False
+        return jobs

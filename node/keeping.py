@@ -13,10 +13,12 @@ from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from p2pgrid.core import messages as m
 from p2pgrid.core.batch import content_id
+from p2pgrid.core.errors import PeerError, ResultLost
+from p2pgrid.core.failure import encode_exception
 from p2pgrid.core.ids import job_name
 from p2pgrid.core.ranges import RangeSet, Span
 from p2pgrid.core.record import BatchId, Inputs, Record, Results, Spec, State, Try, unpack_spec
@@ -24,6 +26,8 @@ from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node.events import Effect, Fetch, Outcome, Reply, Row, Send, Store
 
 Job = bytes
+Mark = tuple[str, bytes]
+"""What of a job is to be synced besides inputs: ("spec", b""), ("code", id), ("close", b"")."""
 
 RUNNING, DONE, FAILED, CANCELLED, ABANDONED = "running", "done", "failed", "cancelled", "abandoned"
 
@@ -40,6 +44,8 @@ class KeepingOptions:
     """Results read from disk at once for a late reader."""
     log_bytes: int = 64 << 10
     jobs_max: int = 100_000
+    retry_s: float = 5.0
+    """How long after a failed write results are written again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +84,13 @@ class Kept:
     known: RangeSet = field(default_factory=RangeSet)
     """Tasks whose inputs were appended."""
     durable: RangeSet = field(default_factory=RangeSet)
-    order: list[tuple[int, BatchId]] = field(default_factory=list)
-    """Result batches by first index."""
+    """Tasks whose inputs are synced; `synced` names what else is."""
+    synced: set[Mark] = field(default_factory=set)
+    order: list[tuple[int, BatchId, int]] = field(default_factory=list)
+    """Result batches by first index, with their size."""
     watches: dict[int, Watch] = field(default_factory=dict)
     state: str = RUNNING
     reason: str = ""
-    refused: RangeSet = field(default_factory=RangeSet)
     logs: RangeSet = field(default_factory=RangeSet)
     programs: set[int] = field(default_factory=set)
     """Clients that opened it and are connected."""
@@ -109,8 +116,42 @@ class Kept:
         return self.record.expires
 
 
+OVERHEAD = 512
+"""Bytes that a result costs in memory besides its value, about."""
+FETCH_MAX = 1024
+"""Results asked of the disk at once."""
+TRIES_MAX = 256
+"""How many results that may not leave memory yet are passed over in one go."""
+
 Promise = Reply | Send
 """What is said once the rows are synced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """An input batch whose row is on its way to the disk."""
+
+    job: Job
+    lo: int
+    hi: int
+    fns: frozenset[bytes]
+
+
+@dataclass(slots=True)
+class Unsynced:
+    """Results whose rows are on their way to the disk."""
+
+    keys: list[tuple[Job, BatchId]]
+    rows: list[Row]
+    promises: list[Promise]
+
+
+class Refused(NamedTuple):
+    """What a failed store takes back: effects, input batches, and jobs as a whole."""
+
+    effects: list[Effect]
+    inputs: list[tuple[Job, int, int]]
+    jobs: list[Job]
 
 
 class Keeping:
@@ -125,13 +166,14 @@ class Keeping:
         self._number = 0
         self._tokens = 0
         self._promises: dict[int, list[Promise]] = {}
-        self._unsynced: dict[int, list[tuple[Job, BatchId]]] = {}
-        self._inputs_at: dict[int, list[tuple[Job, int, int]]] = {}
-        self._fetches: dict[int, tuple[Job, int]] = {}
+        self._unsynced: dict[int, Unsynced] = {}
+        self._appended: dict[int, Appended] = {}
+        self._marked: dict[int, tuple[Job, Mark]] = {}
+        self._fetches: dict[int, tuple[Job, int, list[BatchId]]] = {}
         self._recent: OrderedDict[tuple[Job, BatchId], tuple[int, Any, int]] = OrderedDict()
         self._recent_size = 0
         self._pinned: set[tuple[Job, BatchId]] = set()
-        self._retry: list[Row] = []
+        self._failed: list[Unsynced] = []
 
     # ---- a life begins ----------------------------------------------------------------------------------------------
 
@@ -144,6 +186,7 @@ class Keeping:
                 kept = Kept(row.job, job_name(row.job), spec, Record())
                 kept.record.spec = row.meta
                 kept.record.expires = spec.submitted_s + spec.ttl_s
+                kept.synced.add(("spec", b""))
                 self.jobs[row.job] = kept
         for row in rows:
             if row.job in self.jobs and row.kind != "spec":
@@ -162,18 +205,20 @@ class Keeping:
                 kept.durable.add(lo, hi)
             case "close":
                 record.closed = unpack(row.meta)
+                kept.synced.add(("close", b""))
             case "result":
-                node, incarnation, number, lo, hi, failed, attempt, content, sealed = unpack(row.meta)
-                self._note(kept, BatchId(node, incarnation, number), Results(lo, hi, failed, attempt, content))
+                node, incarnation, number, lo, hi, failed, attempt, content, sealed, size, *_ = unpack(row.meta)
+                self._note(kept, BatchId(node, incarnation, number), Results(lo, hi, failed, attempt, content), size)
                 if sealed:
                     record.seals.join(lo, hi, (0, BatchId(node, incarnation, number)))
             case "seal":
                 lo, hi, batch = unpack(row.meta)
                 record.seals.join(lo, hi, (0, BatchId(*batch)))
             case "cancel":
-                flat, _ = unpack(row.meta)
+                flat, reason, *_ = unpack(row.meta)
                 if flat is None:
                     record.cancelled_all = True
+                    kept.reason = reason
                 else:
                     kept.cancelled.update(RangeSet.from_flat(flat))
                     record.cancelled.update(kept.cancelled)
@@ -192,12 +237,12 @@ class Keeping:
             case _:
                 pass  # a kind of a later minor version: kept, not understood
 
-    def _note(self, kept: Kept, batch: BatchId, results: Results) -> None:
+    def _note(self, kept: Kept, batch: BatchId, results: Results, size: int) -> None:
         kept.record.results[batch] = results
         kept.done.add(results.lo, results.hi)
         if results.failed:
             kept.failed.add(results.lo, results.hi)
-        kept.order.append((results.lo, batch))
+        kept.order.append((results.lo, batch, size))
 
     # ---- promises ---------------------------------------------------------------------------------------------------
 
@@ -211,35 +256,86 @@ class Keeping:
 
     def stored(self, token: int) -> list[Effect]:
         """The rows of a token are synced: keep the promises that waited for them."""
-        for key in self._unsynced.pop(token, ()):
-            self._pinned.discard(key)
-        self._trim()
-        for job, lo, hi in self._inputs_at.pop(token, ()):
-            if job in self.jobs:
-                self.jobs[job].durable.add(lo, hi)
+        unsynced = self._unsynced.pop(token, None)
+        if unsynced is not None:
+            self._pinned.difference_update(unsynced.keys)
+            self._trim()
+        appended = self._appended.pop(token, None)
+        if appended is not None and appended.job in self.jobs:
+            self.jobs[appended.job].durable.add(appended.lo, appended.hi)
+        job, mark = self._marked.pop(token, (b"", ("", b"")))
+        if job in self.jobs:
+            self.jobs[job].synced.add(mark)
         return list(self._promises.pop(token, ()))
 
-    def store_failed(self, token: int, reason: str) -> tuple[list[Effect], list[tuple[Job, int, int]]]:
-        """The rows are not on disk: refuse what was not accepted yet. Returns effects and the inputs to forget."""
+    def store_failed(self, token: int, reason: str) -> Refused:
+        """The rows are not on disk: refuse what is not accepted without them."""
         error = {"code": "quota-exceeded", "message": reason, "next": "free some disk, or p2pgrid node --dir elsewhere"}
-        out: list[Effect] = []
+        refused = Refused([], [], [])
+        unsynced = self._unsynced.pop(token, None)
+        if unsynced is not None:
+            # Results stay in memory, readable, and are written again; whoever sent them keeps them until then.
+            self._failed.append(unsynced)
+            self._promises.pop(token, None)
+        job, mark = self._marked.pop(token, (b"", ("", b"")))
+        kept = self.jobs.get(job)
+        if kept is not None and mark not in kept.synced:
+            self._take_back(kept, mark, error, refused)
+        self._refuse(token, error, refused)
+        return refused
+
+    def _take_back(self, kept: Kept, mark: Mark, error: dict[str, str], refused: Refused) -> None:
+        """Something that later rows rest on is not on disk: what is on its way goes with it."""
+        what, key = mark
+        if what == "close" and not kept.ended:
+            kept.record.closed = None
+        elif what == "code":
+            kept.record.codes.pop(key, None)
+            for token, appended in list(self._appended.items()):
+                if appended.job == kept.id and key in appended.fns:
+                    self._refuse(token, error, refused)
+        elif what == "spec":
+            for token, promises in list(self._promises.items()):
+                if any(isinstance(one, Reply) and one.kind == m.ACK and one.body[0] == kept.id for one in promises):
+                    self._refuse(token, error, refused)
+            refused.effects.extend(self.delete(kept.id))
+            refused.jobs.append(kept.id)
+
+    def _refuse(self, token: int, error: dict[str, str], refused: Refused) -> None:
         for promise in self._promises.pop(token, ()):
             match promise:
                 case Reply(client, m.ACK, _, body):
-                    out.append(Reply(client, m.REFUSED, 0, [*body, error]))
+                    refused.effects.append(Reply(client, m.REFUSED, 0, [*body, error]))
                 case Reply(client, _, id_, _):
-                    out.append(Reply(client, m.ERROR, id_, error))
+                    refused.effects.append(Reply(client, m.ERROR, id_, error))
                 case Send():
-                    pass  # the peer keeps what it has and asks again
-        lost = self._inputs_at.pop(token, [])
-        for job, lo, hi in lost:
-            kept = self.jobs.get(job)
-            if kept is not None:
-                kept.record.inputs.pop(lo, None)
-                kept.known.discard(lo, hi)
-        # Results stay pinned in memory: they are readable, and a restart runs their tasks again.
-        self._unsynced.pop(token, None)
-        return out, lost
+                    pass  # the peer keeps what it has and says it again
+        self._marked.pop(token, None)
+        appended = self._appended.pop(token, None)
+        kept = self.jobs.get(appended.job) if appended is not None else None
+        if appended is None or kept is None or appended.lo in kept.durable:
+            return
+        kept.record.inputs.pop(appended.lo, None)
+        kept.known.discard(appended.lo, appended.hi)
+        refused.inputs.append((appended.job, appended.lo, appended.hi))
+        refused.effects.append(Store(0, [Row(appended.job, "input", appended.lo.to_bytes(8, "big"), b"", None)]))
+
+    def write_again(self) -> list[Effect]:
+        """Write the results whose rows failed."""
+        failed, self._failed = self._failed, []
+        out: list[Effect] = []
+        for one in failed:
+            keys = [key for key in one.keys if key[0] in self.jobs]
+            rows = [row for row in one.rows if row.job in self.jobs]
+            token, effect = self.store(rows, one.promises)
+            self._unsynced[token] = Unsynced(keys, rows, one.promises)
+            out.append(effect)
+        return out
+
+    @property
+    def must_write_again(self) -> bool:
+        """Whether results wait for a disk that takes them."""
+        return bool(self._failed)
 
     @property
     def unsettled(self) -> int:
@@ -247,56 +343,75 @@ class Keeping:
         return len(self._promises) + len(self._unsynced)
 
     # ---- what a client sends ----------------------------------------------------------------------------------------
+    # Whatever is said again before it is synced is written again: the promise belongs to the connection it came by.
+
+    def _mark(self, kept: Kept, mark: Mark, row: Row, ack: Reply) -> list[Effect]:
+        if mark in kept.synced:
+            return [ack]
+        token, effect = self.store([row], [ack])
+        self._marked[token] = kept.id, mark
+        return [effect]
 
     def open(self, job: Job, packed: bytes, client: int) -> tuple[Kept, list[Effect]]:
         """Accept a job, or meet it again. Raises PeerError if the spec is malformed."""
-        ack = Reply(client, m.ACK, 0, [job, "spec", 0])
         kept = self.jobs.get(job)
-        if kept is not None:
-            kept.programs.add(client)
-            return kept, [ack]
-        spec = unpack_spec(packed)
-        kept = self.jobs[job] = Kept(job, job_name(job), spec, Record())
-        kept.record.spec = packed
-        kept.record.expires = spec.submitted_s + spec.ttl_s
+        if kept is None:
+            spec = unpack_spec(packed)
+            kept = self.jobs[job] = Kept(job, job_name(job), spec, Record())
+            kept.record.spec = packed
+            kept.record.expires = spec.submitted_s + spec.ttl_s
         kept.programs.add(client)
-        return kept, [self.store([Row(job, "spec", b"", packed, b"")], [ack])[1]]
+        row = Row(job, "spec", b"", kept.record.spec or packed, b"")
+        return kept, self._mark(kept, ("spec", b""), row, Reply(client, m.ACK, 0, [job, "spec", 0]))
 
     def code(self, kept: Kept, code: bytes, union: bytes, client: int) -> list[Effect]:
         """Keep a function of a job."""
-        ack = Reply(client, m.ACK, 0, [kept.id, "code", code])
-        if code in kept.record.codes:
-            return [ack]
-        kept.record.codes[code] = union
-        return [self.store([Row(kept.id, "code", code, b"", union)], [ack])[1]]
+        union = kept.record.codes.setdefault(code, union)
+        row = Row(kept.id, "code", code, b"", union)
+        return self._mark(kept, ("code", code), row, Reply(client, m.ACK, 0, [kept.id, "code", code]))
 
-    def input(self, kept: Kept, lo: int, hi: int, data: bytes, client: int) -> tuple[bool, list[Effect]]:
-        """Append a batch of inputs. Returns whether it is new, and effects."""
+    def input(self, kept: Kept, lo: int, hi: int, data: bytes, fns: frozenset[bytes], client: int) -> list[Effect]:
+        """Append a batch of inputs, or meet it again. Raises PeerError if it is not the one that was appended."""
         ack = Reply(client, m.ACK, 0, [kept.id, "input", lo])
-        if lo in kept.record.inputs:
-            return False, [ack] if kept.durable.within(lo, lo + 1) else []
         content = content_id(data)
-        kept.record.inputs[lo] = Inputs(hi, content)
+        known = kept.record.inputs.setdefault(lo, Inputs(hi, content))
+        if (known.hi, known.content) != (hi, content):
+            msg = f"another batch of inputs than the one appended at {lo}"
+            raise PeerError(msg)
+        if lo in kept.durable:
+            return [ack]
         kept.known.add(lo, hi)
         row = Row(kept.id, "input", lo.to_bytes(8, "big"), pack([hi, content]), data)
         token, effect = self.store([row], [ack])
-        self._inputs_at[token] = [(kept.id, lo, hi)]
-        return True, [effect]
+        self._appended[token] = Appended(kept.id, lo, hi, fns)
+        return [effect]
 
-    def close(self, kept: Kept, count: int, client: int) -> list[Effect]:
-        """The job gets no more tasks."""
-        ack = Reply(client, m.ACK, 0, [kept.id, "close", 0])
-        if kept.total is not None:
-            return [ack]
+    def close(self, kept: Kept, count: int, client: int | None) -> list[Effect]:
+        """The job gets no more tasks. Raises PeerError if it has more, or was closed with another count."""
+        last = kept.known.last()
+        if kept.total not in (None, count) or (last is not None and last[1] > count):
+            msg = f"a job that is closed with {count} tasks and has others"
+            raise PeerError(msg)
         kept.record.closed = count
-        return [self.store([Row(kept.id, "close", b"", pack(count), b"")], [ack])[1]]
+        row = Row(kept.id, "close", b"", pack(count), b"")
+        if client is None:
+            return [self.store([row])[1]]
+        return self._mark(kept, ("close", b""), row, Reply(client, m.ACK, 0, [kept.id, "close", 0]))
+
+    def when_ended(self, kept: Kept, promises: Sequence[Promise]) -> list[Effect]:
+        """Promise something that holds because the job has ended: once that is on disk."""
+        return [self.store([self._end(kept)], promises)[1]] if promises else []
+
+    @staticmethod
+    def _end(kept: Kept) -> Row:
+        return Row(kept.id, "state", b"", pack([kept.state, kept.reason]), b"")
 
     def cancel(
-        self, kept: Kept, spans: RangeSet | None, promises: Iterable[Promise] = (), reason: str = ""
+        self, kept: Kept, spans: RangeSet | None, promises: Sequence[Promise] = (), reason: str = ""
     ) -> tuple[RangeSet, list[Effect]]:
         """Cancel tasks (None: all of it). Returns which ones were not over yet, and effects."""
         if kept.ended:
-            return RangeSet(), list(promises)
+            return RangeSet(), self.when_ended(kept, promises)
         fresh = kept.open_tasks
         if spans is None:
             kept.record.cancelled_all = True
@@ -307,9 +422,8 @@ class Keeping:
             kept.record.cancelled.update(spans - kept.done)
             kept.cancelled.update(spans - kept.done)
         kept.cancelled.update(fresh)
-        flat = None if spans is None else spans.flat()
-        key = b"" if spans is None else pack(flat)[:64]
-        _, effect = self.store([Row(kept.id, "cancel", key, pack([flat, reason]), b"")], promises)
+        meta = pack([None if spans is None else spans.flat(), reason])
+        _, effect = self.store([Row(kept.id, "cancel", content_id(meta), meta, b"")], promises)
         return fresh, [effect]
 
     # ---- results ----------------------------------------------------------------------------------------------------
@@ -328,7 +442,6 @@ class Keeping:
         get, and the store; `promises` are kept when it is synced, at once if there is nothing to write.
         """
         rows: list[Row] = []
-        fresh: list[Outcome] = []
         entries: list[list[Any]] = []
         keys = []
         new: list[Span] = []
@@ -354,38 +467,42 @@ class Keeping:
             kept.done.add(lo, hi)
             if shape == 2:
                 kept.failed.add(lo, hi)
+            size = len(value)
             if kept.order and kept.order[-1][0] > lo:
-                insort(kept.order, (lo, batch))
+                insort(kept.order, (lo, batch, size))
             else:
-                kept.order.append((lo, batch))
+                kept.order.append((lo, batch, size))
             if seal:
                 kept.record.seals.join(lo, hi, (0, batch))
-            meta = pack([*batch, lo, hi, shape == 2, attempt, content, seal])
+            meta = pack([*batch, lo, hi, shape == 2, attempt, content, seal, size])
             rows.append(Row(kept.id, "result", pack(batch), meta, value))
-            self._remember(kept.id, batch, shape, data, len(value))
+            self._remember(kept.id, batch, shape, data, size)
             keys.append((kept.id, batch))
             entries.append([lo, hi, shape, data, name, attempt])
+        promises = list(promises)
         if not rows:
-            return [], list(promises)
+            # What tells nothing new may rest on rows that are on their way: its promise waits for them.
+            return [], [self.store([], promises)[1]] if promises and self._unsynced else promises
         token, effect = self.store(rows, promises)
-        self._unsynced[token] = keys
+        self._unsynced[token] = Unsynced(keys, rows, promises)
         out = self._deliver(kept, entries)
         out.append(effect)
         return new, out
 
     def _remember(self, job: Job, batch: BatchId, shape: int, data: Any, size: int) -> None:
         self._recent[job, batch] = (shape, data, size)
-        self._recent_size += size
+        self._recent_size += size + OVERHEAD
         self._pinned.add((job, batch))
 
     def _trim(self) -> None:
-        if self._recent_size <= self.options.recent_bytes:
-            return
-        for key in list(self._recent):
-            if self._recent_size <= self.options.recent_bytes:
-                break
-            if key not in self._pinned:
-                self._recent_size -= self._recent.pop(key)[2]
+        tries = TRIES_MAX
+        while self._recent_size > self.options.recent_bytes and self._recent and tries:
+            key, entry = self._recent.popitem(last=False)
+            if key in self._pinned:
+                self._recent[key] = entry
+                tries -= 1
+            else:
+                self._recent_size -= entry[2] + OVERHEAD
 
     def _deliver(self, kept: Kept, entries: list[list[Any]]) -> list[Effect]:
         out: list[Effect] = []
@@ -421,20 +538,34 @@ class Keeping:
         watch.unread = max(0, watch.unread - size)
         return self._catch_up(kept, watch)
 
-    def fetched(self, token: int, rows: Sequence[Row]) -> tuple[list[Effect], list[Span], Kept | None]:
-        """Give a reader what came from disk. Returns effects, tasks whose result is gone, and their job."""
-        job, client = self._fetches.pop(token, (b"", -1))
+    def fetched(self, token: int, rows: Sequence[Row]) -> list[Effect]:
+        """Give a reader what came from disk."""
+        job, client, batches = self._fetches.pop(token, (b"", -1, []))
         kept = self.jobs.get(job)
         watch = kept.watches.get(client) if kept is not None else None
-        if kept is None or watch is None:
-            return [], [], None
+        if kept is None or watch is None or watch.fetching != token:
+            return []
         watch.fetching = 0
+        values = {row.key: row.value for row in rows}
         entries = []
-        for row in rows:
-            batch = BatchId(*unpack(row.key))
-            shape, data = unpack(row.value or b"")
-            entries.append(self._entry(kept, batch, shape, data))
-        return self._send(kept, watch, entries) + self._catch_up(kept, watch), [], kept
+        for batch in batches:
+            value = values.get(pack(batch))
+            if value is None:
+                entries += self._lost(kept, batch, watch.sent)
+            else:
+                entries.append(self._entry(kept, batch, *unpack(value)))
+        return self._send(kept, watch, entries) + self._catch_up(kept, watch)
+
+    def _lost(self, kept: Kept, batch: BatchId, sent: RangeSet) -> list[list[Any]]:
+        """The only copy is damaged: its readers are told, they do not wait for ever."""
+        results = kept.record.results[batch]
+        error = ResultLost("the result of this task is damaged on disk", next="submit it again")
+        data = pack(encode_exception(error))
+        return [
+            [i, i + 1, 2, data, self._node_name, results.attempt]
+            for lo, hi in sent.missing(results.lo, results.hi)
+            for i in range(lo, hi)
+        ]
 
     def _entry(self, kept: Kept, batch: BatchId, shape: int, data: Any) -> list[Any]:
         results = kept.record.results[batch]
@@ -455,46 +586,48 @@ class Keeping:
         if watch.behind:
             watch.behind = False
             entries: list[list[Any]] = []
-            keys: list[tuple[Job, str, bytes]] = []
+            batches: list[BatchId] = []
             budget = self.options.window_bytes - watch.unread
-            for batch in self._missing(kept, watch.sent):
-                if budget <= 0 or len(keys) >= 1024:
+            step = self.options.step_bytes
+            for batch, size in self._missing(kept, watch.sent):
+                if budget <= 0 or step <= 0 or len(batches) >= FETCH_MAX:
                     watch.behind = True
                     break
+                budget -= size
                 recent = self._recent.get((kept.id, batch))
                 if recent is None:
-                    keys.append((kept.id, "result", pack(batch)))
-                    budget -= self.options.step_bytes // 256
+                    batches.append(batch)
+                    step -= size
                 else:
                     entries.append(self._entry(kept, batch, recent[0], recent[1]))
-                    budget -= recent[2]
             out += self._send(kept, watch, entries)
-            if keys:
+            if batches:
                 self._tokens += 1
                 watch.fetching = self._tokens
                 watch.behind = True
-                self._fetches[self._tokens] = (kept.id, watch.client)
-                out.append(Fetch(self._tokens, keys))
+                self._fetches[self._tokens] = (kept.id, watch.client, batches)
+                out.append(Fetch(self._tokens, [(kept.id, "result", pack(batch)) for batch in batches]))
         if kept.ended and not watch.behind and not watch.ended:
             watch.ended = True
             out.append(Reply(watch.client, m.STATE, 0, [kept.id, kept.state, kept.reason]))
         return out
 
-    def _missing(self, kept: Kept, had: RangeSet) -> Iterable[BatchId]:
-        """Yield the batches whose tasks a reader lacks, in order of index, the counting one where two overlap."""
+    def _missing(self, kept: Kept, had: RangeSet) -> Iterable[tuple[BatchId, int]]:
+        """Yield the batches whose tasks a reader lacks and their sizes, in order of index, one where two overlap."""
         missing = kept.done - had
         covered = RangeSet()
         for lo, hi in missing:
-            at = bisect_left(kept.order, (lo, BatchId("", 0, 0)))
+            at = bisect_left(kept.order, (lo, BatchId("", 0, 0), 0))
             while at > 0 and kept.record.results[kept.order[at - 1][1]].hi > lo:
                 at -= 1
-            for start, batch in kept.order[at:]:
+            for place in range(at, len(kept.order)):
+                start, batch, size = kept.order[place]
                 if start >= hi:
                     break
                 results = kept.record.results[batch]
                 if results.hi > lo and covered.missing(results.lo, results.hi):
                     covered.add(results.lo, results.hi)
-                    yield batch
+                    yield batch, size
 
     def unwatch(self, client: int, kept: Kept | None = None) -> None:
         """A reader left (one job, or all)."""
@@ -519,7 +652,7 @@ class Keeping:
             state = FAILED if kept.failed else DONE
         kept.state = state
         kept.record.state = State.CANCELLED if state in (CANCELLED, ABANDONED) else State.FINISHED
-        _, effect = self.store([Row(kept.id, "state", b"", pack([state, kept.reason]), b"")])
+        _, effect = self.store([self._end(kept)])
         out: list[Effect] = [effect]
         for watch in kept.watches.values():
             out += self._catch_up(kept, watch)
@@ -528,16 +661,16 @@ class Keeping:
     def tried(self, kept: Kept, task: int, one: Try) -> Effect:
         """Remember a failed execution of a task; told twice, it counts once."""
         kept.record.tries[task] = kept.record.tries.get(task, frozenset()) | {one}
-        row = Row(kept.id, "try", pack([task, *one])[:64], pack([task, *one]), b"")
-        return Store(0, [row])
+        meta = pack([task, *one])
+        return Store(0, [Row(kept.id, "try", content_id(meta), meta, b"")])
 
     def reissued(self, kept: Kept, spans: Iterable[Span]) -> list[Effect]:
         """Raise the attempt number of tasks that will run again."""
         rows = []
         for lo, hi in spans:
-            attempt = 1 + max((v for a, b, v in kept.record.attempts if a < hi and lo < b), default=1)
+            attempt = 1 + max((v for _, _, v in kept.record.attempts.within(lo, hi)), default=1)
             kept.record.attempts.join(lo, hi, attempt)
-            rows.append(Row(kept.id, "attempt", lo.to_bytes(8, "big"), pack([lo, hi, attempt]), b""))
+            rows.append(Row(kept.id, "attempt", pack([lo, hi]), pack([lo, hi, attempt]), b""))
         return [Store(0, rows)] if rows else []
 
     def waits_for_disk(self, kept: Kept, source: Source, count: int) -> bool:
@@ -569,6 +702,9 @@ class Keeping:
         gone = [job for job, kept in self.jobs.items() if kept.expires_s <= wall_s]
         out: list[Effect] = []
         for job in gone:
+            kept = self.jobs[job]
+            if not kept.ended:
+                out += [Reply(client, m.STATE, 0, [job, ABANDONED, "expired"]) for client in kept.watches]
             out += self.delete(job)
         return gone, out
 
@@ -578,20 +714,23 @@ class Keeping:
         for batch in kept.record.results:
             entry = self._recent.pop((job, batch), None)
             if entry is not None:
-                self._recent_size -= entry[2]
+                self._recent_size -= entry[2] + OVERHEAD
             self._pinned.discard((job, batch))
         rows = [Row(job, "*", b"", b"", None)]
         return [Store(0, rows)]
 
     def entry_of(self, kept: Kept, task: int) -> Results | None:
         """Return the batch that counts for a task."""
-        at = bisect_right(kept.order, (task, BatchId("\U0010ffff", 0, 0)))
-        for _, batch in reversed(kept.order[:at]):
-            results = kept.record.results[batch]
+        if task not in kept.done:
+            return None
+        at = bisect_right(kept.order, (task, BatchId("\U0010ffff", 0, 0), 0))
+        for place in range(at - 1, -1, -1):
+            results = kept.record.results[kept.order[place][1]]
             if results.lo <= task < results.hi:
                 return results
         return None
 
 
 def _size(data: Any) -> int:
-    return len(data) if isinstance(data, bytes) else sum(map(len, data)) + len(data)
+    """Return how many bytes of result these are; a reader counts its credit in the same way."""
+    return len(data) if isinstance(data, bytes) else sum(map(len, data))

@@ -21,6 +21,9 @@ from p2pgrid.core.ranges import RangeSet, Span
 Job = bytes
 Rid = tuple[int, int]  # incarnation of the asker, its number
 
+SETTLED = object()
+"""In place of the answer to a request whose asker has acknowledged it: nothing is said again."""
+
 
 @dataclass(frozen=True, slots=True)
 class LeaseOptions:
@@ -31,6 +34,7 @@ class LeaseOptions:
     grant_again_s: float = 1.0
     grant_sends: int = 3
     rids_kept: int = 64
+    interval_max_s: float = 60.0
 
 
 @dataclass(slots=True)
@@ -68,12 +72,13 @@ class Holder:
 
 
 class Lapsed(NamedTuple):
-    """Ranges that nobody holds any more; `running` are those its holder was running."""
+    """Ranges that nobody holds any more; `running` are those its holder was running when it vanished, if it did."""
 
     holder: str
     job: Job
     spans: RangeSet
     running: RangeSet
+    vanished: bool
 
 
 class Leases:
@@ -112,6 +117,7 @@ class Leases:
         """The member has the ranges; its claims from `seq` on name them."""
         holder = self.holders.get(peer)
         if holder is not None and holder.grants.pop(rid, None) is not None:
+            holder.answered[rid] = SETTLED  # the body may be large, and is needed no more
             holder.needs = max(holder.needs, (rid[0], seq))
             holder.heard_s = now
 
@@ -129,10 +135,11 @@ class Leases:
                     again.append((peer, grant.body))
                     continue
                 del holder.grants[rid]
+                holder.answered.pop(rid, None)
                 spans = RangeSet(grant.spans) & holder.covered.get(grant.job, RangeSet())
                 if spans:
                     holder.covered[grant.job].difference_update(spans)
-                    lost.append(Lapsed(peer, grant.job, spans, RangeSet()))
+                    lost.append(Lapsed(peer, grant.job, spans, RangeSet(), vanished=False))
         return again, lost
 
     # ---- claims -----------------------------------------------------------------------------------------------------
@@ -148,7 +155,7 @@ class Leases:
         reborn = version[0] > holder.version[0] > 0
         holder.version = version
         holder.heard_s = now
-        holder.interval_s = interval_s
+        holder.interval_s = min(max(interval_s, 0.0), self.options.interval_max_s)
         holder.lapses_s = None
         if reborn:
             holder.grants = {rid: grant for rid, grant in holder.grants.items() if rid[0] >= version[0]}
@@ -162,7 +169,8 @@ class Leases:
             after = held | (granted & before)
             gone = before - after
             if gone:
-                dropped.append(Lapsed(peer, job, gone, holder.running.get(job, RangeSet()) if reborn else RangeSet()))
+                ran = holder.running.get(job, RangeSet()) if reborn else RangeSet()
+                dropped.append(Lapsed(peer, job, gone, ran, vanished=reborn))
             holder.covered[job] = after
             holder.running[job] = running
             if not after:
@@ -174,11 +182,14 @@ class Leases:
         if peer in self.holders:
             self.holders[peer].heard_s = now
 
-    def returned(self, peer: str, job: Job, spans: RangeSet) -> None:
-        """The member gave ranges back."""
+    def returned(self, peer: str, job: Job, spans: RangeSet) -> RangeSet:
+        """The member gave ranges back; return those that were covered by it."""
         holder = self.holders.get(peer)
-        if holder is not None and job in holder.covered:
-            holder.covered[job].difference_update(spans)
+        if holder is None or job not in holder.covered:
+            return RangeSet()
+        given = spans & holder.covered[job]
+        holder.covered[job].difference_update(given)
+        return given
 
     def finished(self, job: Job, lo: int, hi: int) -> None:
         """These tasks need no cover any more."""
@@ -227,7 +238,7 @@ class Leases:
             holder = self.holders.pop(peer)
             for job, spans in holder.covered.items():
                 if spans:
-                    out.append(Lapsed(peer, job, spans, holder.running.get(job, RangeSet())))
+                    out.append(Lapsed(peer, job, spans, holder.running.get(job, RangeSet()), vanished=True))
         return out
 
     def _ends(self, holder: Holder) -> float:

@@ -13,15 +13,17 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from p2pgrid.core import messages as m
-from p2pgrid.core.batch import CALLS, decode_batch, encode_batch
+from p2pgrid.core.batch import CALLS, InputBatch, decode_batch, encode_batch, python_minor
 from p2pgrid.core.errors import (
     GridError,
     MissingModule,
     ObjectLost,
     PeerError,
+    QuotaExceeded,
     TaskMemoryExceeded,
     TaskTimeout,
     Unschedulable,
@@ -32,17 +34,15 @@ from p2pgrid.core.failure import encode_exception
 from p2pgrid.core.options import unmet, why_nowhere
 from p2pgrid.core.ranges import RangeSet, Span
 from p2pgrid.core.record import Try
+from p2pgrid.core.shapes import CRASH, FAILURE, from_client, from_peer, lineage
 from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node import answers
 from p2pgrid.node import events as e
 from p2pgrid.node.holding import Holding, HoldingOptions
 from p2pgrid.node.keeping import ABANDONED, Keeping, KeepingOptions, Kept, Promise, Source
-from p2pgrid.node.leases import Lapsed, LeaseOptions, Leases
-from p2pgrid.node.pool import Lane, Pool, Work
+from p2pgrid.node.leases import SETTLED, Lapsed, LeaseOptions, Leases
+from p2pgrid.node.pool import Lane, Pool, Taken, Work
 from p2pgrid.node.running import RunInfo, Running, RunningOptions
-
-FAILURE, CRASH = 2, 4
-"""Shapes of outcomes that are not values (`events.Outcome`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,11 @@ class Client:
     program: str
 
 
+DAY_S = 86400.0
+LOGS_MAX = 10_000
+"""Tasks whose output one request returns, the last ones."""
+
+
 class Machine:
     """One node's mind."""
 
@@ -97,6 +102,8 @@ class Machine:
         self._out: list[e.Effect] = []
         self._timers: dict[tuple[Any, ...], float] = {}
         self._restoring: dict[int, bytes] = {}
+        self._held_back: dict[bytes, list[e.ClientSent]] = {}
+        """Inputs that came before the functions of their job were read from disk."""
         self._log_requests: dict[int, tuple[int, int]] = {}
         self._tokens = 1 << 40  # apart from those of `keeping`
         self._stopping = False
@@ -189,19 +196,22 @@ class Machine:
             if open_tasks.within(lo, inputs.hi):
                 keys.append((kept.id, "input", lo.to_bytes(8, "big")))
         self._restoring[self._token()] = kept.id
+        self._held_back[kept.id] = []
         self._out.append(e.Fetch(self._tokens, keys))
 
-    def _restored(self, kept: Kept, rows: Sequence[e.Row]) -> None:
+    def _restored(self, kept: Kept, rows: Sequence[e.Row], now: float) -> None:
         work = self._work_of(kept)
         work.attempts = kept.record.attempts
         for row in rows:
             if row.kind == "code":
                 kept.record.codes[row.key] = row.value or b""
+                kept.synced.add(("code", row.key))
         for row in rows:
             if row.kind == "input":
                 lo = int.from_bytes(row.key, "big")
                 batch = decode_batch(lo, kept.record.inputs[lo].hi, row.value or b"")
-                self.pool.append(work, batch)
+                if all(run.fn in work.codes for run in batch.runs):
+                    self.pool.append(work, batch)
         lost: list[Span] = []
         for lo, hi in kept.open_tasks:
             at = lo
@@ -212,15 +222,15 @@ class Machine:
                     lost.append((at, end))
                 at = end
             self.pool.make_ready(work, lo, hi)
-        for run in work.runs:
-            self.pool.finished_before(work, run[0], kept.done)
+        for lo, hi in kept.done | kept.cancelled:
+            self.pool.finished(work, lo, hi)
         if lost:
             error = ObjectLost("the inputs of this task are damaged on disk", next="submit it again")
             self._fail(kept, lost, error)
         for task, tries in kept.record.tries.items():
             if any(one.kind in "wn" for one in tries) and task in kept.open_tasks:
                 self.pool.make_ready(work, task, task + 1, alone=True)
-        self._consider_lanes(kept, work)
+        self._consider_lanes(kept, list(work.lanes.values()), now)
 
     def _work_of(self, kept: Kept) -> Work:
         work = self.pool.open(kept.id, kept.name, (kept.spec.owner, kept.spec.session), None)
@@ -237,27 +247,46 @@ class Machine:
         self._out += self.keeping.stored(event.token)
 
     def _on_store_failed(self, event: e.StoreFailed, now: float) -> None:
-        effects, lost = self.keeping.store_failed(event.token, event.reason)
-        self._out += effects
+        refused = self.keeping.store_failed(event.token, event.reason)
+        self._out += refused.effects
         self._out.append(e.Log("warning", event.reason))
-        for job, lo, hi in lost:
-            work = self.pool.works.get(job)
-            if work is not None:
+        if self.keeping.must_write_again:
+            self._timer_unless_set(("write",), now + self.config.keeping.retry_s)
+        for job, lo, hi in refused.inputs:
+            self._take_out(job, RangeSet([(lo, hi)]))
+            self._out += self.running.cancel(job, RangeSet([(lo, hi)]))
+        for job in refused.jobs:
+            self._forget(job)
+
+    def _take_out(self, job: bytes, spans: RangeSet) -> None:
+        """These tasks need not run any more: let go of what they needed."""
+        work = self.pool.works.get(job)
+        if work is not None:
+            for lo, hi in spans:
                 self.pool.remove(work, lo, hi)
-                self._out += self.running.cancel(job, RangeSet([(lo, hi)]))
+                self.pool.finished(work, lo, hi)
+
+    def _forget(self, job: bytes) -> None:
+        """A job is no longer kept here: stop it everywhere."""
+        self.pool.close(job)
+        self._out += self.running.cancel(job, None)
+        for peer in self.leases.forget(job):
+            self._out.append(e.Send(peer, m.P_DROP, [job, None]))
 
     def _on_fetched(self, event: e.Fetched, now: float) -> None:
         if event.token in self._restoring:
-            kept = self.keeping.jobs.get(self._restoring.pop(event.token))
+            job = self._restoring.pop(event.token)
+            kept = self.keeping.jobs.get(job)
             if kept is not None and not kept.ended:
-                self._restored(kept, event.rows)
+                self._restored(kept, event.rows, now)
+            for held_back in self._held_back.pop(job):
+                self._on_client_sent(held_back, now)
         elif event.token in self._log_requests:
             client, id_ = self._log_requests.pop(event.token)
             logs = [[int.from_bytes(row.key, "big"), row.value] for row in event.rows]
             self._out.append(e.Reply(client, m.ANSWER, id_, {"logs": sorted(logs)}))
         else:
-            effects, _, _ = self.keeping.fetched(event.token, event.rows)
-            self._out += effects
+            self._out += self.keeping.fetched(event.token, event.rows)
 
     # ---- clients ----------------------------------------------------------------------------------------------------
 
@@ -302,34 +331,38 @@ class Machine:
             if work is None:
                 self._cancel_spans(kept, None, (), ABANDONED)
                 continue
-            detached = RangeSet(
-                (max(run.lo, lo), min(run.hi, hi))
-                for run, lane in work.runs
-                if lane.options.detach
-                for lo, hi in kept.open_tasks.within(run.lo, run.hi)
-            )
+            detached = self._detached(kept, work)
             if not detached:
                 self._cancel_spans(kept, None, (), ABANDONED)
                 continue
-            self._cancel_spans(kept, kept.open_tasks - detached, ())
-            self._out += self.keeping.close(kept, max((hi for _, hi in kept.known), default=0), -1)
+            # What is detached ends the list; what never came before it is cancelled with the rest.
+            count = (kept.known.last() or (0, 0))[1]
+            self._out += self.keeping.close(kept, count, None)
+            self._cancel_spans(kept, (RangeSet([(0, count)]) - kept.done) - detached, ())
+
+    @staticmethod
+    def _detached(kept: Kept, work: Work) -> RangeSet:
+        """Return the open tasks that outlive their client, each by its own option."""
+        open_tasks = kept.open_tasks
+        return RangeSet(
+            span for run, lane in work.runs if lane.options.detach for span in open_tasks.within(run.lo, run.hi)
+        )
 
     def _on_client_sent(self, event: e.ClientSent, now: float) -> None:
         try:
+            body = from_client(event.kind, event.body)
             if event.kind == m.REQUEST:
-                self._request(event, now)
-                return
-            handler = self._frames.get(event.kind)
-            if handler is None:
-                msg = f"an unknown frame type {event.kind}"
-                raise PeerError(msg)
-            handler(event.client, event.body, now)
-        except (PeerError, ValueError, TypeError) as error:
+                self._request(event, body, now)
+            elif event.kind == m.INPUT and body[0] in self._held_back:
+                self._held_back[body[0]].append(event)
+            else:
+                self._frames[event.kind](event.client, body, now)
+        except PeerError as error:
             refusal = {"code": "version-mismatch", "message": f"the node does not understand: {error}",
                        "next": "install the same version on both sides: p2pgrid --version"}  # fmt: skip
             self._out.append(e.Reply(event.client, m.ERROR, event.id, refusal))
 
-    def _kept(self, job: Any, client: int) -> Kept | None:
+    def _kept(self, job: bytes, client: int) -> Kept | None:
         kept = self.keeping.jobs.get(job)
         if kept is None:
             self._out.append(e.Reply(client, m.STATE, 0, [job, "unknown", ""]))
@@ -337,9 +370,10 @@ class Machine:
 
     def _open(self, client: int, body: Any, now: float) -> None:
         job, spec = body
-        if not isinstance(job, bytes) or len(job) != 16:  # noqa: PLR2004
-            msg = "a job id that is not 16 bytes"
-            raise PeerError(msg)
+        if job not in self.keeping.jobs and len(self.keeping.jobs) >= self.config.keeping.jobs_max:
+            full = QuotaExceeded(f"this node keeps {len(self.keeping.jobs)} jobs", next="p2pgrid forget some of them")
+            self._out.append(e.Reply(client, m.REFUSED, 0, [job, "spec", 0, dict(error_to_wire(full))]))
+            return
         kept, effects = self.keeping.open(job, spec, client)
         self._out += effects
         if not kept.ended:
@@ -347,6 +381,7 @@ class Machine:
 
     def _code(self, client: int, body: Any, now: float) -> None:
         job, code, union = body
+        python_minor(union)  # a kind of function that this version does not know is refused now
         kept = self._kept(job, client)
         if kept is not None:
             self._out += self.keeping.code(kept, code, union, client)
@@ -356,37 +391,57 @@ class Machine:
         kept = self._kept(job, client)
         if kept is None:
             return
-        if lo in kept.record.inputs or kept.ended:
-            self._out += self.keeping.input(kept, lo, hi, data, client)[1] if not kept.ended else []
-            if kept.ended:
-                self._out.append(e.Reply(client, m.ACK, 0, [job, "input", lo]))
+        if kept.ended:
+            ack = e.Reply(client, m.ACK, 0, [job, "input", lo])
+            self._out += self.keeping.when_ended(kept, [ack])
+            return
+        if lo in kept.record.inputs:
+            self._out += self.keeping.input(kept, lo, hi, data, frozenset(), client)
             return
         batch = decode_batch(lo, hi, data)
-        _, effects = self.keeping.input(kept, lo, hi, data, client)
+        if kept.known.within(lo, hi) or (kept.total is not None and hi > kept.total):
+            raise PeerError(f"inputs of tasks {lo} to {hi}, which are there already or beyond the end of the job")
+        fns = frozenset(run.fn for run in batch.runs)
+        if not fns <= kept.record.codes.keys():
+            raise PeerError("inputs for a function that was not sent")
         work = self._work_of(kept)
-        new = self.pool.append(work, batch)
-        if kept.cancelled or kept.done.within(lo, hi):
-            for a, b in (RangeSet([(lo, hi)]) - kept.done) - kept.cancelled:
-                self.pool.make_ready(work, a, b)
-        else:
-            self.pool.make_ready(work, lo, hi)
-        if new or any(lane.options.strict for lane in work.lanes.values()):
-            self._consider_lanes(kept, work, now)
+        new = self._append(work, batch)
+        effects = self.keeping.input(kept, lo, hi, data, fns, client)
+        wanted = [(lo, hi)]
+        if kept.cancelled:  # before they came
+            wanted = kept.cancelled.missing(lo, hi)
+            for a, b in kept.cancelled.within(lo, hi):
+                self.pool.finished(work, a, b)
+        for a, b in wanted:
+            self.pool.make_ready(work, a, b)
+        found = [work.locate(run.lo) for run in batch.runs]
+        strict = [one[1] for one in found if one is not None and one[1].options.strict]
+        if new or strict:
+            self._consider_lanes(kept, list(dict.fromkeys([*new, *strict])), now)
         self._feed(now)  # the tasks leave for the workers before their inputs leave for the disk
         self._out += effects
+
+    def _append(self, work: Work, batch: InputBatch) -> list[Lane]:
+        try:
+            return self.pool.append(work, batch)
+        except ValueError as error:
+            raise PeerError(str(error)) from error
 
     def _close(self, client: int, body: Any, now: float) -> None:
         job, count = body
         kept = self._kept(job, client)
         if kept is not None:
-            self._out += self.keeping.close(kept, int(count), client)
+            if kept.ended:
+                self._out += self.keeping.when_ended(kept, [e.Reply(client, m.ACK, 0, [job, "close", 0])])
+                return
+            self._out += self.keeping.close(kept, count, client)
             self._settle(kept)
 
     def _watch(self, client: int, body: Any, now: float) -> None:
         job, had = body
         kept = self._kept(job, client)
         if kept is not None:
-            self._out += self.keeping.watch(kept, client, RangeSet.from_flat(had))
+            self._out += self.keeping.watch(kept, client, had)
 
     def _unwatch(self, client: int, body: Any, now: float) -> None:
         kept = self.keeping.jobs.get(body[0])
@@ -396,23 +451,19 @@ class Machine:
     def _got(self, client: int, body: Any, now: float) -> None:
         kept = self.keeping.jobs.get(body[0])
         if kept is not None:
-            self._out += self.keeping.got(kept, client, int(body[1]))
+            self._out += self.keeping.got(kept, client, body[1])
 
     def _cancel(self, client: int, body: Any, now: float) -> None:
-        job, flat = body
+        job, spans = body
         kept = self._kept(job, client)
         if kept is not None:
-            spans = None if flat is None else RangeSet.from_flat(flat)
             self._cancel_spans(kept, spans, [e.Reply(client, m.ACK, 0, [job, "cancel", 0])])
 
     def _cancel_spans(
         self, kept: Kept, spans: RangeSet | None, promises: Sequence[Promise], reason: str = ""
     ) -> RangeSet:
         fresh, effects = self.keeping.cancel(kept, spans, promises, reason)
-        work = self.pool.works.get(kept.id)
-        if work is not None:
-            for lo, hi in fresh:
-                self.pool.remove(work, lo, hi)
+        self._take_out(kept.id, fresh)
         self._out += self.running.cancel(kept.id, None if spans is None else fresh)
         for peer, held in self.leases.covering(kept.id, fresh):
             self._out.append(e.Send(peer, m.P_DROP, [kept.id, None if spans is None else held.flat()]))
@@ -424,10 +475,9 @@ class Machine:
 
     # ---- requests ---------------------------------------------------------------------------------------------------
 
-    def _request(self, event: e.ClientSent, now: float) -> None:
-        verb, arguments = event.body
+    def _request(self, event: e.ClientSent, body: tuple[str, dict[str, Any]], now: float) -> None:
         try:
-            answer = self._answer(event, str(verb), dict(arguments), now)
+            answer = self._answer(event, *body, now)
         except GridError as error:
             self._out.append(e.Reply(event.client, m.ERROR, event.id, dict(error_to_wire(error))))
             return
@@ -437,7 +487,8 @@ class Machine:
     def _answer(self, event: e.ClientSent, verb: str, arguments: dict[str, Any], now: float) -> dict[str, Any] | None:
         if verb == "stop":
             self._out.append(e.Reply(event.client, m.ANSWER, event.id, {}))
-            self._on_stop(e.Stop(float(arguments.get("grace", 2.0))), now)
+            grace = arguments.get("grace")
+            self._on_stop(e.Stop(float(grace) if isinstance(grace, int | float) and 0 <= grace < DAY_S else 2.0), now)
             return None
         if verb == "cancel":
             return self._cancel_target(event, str(arguments.get("target", "")))
@@ -456,14 +507,15 @@ class Machine:
         return None
 
     def _logs(self, event: e.ClientSent, target: str) -> dict[str, Any] | None:
-        keys = []
+        keys: list[tuple[bytes, str, bytes]] = []
         for kept, span in answers.targets(self, target):
-            wanted = kept.logs if span is None else RangeSet(kept.logs.within(*span))
-            keys += [(kept.id, "log", i.to_bytes(8, "big")) for lo, hi in wanted for i in range(lo, hi)]
+            wanted = list(kept.logs) if span is None else kept.logs.within(*span)
+            newest = (i for lo, hi in reversed(wanted) for i in range(hi - 1, lo - 1, -1))
+            keys += [(kept.id, "log", i.to_bytes(8, "big")) for i in islice(newest, LOGS_MAX - len(keys))]
         if not keys:
             return {"logs": []}
         self._log_requests[self._token()] = (event.client, event.id)
-        self._out.append(e.Fetch(self._tokens, keys[-10_000:]))
+        self._out.append(e.Fetch(self._tokens, keys))
         return None
 
     # ---- feeding workers, asking and offering -----------------------------------------------------------------------
@@ -482,14 +534,21 @@ class Machine:
                 self._timer(("ask",), now + self.config.holding.ask_again_s)
         if self.holding.owes():
             self._timer_unless_set(("beat",), now + self.config.holding.beat_s)
-        if any(lane for lane in self.pool.candidates(foreign=False)):
+        if len(self._told) < len(self.peers) and self.pool.waits and not self._stopping:
             for peer in sorted(self.peers.keys() - self._told.keys()):
-                self._told[peer] = None
-                self._out.append(e.Send(peer, m.P_WORK, []))
+                # Who could run none of it is not asked to ask: it would be told again at once, for ever.
+                if any(self._fits(lane, peer) for lane in self.pool.candidates(foreign=False)):
+                    self._told[peer] = None
+                    self._out.append(e.Send(peer, m.P_WORK, []))
             self._timer_unless_set(("offer",), now + self.config.holding.ask_again_s)
-        due = self.leases.next_s()
-        if due is not None:
-            self._timer_unless_set(("lease",), due)
+        if ("lease",) not in self._timers:
+            due = self.leases.next_s()
+            if due is not None:
+                self._timer(("lease",), due)
+
+    def _fits(self, lane: Lane, peer: str) -> bool:
+        facts = self.peers.get(peer, {})
+        return peer not in lane.unfit and not self._lacks(lane, facts, facts.get("minor"))
 
     def _eligible(self, lane: Lane) -> bool:
         if lane.fits is None:
@@ -507,10 +566,7 @@ class Machine:
         """Whether any member known now may run the tasks of a lane."""
         if self._eligible(lane):
             return True
-        return any(
-            peer not in lane.unfit and not self._lacks(lane, facts, facts.get("minor"))
-            for peer, facts in self.peers.items()
-        )
+        return any(self._fits(lane, peer) for peer in self.peers)
 
     def why_waits(self, lane: Lane) -> str:
         """Return, clause by clause, why no node may run the tasks of a lane."""
@@ -522,29 +578,33 @@ class Machine:
             text = f"{text}; {need}" if ":" in text else f"{having} of {len(everyone)} nodes: {need}"
         return text
 
-    def _consider_lanes(self, kept: Kept, work: Work, now: float | None = None) -> None:
-        """Tasks that no node may run: refuse them now if asked to, else say so after a while."""
-        for lane in list(work.lanes.values()):
+    def _consider_lanes(self, kept: Kept, lanes: Sequence[Lane], now: float, *, known: bool = False) -> None:
+        """Tasks that no node may run: refuse them now if asked to, else say so after a while.
+
+        `known`: they could run a moment ago; a node that is away for a moment fails no task.
+        """
+        for lane in lanes:
             if not lane.ready or self.fits_somewhere(lane):
                 continue
-            if lane.options.strict:
-                spans = list(lane.ready)
-                for lo, hi in spans:
-                    self.pool.remove(work, lo, hi)
-                self._fail(kept, spans, Unschedulable(self.why_waits(lane)))
-            elif now is not None:
+            if lane.options.strict and not known:
+                self._fail(kept, list(lane.ready), Unschedulable(self.why_waits(lane)))
+            else:
                 self._timer_unless_set(("stuck", kept.id, lane.number), now + self.config.notice_after_s)
 
     def _notice(self, job: bytes, number: int, now: float) -> None:
         kept, work = self.keeping.jobs.get(job), self.pool.works.get(job)
         if kept is None or work is None:
             return
-        for lane in work.lanes.values():
-            if lane.number == number and lane.ready and not self.fits_somewhere(lane):
-                text = f"{kept.name} waits: {self.why_waits(lane)}"
-                self._out.append(e.Log("info", text))
-                for client in sorted(set(kept.watches) | kept.programs):
-                    self._out.append(e.Reply(client, m.NOTICE, 0, [job, text]))
+        lane = next((one for one in work.lanes.values() if one.number == number), None)
+        if lane is None or not lane.ready or self.fits_somewhere(lane):
+            return
+        if lane.unfit:
+            self._unfit_everywhere(work, lane)
+            return
+        text = self.why_waits(lane)
+        self._out.append(e.Log("info", f"{kept.name} waits: {text}"))
+        for client in sorted(set(kept.watches) | kept.programs):
+            self._out.append(e.Reply(client, m.NOTICE, 0, [job, text]))
 
     # ---- workers of this node ---------------------------------------------------------------------------------------
 
@@ -605,10 +665,7 @@ class Machine:
         why = "; ".join(f"{node[-8:]}: {text}" for node, text in sorted(lane.unfit.items()))
         if len(lane.unfit) == 1:
             why = next(iter(lane.unfit.values()))
-        spans = list(lane.ready)
-        for lo, hi in spans:
-            self.pool.remove(work, lo, hi)
-        self._fail(kept, spans, MissingModule(f"the function cannot be loaded on any node: {why}"))
+        self._fail(kept, list(lane.ready), MissingModule(f"the function cannot be loaded on any node: {why}"))
 
     def _on_worker_died(self, event: e.WorkerDied, now: float) -> None:
         runs = self.running.died(event.worker)
@@ -625,6 +682,10 @@ class Machine:
             work = info.taken.work
             wanted = self._wanted(work, list(left))
             unknown = position == 0 and culprit is None and event.cause != "killed"
+            kept = None if work.keeper else self.keeping.jobs.get(work.job)
+            if unknown and kept is not None and wanted:
+                self._reissue(kept, wanted, alone=True)  # one of them has begun
+                continue
             for lo, hi in wanted:
                 self.pool.make_ready(work, lo, hi, alone=unknown or info.taken.alone)
             if culprit is not None:
@@ -642,6 +703,7 @@ class Machine:
                     self.keeping.next_number()
                 self._out += self.holding.finished(work.keeper, work.job, number, attempt, outcomes)
                 for outcome in outcomes:
+                    self.pool.remove(work, outcome.lo, outcome.hi)
                     self.pool.finished(work, outcome.lo, outcome.hi)
             return
         kept = self.keeping.jobs.get(work.job)
@@ -654,7 +716,7 @@ class Machine:
     ) -> None:  # fmt: skip
         """Record outcomes of a job kept here; failures that are to be tried again make their tasks ready."""
         if kept.ended:
-            self._out += promises
+            self._out += self.keeping.when_ended(kept, promises)
             return
         for position, outcome in enumerate(outcomes):
             if outcome.shape in (FAILURE, CRASH):
@@ -698,7 +760,7 @@ class Machine:
             if not options.retries:
                 return outcome
             kind = "e"
-            retriable = options.retries_on(unpack(outcome.data).get("mro") or [])
+            retriable = options.retries_on(lineage(outcome.data))
         else:
             cause = unpack(outcome.data)[0]
             kind = {"timeout": "t", "memory": "m"}.get(cause, "w")
@@ -736,10 +798,7 @@ class Machine:
         outcomes = [e.Outcome(i, i + 1, FAILURE, data) for lo, hi in spans for i in range(lo, hi)]
         new, effects = self.keeping.results(kept, outcomes, 1)
         self._out += effects
-        work = self.pool.works.get(kept.id)
-        for lo, hi in new:
-            if work is not None:
-                self.pool.finished(work, lo, hi)
+        self._take_out(kept.id, RangeSet(new))
         self._settle(kept)
 
     def _reissue(self, kept: Kept, spans: Sequence[Span], *, alone: bool) -> None:
@@ -763,41 +822,50 @@ class Machine:
     def _on_peer_up(self, event: e.PeerUp, now: float) -> None:
         self.peers[event.peer] = event.facts
         self._told.pop(event.peer, None)
+        self.holding.back(event.peer)
+        self._timer(("debt", event.peer), None)
+        for work in self.pool.works.values():  # it may have been started again with what it lacked
+            for lane in work.lanes.values():
+                lane.unfit.pop(event.peer, None)
 
     def _on_peer_down(self, event: e.PeerDown, now: float) -> None:
         self.peers.pop(event.peer, None)
         self._told.pop(event.peer, None)
         self.holding.gone(event.peer)
+        if event.peer in self.holding.debts:
+            self._timer(("debt", event.peer), now + self.config.holding.forget_s)
+        for kept in [k for k in self.keeping.jobs.values() if not k.ended]:
+            work = self.pool.works.get(kept.id)
+            if work is not None and work.hot:
+                self._consider_lanes(kept, list(work.lanes.values()), now, known=True)
         self.leases.down(event.peer, now, reset=event.reset)
         due = self.leases.next_s()
         if due is not None:
             self._timer(("lease",), due)
 
     def _on_peer_sent(self, event: e.PeerSent, now: float) -> None:
-        handler = self._peer_frames.get(event.kind)
-        if handler is None:
-            return  # of a later minor version
         try:
-            handler(event.peer, event.body, now)
-        except (ValueError, TypeError, KeyError, IndexError) as error:
+            body = from_peer(event.kind, event.body)
+            if body is not None:
+                self._peer_frames[event.kind](event.peer, body, now)
+        except PeerError as error:
             self._out.append(e.Log("warning", f"a malformed frame of type {event.kind} from {event.peer}: {error}"))
 
     def _want(self, peer: str, body: Any, now: float) -> None:
-        (incarnation, number), slots, _ = body
-        rid = (int(incarnation), int(number))
+        rid, slots, _ = body
         before = self.leases.answered(peer, rid)
         if before is not None:
-            self._out.append(e.Send(peer, m.P_GRANT, before))
+            if before is not SETTLED:
+                self._out.append(e.Send(peer, m.P_GRANT, before))
             return
-        facts = self.peers.get(peer, {})
-        for lane in self.pool.candidates(foreign=False):
-            if peer in lane.unfit or self._lacks(lane, facts, facts.get("minor")):
+        for lane in () if self._stopping else self.pool.candidates(foreign=False):
+            if not self._fits(lane, peer):
                 continue
-            share = max(1, int(slots))
+            share = max(1, slots)
             ours = -(-lane.ready.size * share // (2 * max(self._grid_slots(), share)))
             per_slot = self.running.grain(lane)
             taken = self.pool.take(lane, max(1, min(ours, 64 * per_slot * share)))
-            grant = self._grant_body(rid, taken.work, taken.spans, taken.attempt)
+            grant = self._grant_body(rid, taken)
             self.leases.grant(peer, rid, taken.work.job, taken.spans, grant, now)
             self._out.append(e.Send(peer, m.P_GRANT, grant))
             return
@@ -805,11 +873,12 @@ class Machine:
         self._out.append(e.Send(peer, m.P_NONE, [list(rid)]))
 
     @staticmethod
-    def _grant_body(rid: tuple[int, int], work: Work, spans: Sequence[Span], attempt: int) -> list[Any]:
+    def _grant_body(rid: tuple[int, int], taken: Taken) -> list[Any]:
         """Return ranges with all a holder needs to run them; a packed run travels whole, however little is granted."""
+        work = taken.work
         batches = []
         codes: dict[bytes, bytes] = {}
-        for start, hi in spans:
+        for start, hi in taken.spans:
             lo = start
             while lo < hi:
                 found = work.locate(lo)
@@ -821,16 +890,15 @@ class Machine:
                 data, _ = run.cut(a, b)
                 batches.append([a, b, encode_batch([run.fn], [lane.raw], [(b - a, 0, 0, run.shape, data)])])
                 lo = end
-        ranges = [[lo, hi, attempt] for lo, hi in spans]
+        ranges = [[lo, hi, taken.attempt, taken.alone] for lo, hi in taken.spans]
         return [list(rid), work.job, work.name, ranges, [list(item) for item in codes.items()], batches]
 
     def _grant_ack(self, peer: str, body: Any, now: float) -> None:
-        (incarnation, number), seq = body
-        self.leases.acknowledged(peer, (incarnation, number), seq, now)
+        rid, seq = body
+        self.leases.acknowledged(peer, rid, seq, now)
 
     def _claim(self, peer: str, body: Any, now: float) -> None:
-        incarnation, seq, interval, claims = body
-        named = {job: (RangeSet.from_flat(held), RangeSet.from_flat(running)) for job, held, running in claims}
+        incarnation, seq, interval, named = body
         for job in list(named):
             kept = self.keeping.jobs.get(job)
             if kept is None or kept.ended:
@@ -842,14 +910,14 @@ class Machine:
                 # What is done elsewhere or cancelled need not run there; what it did itself it hears of by its acks.
                 self._out.append(e.Send(peer, m.P_DROP, [job, over.flat()]))
         for lapsed in self.leases.claim(peer, (incarnation, seq), interval, named, now):
-            self._uncover(lapsed, vanished=bool(lapsed.running))
+            self._uncover(lapsed)
         for job, (held, _) in named.items():
             work = self.pool.works.get(job)
             if work is not None:  # claimed by a holder that we took for dead: it is covered again
                 for lo, hi in held:
                     self.pool.remove(work, lo, hi)
 
-    def _uncover(self, lapsed: Lapsed, *, vanished: bool) -> None:
+    def _uncover(self, lapsed: Lapsed) -> None:
         """Nobody holds these tasks any more: they run again."""
         kept = self.keeping.jobs.get(lapsed.job)
         if kept is None or kept.ended:
@@ -861,13 +929,13 @@ class Machine:
         charged = lapsed.running & spans
         if not charged and spans.size == 1:
             charged = spans
-        if vanished:
+        if lapsed.vanished:
             for lo, hi in charged:
                 for task in range(lo, hi):
                     self._charge(kept, task, lapsed.holder)
             spans = spans - kept.done
         if not kept.ended:
-            self._reissue(kept, list(spans), alone=vanished)
+            self._reissue(kept, list(spans), alone=lapsed.vanished)
 
     def _charge(self, kept: Kept, task: int, holder: str) -> None:
         """A node vanished while it ran this task."""
@@ -883,8 +951,10 @@ class Machine:
             ack = e.Send(peer, m.P_RESULTS_ACK, [[job, incarnation, number]])
             kept = self.keeping.jobs.get(job)
             if kept is None or kept.ended:
-                self._out.append(ack)
+                self._out += self.keeping.when_ended(kept, [ack]) if kept is not None else [ack]
                 continue
+            if any(kept.known.missing(lo, hi) for lo, hi, _, _ in outcomes):
+                raise PeerError("results of tasks that nobody submitted")
             name = str(self.peers.get(peer, {}).get("name", peer[-8:]))
             source = Source(peer, name, incarnation, number)
             if self.keeping.waits_for_disk(kept, source, len(outcomes)):
@@ -893,17 +963,15 @@ class Machine:
             self._accept(kept, parsed, attempt, source, [ack])
 
     def _return(self, peer: str, body: Any, now: float) -> None:
-        job, flat, why = body
+        job, given, why = body
         kept, work = self.keeping.jobs.get(job), self.pool.works.get(job)
         if kept is None or kept.ended or work is None:
             return
-        spans = RangeSet.from_flat(flat)
-        self.leases.returned(peer, job, spans)
-        spans = (spans - kept.done) - kept.cancelled
+        spans = (self.leases.returned(peer, job, given) - kept.done) - kept.cancelled
         for lo, hi in spans:
             found = work.locate(lo)
             if why and found is not None:
-                found[1].unfit[peer] = str(why)
+                found[1].unfit[peer] = why
             self.pool.make_ready(work, lo, hi)
         for lane in list(work.lanes.values()):
             if lane.unfit and lane.ready:
@@ -915,37 +983,43 @@ class Machine:
         self.holding.hint(peer)
 
     def _none(self, peer: str, body: Any, now: float) -> None:
-        incarnation, number = body[0]
-        self.holding.refused(peer, (incarnation, number))
+        self.holding.refused(peer, body[0])
 
     def _granted(self, peer: str, body: Any, now: float) -> None:
-        (incarnation, number), job, name, ranges, codes, batches = body
-        fresh, acks = self.holding.granted(peer, (incarnation, number), job, [(lo, hi) for lo, hi, _ in ranges])
+        rid, job, name, ranges, codes, batches = body
+        decoded = [decode_batch(lo, hi, data) for lo, hi, data in batches]
+        unions = dict(codes)
+        for union in unions.values():
+            python_minor(union)
+        inputs = RangeSet((run.lo, run.hi) for batch in decoded for run in batch.runs if run.fn in unions)
+        if not inputs >= RangeSet((lo, hi) for lo, hi, _, _ in ranges):
+            raise PeerError("a grant without the inputs or functions of its tasks")
+        before = self.pool.works.get(job)
+        if job in self.keeping.jobs or (before is not None and before.keeper != peer) or self._stopping:
+            return  # not acknowledged, it goes back to the keeper
+        work = self.pool.open(job, name, (peer.encode(), job), peer)
+        work.codes.update(unions)
+        for batch in decoded:
+            self._append(work, batch)
+        fresh, acks = self.holding.granted(peer, rid, job, [(lo, hi) for lo, hi, _, _ in ranges])
         self._out += acks
-        if not fresh:
-            return
-        work = self.pool.open(job, str(name), (peer.encode(), job), peer)
-        work.codes.update({code: union for code, union in codes})  # noqa: C416 - pairs come as lists
-        for lo, hi, data in batches:
-            self.pool.append(work, decode_batch(lo, hi, data))
-        for lo, hi, attempt in ranges:
+        for lo, hi, attempt, alone in ranges:
             if attempt > 1:
                 work.attempts.join(lo, hi, attempt)
-        for lo, hi in fresh:
-            self.pool.make_ready(work, lo, hi)
+            for a, b in RangeSet([(lo, hi)]) & RangeSet(fresh):
+                self.pool.make_ready(work, a, b, alone=alone)
+        self._tidy_foreign(peer, job)
 
     def _results_ack(self, peer: str, body: Any, now: float) -> None:
-        for job, _ in self.holding.acknowledged(peer, [(job, inc, no) for job, inc, no in body]):
+        for job, _ in self.holding.acknowledged(peer, body):
             self._tidy_foreign(peer, job)
 
     def _drop(self, peer: str, body: Any, now: float) -> None:
-        job, flat = body
-        spans = None if flat is None else RangeSet.from_flat(flat)
+        job, spans = body
         gone = self.holding.drop(peer, job, spans)
         work = self.pool.works.get(job)
         if work is not None and work.keeper == peer:
-            for lo, hi in gone:
-                self.pool.remove(work, lo, hi)
+            self._take_out(job, gone)
             self._out += self.running.cancel(job, gone)
         self._tidy_foreign(peer, job)
 
@@ -974,7 +1048,8 @@ class Machine:
             case ("recall",):
                 self._out += self.running.recall(now)
             case ("beat",):
-                running = {job: self.running.first_of_each(job) for job in self.pool.works}
+                foreign = [job for job, work in self.pool.works.items() if work.keeper is not None]
+                running = {job: self.running.first_of_each(job) for job in foreign}
                 self._out += self.holding.beat(running)
             case ("ask",):
                 pass  # feeding asks again
@@ -988,6 +1063,12 @@ class Machine:
                 self._notice(job, lane, now)
             case ("expire",):
                 self._expire(now)
+            case ("write",):
+                self._out += self.keeping.write_again()
+            case ("debt", str(peer)):
+                for job in self.holding.forget(peer):
+                    self.pool.close(job)
+                    self._out += self.running.cancel(job, None)
             case ("grace",):
                 self._out += self.running.kill_all()
             case ("linger",):
@@ -1001,24 +1082,29 @@ class Machine:
         for peer, body in again:
             self._out.append(e.Send(peer, m.P_GRANT, body))
         for lapsed in lost:
-            self._uncover(lapsed, vanished=False)
+            self._uncover(lapsed)
         for lapsed in self.leases.lapse(now):
-            self._uncover(lapsed, vanished=True)
+            self._uncover(lapsed)
 
     def _expire(self, now: float) -> None:
         gone, effects = self.keeping.expired(self.wall(now))
         self._out += effects
         for job in gone:
-            self.pool.close(job)
-            self._out += self.running.cancel(job, None)
+            self._forget(job)
         self._timer(("expire",), now + 600.0)
 
     def _linger(self, now: float) -> None:
         """An embedded node ends after its last client and its last detached job."""
-        if not self.clients and not any(k.spec.detach and not k.ended for k in self.keeping.jobs.values()):
+        if not self.clients and not any(self._outlives(kept) for kept in self.keeping.jobs.values()):
             self._on_stop(e.Stop(0.0), now)
         elif not self.clients:
             self._timer(("linger",), now + self.config.linger_s)
+
+    def _outlives(self, kept: Kept) -> bool:
+        if kept.ended:
+            return False
+        work = self.pool.works.get(kept.id)
+        return kept.spec.detach or (work is not None and bool(self._detached(kept, work)))
 
     # ---- the end ----------------------------------------------------------------------------------------------------
 

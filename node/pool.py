@@ -5,7 +5,8 @@ functions, attempts. A *lane* is all tasks of a work that call one function with
 a range set, so a job of 10⁶ tasks costs a few intervals here.
 
 Order: between owners the one that was served least time, so that ten small jobs do not wait behind one long one; inside
-an owner by priority, then in turns. A task marked *alone* is taken by itself: it was running when a worker or a node
+an owner by priority, then its jobs in turns. Only what has ready tasks stands in a queue: a thousand open jobs without
+any cost nothing per event. A task marked *alone* is taken by itself: it was running when a worker or a node
 died, and whoever shares a grain with it would die again with it.
 
 Rule: this file knows neither workers nor peers nor journals.
@@ -14,8 +15,9 @@ Rule: this file knows neither workers nor peers nor journals.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from p2pgrid.core.batch import CALLS, InputBatch, InputRun, python_minor
 from p2pgrid.core.options import WireOptions
@@ -25,6 +27,7 @@ from p2pgrid.node.events import Segment
 
 Job = bytes
 OwnerKey = tuple[bytes, bytes]  # the owner's key and the client's session
+LaneKey = tuple[bytes, bytes, bool]  # function, options as packed, whether its inputs are packed
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +35,7 @@ class Lane:
     """Tasks of one work with the same function and the same options."""
 
     work: Work
+    key: LaneKey
     number: int
     fn: bytes
     options: WireOptions
@@ -49,6 +53,8 @@ class Lane:
     """Whether this node satisfies what the tasks ask for, once that was looked at."""
     raw: Mapping[str, object] = field(default_factory=dict)
     """The options as they travel."""
+    runs: int = 0
+    """How many input runs it has; without any it is let go."""
 
 
 @dataclass(slots=True, eq=False)
@@ -61,18 +67,19 @@ class Work:
     keeper: str | None
     """The node that granted the ranges; None: the job was accepted here."""
     codes: dict[bytes, bytes] = field(default_factory=dict)
-    lanes: dict[tuple[bytes, bytes, bool], Lane] = field(default_factory=dict)
+    lanes: dict[LaneKey, Lane] = field(default_factory=dict)
+    lanes_made: int = 0
+    hot: dict[int, dict[LaneKey, Lane]] = field(default_factory=dict)
+    """The lanes with ready tasks, by priority."""
     starts: list[int] = field(default_factory=list)
     runs: list[tuple[InputRun, Lane]] = field(default_factory=list)
-    unfinished: list[int] = field(default_factory=list)
-    """How many tasks of each run have no result yet: inputs are let go at 0."""
+    unfinished: list[RangeSet] = field(default_factory=list)
+    """Which tasks of each run have no result yet: with the last of them its inputs are let go."""
     attempts: RangeMap[int] = field(default_factory=lambda: RangeMap(max))
-    paused: bool = False
-    turn: int = 0
 
     def ready(self) -> int:
         """Return how many tasks are ready."""
-        return sum(lane.ready.size for lane in self.lanes.values())
+        return sum(lane.ready.size for lanes in self.hot.values() for lane in lanes.values())
 
     def locate(self, index: int) -> tuple[InputRun, Lane] | None:
         """Return the input run and the lane of a task, if its batch is here."""
@@ -84,10 +91,11 @@ class Work:
 
 @dataclass(slots=True)
 class Owner:
-    """One client of the pool: its works and how much time it was served."""
+    """One client of the pool: how much time it was served, and its works with ready tasks, by priority, in turns."""
 
-    served_s: float
-    works: list[Work] = field(default_factory=list)
+    served_s: float = 0.0
+    works: int = 0
+    queues: dict[int, OrderedDict[Job, Work]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +120,8 @@ class Pool:
     def __init__(self) -> None:
         self.works: dict[Job, Work] = {}
         self._owners: dict[OwnerKey, Owner] = {}
-        self._turn = 0
+        self._active: dict[OwnerKey, Owner] = {}
+        """Owners with ready tasks."""
 
     # ---- filling ----------------------------------------------------------------------------------------------------
 
@@ -121,68 +130,103 @@ class Pool:
         work = self.works.get(job)
         if work is None:
             work = self.works[job] = Work(job, name, owner, keeper)
-            least = min((o.served_s for o in self._owners.values()), default=0.0)
-            self._owners.setdefault(owner, Owner(least)).works.append(work)
+            self._owners.setdefault(owner, Owner()).works += 1
         return work
 
     def close(self, job: Job) -> None:
         """Forget a job: none of its tasks is ready any more."""
         work = self.works.pop(job, None)
-        if work is not None:
-            owner = self._owners[work.owner]
-            owner.works.remove(work)
-            if not owner.works:
-                del self._owners[work.owner]
+        if work is None:
+            return
+        for lane in work.lanes.values():
+            lane.ready, lane.alone = RangeSet(), RangeSet()
+            self._queue(lane)
+        owner = self._owners[work.owner]
+        owner.works -= 1
+        if not owner.works:
+            del self._owners[work.owner]
 
     def append(self, work: Work, batch: InputBatch) -> list[Lane]:
-        """Take in a batch of inputs; its tasks are known, none is ready yet. Returns the lanes that are new."""
+        """Take in a batch of inputs; its tasks are known, none is ready yet. Returns the lanes that are new.
+
+        Raises:
+            ValueError: its options are none; nothing was taken in.
+        """
+        table = []
+        for raw in batch.opts:
+            if not all(isinstance(name, str) for name in raw):
+                msg = "options whose names are no text"
+                raise ValueError(msg)
+            table.append((pack(sorted(raw.items())), WireOptions.from_wire(raw)))
         new = []
         for run in batch.runs:
-            if work.locate(run.lo) is not None:
-                continue
-            options = batch.opts[run.opts]
-            key = (run.fn, pack(sorted(options.items())), run.shape != CALLS)
-            lane = work.lanes.get(key)
-            if lane is None:
-                lane = work.lanes[key] = self._lane(work, run, options)
-                new.append(lane)
-            at = bisect_right(work.starts, run.lo)
-            work.starts.insert(at, run.lo)
-            work.runs.insert(at, (run, lane))
-            work.unfinished.insert(at, run.hi - run.lo)
+            packed, options = table[run.opts]
+            key = (run.fn, packed, run.shape != CALLS)
+            for piece in self._unknown(work, run):
+                lane = work.lanes.get(key)
+                if lane is None:
+                    lane = work.lanes[key] = self._lane(work, key, options, batch.opts[run.opts])
+                    new.append(lane)
+                lane.runs += 1
+                at = bisect_right(work.starts, piece.lo)
+                work.starts.insert(at, piece.lo)
+                work.runs.insert(at, (piece, lane))
+                work.unfinished.insert(at, RangeSet([(piece.lo, piece.hi)]))
         return new
 
+    @staticmethod
+    def _unknown(work: Work, run: InputRun) -> list[InputRun]:
+        """Return the parts of a run whose inputs are not here; a range granted again may be cut in another way."""
+        at = max(bisect_right(work.starts, run.lo) - 1, 0)
+        gaps, lo = [], run.lo
+        while at < len(work.starts) and work.starts[at] < run.hi:
+            have = work.runs[at][0]
+            if have.hi > run.lo:
+                work.unfinished[at].add(max(run.lo, have.lo), min(run.hi, have.hi))
+                if lo < have.lo:
+                    gaps.append((lo, have.lo))
+                lo = max(lo, have.hi)
+            at += 1
+        if lo < run.hi:
+            gaps.append((lo, run.hi))
+        if gaps == [(run.lo, run.hi)]:
+            return [run]
+        if run.shape != CALLS:
+            return []  # a packed run travels whole or not at all
+        return [replace(run, lo=a, hi=b, data=run.data[a - run.lo : b - run.lo]) for a, b in gaps]
+
     def finished(self, work: Work, lo: int, hi: int) -> None:
-        """Let go of the inputs of tasks that have their results; each task is reported once."""
+        """Let go of the inputs of tasks that will not run any more."""
         at = max(bisect_right(work.starts, lo) - 1, 0)
         while at < len(work.starts) and work.starts[at] < hi:
-            run = work.runs[at][0]
-            work.unfinished[at] -= max(0, min(hi, run.hi) - max(lo, run.lo))
-            if work.unfinished[at] > 0:
+            left = work.unfinished[at]
+            left.discard(lo, hi)
+            if left:
                 at += 1
                 continue
+            lane = work.runs[at][1]
+            lane.runs -= 1
+            if not lane.runs:
+                work.lanes.pop(lane.key, None)
             del work.starts[at], work.runs[at], work.unfinished[at]
 
-    def _lane(self, work: Work, run: InputRun, raw: Mapping[str, object]) -> Lane:
-        options = WireOptions.from_wire(raw)
-        union = work.codes.get(run.fn)
+    @staticmethod
+    def _lane(work: Work, key: LaneKey, options: WireOptions, raw: Mapping[str, object]) -> Lane:
+        union = work.codes.get(key[0])
+        work.lanes_made += 1
         extra = {name: amount for name, amount in options.resources.items() if name not in ("cpu", "mem") and amount}
         return Lane(
             work=work,
-            number=len(work.lanes),
-            fn=run.fn,
+            key=key,
+            number=work.lanes_made,
+            fn=key[0],
             options=options,
             cpus=max(options.resources.get("cpu", 1), 0.0),
             resources=extra,
             minor=None if union is None else python_minor(union),
-            packed=run.shape != CALLS,
+            packed=key[2],
             raw=raw,
         )
-
-    def finished_before(self, work: Work, run: InputRun, done: RangeSet) -> None:
-        """After a restart: some tasks of this run have their results already."""
-        at = bisect_right(work.starts, run.lo) - 1
-        work.unfinished[at] -= sum(hi - lo for lo, hi in done.within(run.lo, run.hi))
 
     def make_ready(self, work: Work, lo: int, hi: int, *, alone: bool = False) -> None:
         """Let tasks [lo, hi) be taken, as far as their inputs are here."""
@@ -197,64 +241,102 @@ class Pool:
             lane.ready.add(lo, end)
             if alone:
                 lane.alone.add(lo, end)
+            self._queue(lane)
             lo = end
 
-    def remove(self, work: Work, lo: int, hi: int) -> int:
-        """Take tasks out that need not run (done elsewhere, cancelled); return how many were ready."""
-        return sum(lane.ready.discard(lo, hi) for lane in work.lanes.values())
+    def remove(self, work: Work, lo: int, hi: int) -> None:
+        """Take tasks out that need not run (done elsewhere, cancelled)."""
+        at = max(bisect_right(work.starts, lo) - 1, 0)
+        while at < len(work.starts) and work.starts[at] < hi:
+            lane = work.runs[at][1]
+            if lane.ready.discard(max(lo, work.starts[at]), min(hi, work.runs[at][0].hi)):
+                lane.alone.discard(lo, hi)
+                self._queue(lane)
+            at += 1
+
+    def _queue(self, lane: Lane) -> None:
+        """Let a lane stand in the queues exactly while it has ready tasks."""
+        work, level = lane.work, lane.options.priority
+        lanes = work.hot.setdefault(level, {})
+        owner = self._owners[work.owner]
+        if lane.ready:
+            lanes[lane.key] = lane
+            owner.queues.setdefault(level, OrderedDict()).setdefault(work.job, work)
+            if work.owner not in self._active:
+                # Whoever had nothing to do has no credit for that: else it would hold up all others later.
+                least = min((other.served_s for other in self._active.values()), default=0.0)
+                owner.served_s = max(owner.served_s, least)
+                self._active[work.owner] = owner
+            return
+        lanes.pop(lane.key, None)
+        if lanes:
+            return
+        del work.hot[level]
+        queue = owner.queues.get(level, OrderedDict())
+        queue.pop(work.job, None)
+        if not queue:
+            owner.queues.pop(level, None)
+        if not owner.queues:
+            self._active.pop(work.owner, None)
 
     # ---- taking -----------------------------------------------------------------------------------------------------
 
-    def candidates(self, foreign: bool = True) -> list[Lane]:
-        """Return the lanes with ready tasks, the one to serve first in front."""
-        works: Iterable[Work]
-        if len(self.works) == 1:
-            works = self.works.values()
-        else:
-            owners = sorted(self._owners.values(), key=lambda owner: owner.served_s)
-            works = [w for owner in owners for w in sorted(owner.works, key=lambda w: (-_priority(w), w.turn))]
-        return [
-            lane
-            for work in works
-            if not work.paused and (foreign or work.keeper is None)
-            for lane in work.lanes.values()
-            if lane.ready
-        ]
+    @property
+    def waits(self) -> bool:
+        """Whether any task is ready."""
+        return bool(self._active)
+
+    def candidates(self, *, foreign: bool = True) -> Iterator[Lane]:
+        """Yield the lanes with ready tasks, the one to serve first in front; `foreign`: granted ones as well."""
+        if not self._active:
+            return
+        first = min(self._active.values(), key=lambda owner: owner.served_s)
+        yield from self._lanes_of(first, foreign=foreign)
+        for owner in sorted(self._active.values(), key=lambda owner: owner.served_s):
+            if owner is not first:
+                yield from self._lanes_of(owner, foreign=foreign)
+
+    @staticmethod
+    def _lanes_of(owner: Owner, *, foreign: bool) -> Iterator[Lane]:
+        for level in sorted(owner.queues, reverse=True):
+            for work in owner.queues[level].values():
+                if foreign or work.keeper is None:
+                    yield from work.hot[level].values()
 
     def take(self, lane: Lane, count: int) -> Taken:
         """Take up to `count` ready tasks of a lane that has some, all with one attempt number."""
+        taken = self._taken(lane, count)
+        self._queue(lane)
+        queue = self._owners[lane.work.owner].queues.get(lane.options.priority)
+        if queue is not None and lane.work.job in queue:
+            queue.move_to_end(lane.work.job)
+        return taken
+
+    @staticmethod
+    def _taken(lane: Lane, count: int) -> Taken:
         work = lane.work
-        self._turn += 1
-        work.turn = self._turn
         lo, hi = lane.ready.first() or (0, 0)
         if not lane.alone and not work.attempts:
             return Taken(work, lane, tuple(lane.ready.take(count)), 1, alone=False)
-        attempt, alike = self._alike(work, lo, hi)
+        attempt = work.attempts.get(lo) or 1
         if lo in lane.alone:
             lane.ready.discard(lo, lo + 1)
             lane.alone.discard(lo, lo + 1)
             return Taken(work, lane, ((lo, lo + 1),), attempt, alone=True)
         fenced = lane.alone.within(lo, hi)
-        end = min(hi, lo + count, alike, *(a for a, _ in fenced[:1]))
+        end = min(lo + count, work.attempts.alike(lo, hi), *(a for a, _ in fenced[:1]))
         lane.ready.discard(lo, end)
         return Taken(work, lane, ((lo, end),), attempt, alone=False)
 
-    @staticmethod
-    def _alike(work: Work, lo: int, hi: int) -> tuple[int, int]:
-        """Return the attempt number of task `lo`, and up to where it holds."""
-        for a, b, attempt in work.attempts:
-            if a <= lo < b:
-                return attempt, min(b, hi)
-            if lo < a:
-                return 1, min(a, hi)
-        return 1, hi
-
     def put_back(self, taken: Taken, spans: Sequence[Span]) -> None:
         """Make taken tasks ready again that were not started."""
+        if self.works.get(taken.work.job) is not taken.work:
+            return
         for lo, hi in spans:
             taken.lane.ready.add(lo, hi)
             if taken.alone:
                 taken.lane.alone.add(lo, hi)
+        self._queue(taken.lane)
 
     def served(self, work: Work, seconds: float) -> None:
         """Charge time to the owner of a work."""
@@ -265,10 +347,6 @@ class Pool:
     def ready(self) -> int:
         """Return how many tasks are ready in all."""
         return sum(work.ready() for work in self.works.values())
-
-
-def _priority(work: Work) -> int:
-    return max((lane.options.priority for lane in work.lanes.values() if lane.ready), default=0)
 
 
 def segments(taken: Taken) -> list[Segment]:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from p2pgrid.core.ranges import RangeSet, Span
+from p2pgrid.core.ranges import RangeSet
 from p2pgrid.node.events import Effect, Kill, Outcome, Recall, Run, SetTimer
 from p2pgrid.node.pool import Job, Lane, Pool, Taken, segments
 
@@ -108,9 +108,7 @@ class Running:
 
     def _resources_free(self, lane: Lane) -> bool:
         for name, amount in lane.resources.items():
-            used = sum(
-                w.runs[0].taken.lane.resources.get(name, 0.0) for w in self.workers.values() if w.runs
-            )
+            used = sum(w.runs[0].taken.lane.resources.get(name, 0.0) for w in self.workers.values() if w.runs)
             if used + amount > self.resources.get(name, 0.0):
                 return False
         return True
@@ -147,7 +145,7 @@ class Running:
 
     def _choose(self, pool: Pool, eligible: Any, now: float) -> Lane | None:
         """Return the lane to serve next; slots are kept free for one that waited over a second for enough of them."""
-        if self._waiting is not None and not self._waiting[0].ready:
+        if self._waiting is not None and not (self._waiting[0].ready and eligible(self._waiting[0])):
             self._waiting = None
         used = -1.0
         for lane in pool.candidates():
@@ -155,7 +153,9 @@ class Running:
                 continue
             if used < 0:
                 used = self._cpus_used()
-            if used + lane.cpus <= self.slots and self._resources_free(lane):
+            if not self._resources_free(lane):
+                continue  # whoever holds them may run for hours: the slots are for others meanwhile
+            if used + lane.cpus <= self.slots:
                 if self._waiting is None or lane is self._waiting[0]:
                     self._waiting = None
                     return lane
@@ -252,7 +252,7 @@ class Running:
     # ---- taking back ------------------------------------------------------------------------------------------------
 
     def _unstarted(self, worker: Worker) -> int:
-        return 0 if worker.recalled else sum(r.left.size for r in worker.runs) - 1
+        return 0 if worker.recalled else max(0, sum(r.left.size for r in worker.runs) - 1)
 
     def recall(self, now: float) -> list[Effect]:
         """On the timer: ask the worker with the most unstarted work to give it back, if another is still idle."""
@@ -292,7 +292,3 @@ class Running:
     def kill_all(self) -> list[Effect]:
         """End whatever runs."""
         return [Kill(w.id, w.runs[0].run, None) for w in self.workers.values() if w.runs]
-
-    def remaining(self, info: RunInfo) -> list[Span]:
-        """Return the tasks of a run that have not ended."""
-        return list(info.left)

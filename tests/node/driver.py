@@ -123,6 +123,7 @@ class Node:
         self._timer_count = 0
         self._unsynced: dict[int, list[e.Row]] = {}
         self._sync_count = 0
+        self._synced_s = 0.0
         self.disk_full = False
 
     @property
@@ -239,7 +240,9 @@ class Node:
             if effect.token:
                 self.handle(e.Stored(effect.token))
 
-        self.world.at(self.world.rng.uniform(0.002, 0.02), sync)
+        # One commit after the other, as a journal does it.
+        self._synced_s = max(self._synced_s, self.world.now + self.world.rng.uniform(0.002, 0.02))
+        self.world.at(self._synced_s - self.world.now, sync)
 
     def _set_timer(self, key: tuple[Any, ...], at_s: float | None) -> None:
         self._timer_count += 1
@@ -350,6 +353,11 @@ class Child:
         self.runs = [(run, tasks) for run, tasks in self.runs if tasks]
 
 
+def size_of(data: Any) -> int:
+    """Return how many bytes of result these are, as a client counts them."""
+    return len(data) if isinstance(data, bytes) else sum(map(len, data))
+
+
 def value_of(job: bytes, index: int) -> bytes:
     """Return what task `index` returns."""
     return job[:4] + b"%d" % index
@@ -368,6 +376,13 @@ class Client:
     errors: list[Any] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     welcome: Any = None
+    slow: bool = False
+    """Takes nothing in by itself."""
+    unread: Counter[bytes] = field(default_factory=Counter)
+
+    def take_in(self, job: bytes) -> None:
+        """Give the node credit for what was received."""
+        self.say(m.GOT, [job, self.unread.pop(job, 0)])
 
     def connect(self) -> None:
         """Say hello, and again all that was not acknowledged."""
@@ -403,7 +418,9 @@ class Client:
                 self.jobs[body[0]].acks.append((body[1], body[2]))
             case m.RESULT:
                 self.jobs[body[0]].results(body[1])
-                self.say(m.GOT, [body[0], sum(hi - lo for lo, hi, *_ in body[1])])
+                self.unread[body[0]] += sum(size_of(data) for _, _, _, data, _, _ in body[1])
+                if not self.slow:
+                    self.take_in(body[0])
             case m.STATE:
                 self.jobs[body[0]].state = body[1]
             case m.ANSWER:

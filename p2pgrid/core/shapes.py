@@ -1,0 +1,214 @@
+"""What the bodies of frames must look like before a machine looks at them (`core.messages` says what they mean).
+
+Everything a client or a member may get wrong in a frame is refused here, as a whole, with PeerError: a handler that
+has begun to act on a body never finds out half-way that it is malformed. Ranges come out as `RangeSet`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from p2pgrid.core import messages as m
+from p2pgrid.core.batch import ID_BYTES, TASKS_MAX
+from p2pgrid.core.errors import PeerError
+from p2pgrid.core.ranges import RangeSet
+from p2pgrid.core.wire import unpack
+
+VALUES, PACKED, FAILURE, CRASH = 0, 1, 2, 4
+"""Shapes of outcomes (`node.events.Outcome`)."""
+
+
+def _refuse(what: str) -> NoReturn:
+    msg = f"a malformed {what}"
+    raise PeerError(msg)
+
+
+def _fields(body: Any, count: int) -> list[Any]:
+    """Return the first elements of an array; what a later version appends is passed over."""
+    if not isinstance(body, list | tuple) or len(body) < count:
+        _refuse("frame body")
+    return list(body[:count])
+
+
+def _job(value: Any) -> bytes:
+    if not isinstance(value, bytes) or len(value) != ID_BYTES:
+        _refuse("job id")
+    return value
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < TASKS_MAX:
+        _refuse("number")
+    return value
+
+
+def _seconds(value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
+        _refuse("time")
+    return float(value)
+
+
+def _data(value: Any) -> bytes:
+    if not isinstance(value, bytes):
+        _refuse("byte string")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        _refuse("text")
+    return value
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        _refuse("list")
+    return value
+
+
+def _ranges(value: Any) -> RangeSet:
+    flat = [_whole(bound) for bound in _list(value)]
+    try:
+        return RangeSet.from_flat(flat)
+    except ValueError as error:
+        msg = f"malformed ranges: {error}"
+        raise PeerError(msg) from error
+
+
+def _some_ranges(value: Any) -> RangeSet | None:
+    return None if value is None else _ranges(value)
+
+
+def _span(value: Any) -> tuple[int, int]:
+    lo, hi = _fields(value, 2)
+    if not _whole(lo) < _whole(hi):
+        _refuse("range")
+    return lo, hi
+
+
+def _rid(value: Any) -> tuple[int, int]:
+    incarnation, number = _fields(value, 2)
+    return _whole(incarnation), _whole(number)
+
+
+def _outcome(value: Any) -> tuple[int, int, int, Any]:
+    lo, hi = _span(value)
+    shape, data = _fields(value, 4)[2:]
+    match shape:
+        case int() if shape == VALUES and isinstance(data, list) and len(data) == hi - lo:
+            for one in data:
+                _data(one)
+        case int() if shape == PACKED and isinstance(data, bytes):
+            pass
+        case int() if shape == FAILURE and hi == lo + 1:
+            if not isinstance(unpack(_data(data)), dict):
+                _refuse("failure")
+        case int() if shape == CRASH and hi == lo + 1:
+            for part in _fields(unpack(_data(data)), 3):
+                _text(part)
+        case _:
+            _refuse("outcome")
+    return lo, hi, int(shape), data
+
+
+def lineage(data: bytes) -> list[tuple[str, str]]:
+    """Return (module, qualname) of the classes of an encoded failure, as far as they are well formed."""
+    value = unpack(data)
+    mro = value.get("mro") if isinstance(value, dict) else None
+    return [
+        (one[0], one[1])
+        for one in (mro if isinstance(mro, list) else [])
+        if isinstance(one, list) and len(one) == 2 and isinstance(one[0], str) and isinstance(one[1], str)  # noqa: PLR2004
+    ]
+
+
+def _request(body: Any) -> tuple[str, dict[str, Any]]:
+    verb, arguments = _fields(body, 2)
+    if not isinstance(arguments, dict):
+        _refuse("request")
+    return _text(verb), arguments
+
+
+def _claims(value: Any) -> dict[bytes, tuple[RangeSet, RangeSet]]:
+    rows = [_fields(one, 3) for one in _list(value)]
+    return {_job(job): (_ranges(held), _ranges(running)) for job, held, running in rows}
+
+
+def _granted_range(value: Any) -> tuple[int, int, int, bool]:
+    lo, hi = _span(value)
+    attempt = _whole(_fields(value, 3)[2])
+    return lo, hi, attempt, len(value) > 3 and value[3] is True  # noqa: PLR2004
+
+
+def _code(value: Any) -> tuple[bytes, bytes]:
+    code, union = _fields(value, 2)
+    return _job(code), _data(union)
+
+
+def _granted_batch(value: Any) -> tuple[int, int, bytes]:
+    return (*_span(value), _data(_fields(value, 3)[2]))
+
+
+def _result(value: Any) -> tuple[bytes, tuple[int, int], int, list[tuple[int, int, int, Any]]]:
+    job, batch, attempt, outcomes = _fields(value, 4)
+    return _job(job), _rid(batch), _whole(attempt), [_outcome(one) for one in _list(outcomes)]
+
+
+def _ack(value: Any) -> tuple[bytes, int, int]:
+    job, incarnation, number = _fields(value, 3)
+    return _job(job), _whole(incarnation), _whole(number)
+
+
+def _each(read: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
+    return lambda value: [read(one) for one in _list(value)]
+
+
+def _array(*reads: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
+    return lambda body: tuple(read(one) for read, one in zip(reads, _fields(body, len(reads)), strict=True))
+
+
+def _nothing(body: Any) -> tuple[()]:
+    return ()
+
+
+_CLIENT: dict[int, Callable[[Any], Any]] = {
+    m.OPEN: _array(_job, _data),
+    m.CODE: _array(_job, _job, _data),
+    m.INPUT: _array(_job, _whole, _whole, _data),
+    m.CLOSE: _array(_job, _whole),
+    m.WATCH: _array(_job, _ranges),
+    m.UNWATCH: _array(_job),
+    m.CANCEL: _array(_job, _some_ranges),
+    m.GOT: _array(_job, _whole),
+    m.REQUEST: _request,
+    m.GOODBYE: _nothing,
+}
+_PEER: dict[int, Callable[[Any], Any]] = {
+    m.P_WANT: _array(_rid, _whole, _seconds),
+    m.P_GRANT: _array(_rid, _job, _text, _each(_granted_range), _each(_code), _each(_granted_batch)),
+    m.P_GRANT_ACK: _array(_rid, _whole),
+    m.P_NONE: _array(_rid),
+    m.P_CLAIM: _array(_whole, _whole, _seconds, _claims),
+    m.P_RESULTS: _each(_result),
+    m.P_RESULTS_ACK: _each(_ack),
+    m.P_DROP: _array(_job, _some_ranges),
+    m.P_WORK: _nothing,
+    m.P_RETURN: _array(_job, _ranges, _text),
+}
+
+
+def from_client(kind: int, body: Any) -> Any:
+    """Return the body of a client's frame, read. Raises PeerError unless it is well formed."""
+    read = _CLIENT.get(kind)
+    if read is None:
+        msg = f"an unknown frame type {kind}"
+        raise PeerError(msg)
+    return read(body)
+
+
+def from_peer(kind: int, body: Any) -> Any:
+    """Return the body of a member's frame, read; None for a type of a later version. Raises PeerError."""
+    read = _PEER.get(kind)
+    return None if read is None else read(body)
