@@ -482,7 +482,7 @@ class Keeping:
         promises = list(promises)
         if not rows:
             # What tells nothing new may rest on rows that are on their way: its promise waits for them.
-            return [], [self.store([], promises)[1]] if promises and self._unsynced else promises
+            return [], [self.store([], promises)[1]] if promises and self._unsynced else [*promises]
         token, effect = self.store(rows, promises)
         self._unsynced[token] = Unsynced(keys, rows, promises)
         out = self._deliver(kept, entries)

@@ -950,8 +950,8 @@ class Machine:
         for job, (incarnation, number), attempt, outcomes in body:
             ack = e.Send(peer, m.P_RESULTS_ACK, [[job, incarnation, number]])
             kept = self.keeping.jobs.get(job)
-            if kept is None or kept.ended:
-                self._out += self.keeping.when_ended(kept, [ack]) if kept is not None else [ack]
+            if kept is None:
+                self._out.append(ack)
                 continue
             if any(kept.known.missing(lo, hi) for lo, hi, _, _ in outcomes):
                 raise PeerError("results of tasks that nobody submitted")

@@ -47,7 +47,9 @@ class Task:
     """What one task does when it runs."""
 
     seconds: float
-    outcome: str = "ok"  # ok | raise | crash | crash-once
+    outcome: str = "ok"  # ok | raise | crash | timeout | memory
+    times: int = 1 << 30
+    """How many executions end so; the ones after them are well."""
 
 
 class World:
@@ -73,10 +75,10 @@ class World:
         """Let time pass until a condition holds; False if the limit came first."""
         end = self.now + limit_s
         while self._heap and not until():
-            when, _, action = heapq.heappop(self._heap)
-            if when > end:
-                return False
-            self.now = when
+            if self._heap[0][0] > end:
+                self.now = end
+                break
+            self.now, _, action = heapq.heappop(self._heap)
             action()
         return until()
 
@@ -124,6 +126,8 @@ class Node:
         self._unsynced: dict[int, list[e.Row]] = {}
         self._sync_count = 0
         self._synced_s = 0.0
+        self.lacks = ""
+        """Why no function can be loaded here."""
         self.disk_full = False
 
     @property
@@ -260,6 +264,9 @@ class Node:
         self.world.at(max(0.0, at_s - self.world.now), fire)
 
 
+CAUSES = {"crash": "signal", "timeout": "timeout", "memory": "memory"}
+
+
 class Child:
     """A worker child that takes its time and may die of a task."""
 
@@ -274,6 +281,11 @@ class Child:
     def queue(self, run: e.Run) -> None:
         """Take a run."""
         tasks = [(i, segment) for segment in run.segments for i in range(segment.lo, segment.hi)]
+        if self.node.lacks:
+            returned = [(segment.lo, segment.hi) for segment in run.segments]
+            done = e.WorkerDone(self.number, run.run, [], True, returned, 0.0, unfit=self.node.lacks)  # noqa: FBT003
+            self.node._later(0.001, done)
+            return
         self.runs.append((run, tasks))
         assert len(self.runs) <= 2, "more than two runs with a worker"
         if self.current is None:
@@ -299,13 +311,13 @@ class Child:
         self.node.world.at(task.seconds, done)
 
     def _done(self, task: Task, run: e.Run, index: int, segment: e.Segment) -> None:
-        first = self.node.world.runs[run.job, index] == 1
-        if task.outcome == "crash" or (task.outcome == "crash-once" and first):
-            self.die(index, "signal")
+        ill = task.outcome if self.node.world.runs[run.job, index] <= task.times else "ok"
+        if ill in CAUSES:
+            self.die(index, CAUSES[ill], "killed by signal SIGSEGV" if ill == "crash" else f"{ill} after 1 s")
             return
         _, tasks = self.runs[0]
         tasks.pop(0)
-        if task.outcome == "raise":
+        if ill == "raise":
             outcome = e.Outcome(index, index + 1, 2, pack(encode_exception(ObjectLost(f"task {index}"))))
         elif segment.shape == CALLS:
             assert segment.data[index - segment.lo] == b"%d" % index, "another task's arguments"
@@ -322,14 +334,14 @@ class Child:
         if self.current is None:
             self._next()
 
-    def die(self, index: int | None, cause: str) -> None:
+    def die(self, index: int | None, cause: str, detail: str = "") -> None:
         """The process ends; a new one follows."""
         run = self.runs[0][0].run if self.runs else None
         self.runs.clear()
         self.current = None
         self.step += 1
         self.node._later(0.05, e.WorkerReady(self.number))
-        self.node.handle(e.WorkerDied(self.number, run, index, cause, "killed by signal SIGSEGV"))
+        self.node.handle(e.WorkerDied(self.number, run, index, cause, detail, "Segmentation fault\n"))
 
     def kill(self, run: int, spans: Any) -> None:
         """Kill what runs, if it is meant; else give back what has not started."""
@@ -448,6 +460,7 @@ class Submitted:
     batch: int = 50
     options: dict[str, Any] = field(default_factory=dict)
     detach: bool = False
+    close: bool = True
     state: str = ""
     got: dict[int, tuple[int, Any]] = field(default_factory=dict)
     acks: list[tuple[str, Any]] = field(default_factory=list)
@@ -465,7 +478,8 @@ class Submitted:
             if self.packed:
                 run = (hi - lo, 0, 0, ITEMS, pack(list(range(lo, hi))))
             client.say(m.INPUT, [self.job, lo, hi, encode_batch([CODE], [self.options], [run])])
-        client.say(m.CLOSE, [self.job, self.count])
+        if self.close:
+            client.say(m.CLOSE, [self.job, self.count])
         client.say(m.WATCH, [self.job, RangeSet((i, i + 1) for i in self.got).flat()])
 
     def results(self, entries: list[Any]) -> None:

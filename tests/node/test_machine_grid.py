@@ -20,7 +20,7 @@ def _tasks(world: World, kind: str) -> object:
         if kind == "poison" and index == 3:
             return Task(seconds, "crash")
         if kind == "stumble" and draw < 0.05:
-            return Task(seconds, "crash-once")
+            return Task(seconds, "crash", times=1)
         if kind == "raise" and draw < 0.1:
             return Task(seconds, "raise")
         return Task(seconds)
