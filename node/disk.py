@@ -4,7 +4,7 @@ A store is queued by the loop and answered (`Stored`) once its transaction is fs
 is being written goes into the next (group commit). One thread writes, one reads, each with its own connection, and
 neither ever waits for the loop:
 
-    loop --store--> queue --> writer: gather 10 ms, one transaction, fsync --> deliver([Stored, Stored, …])
+    loop --store--> queue --> writer: gather ≤ 20 ms, one transaction, fsync --> deliver([Stored, Stored, …])
     loop --fetch--> queue --> reader: wait for the stores before it, read, check sums --> deliver([Fetched])
 
 Rules: a row is kept with sums of its own, and one that fails them is absent, never wrong. A file of a newer schema is
@@ -31,7 +31,8 @@ from p2pgrid.node.events import HEAVY, Event, Fetched, Job, Log, Row, Stored, St
 
 SCHEMA = 1
 GATHER_S = 0.02
-"""How long the writer lets stores gather: half of the 20 ms that DESIGN §7 allows, the rest is for the fsync."""
+"""From the begin of one commit to that of the next (DESIGN §7): the first store after a quiet time is synced at once,
+under load one sync serves all that came meanwhile."""
 PENDING_BYTES_MAX = 1024 * 1024 * 1024
 """Not yet written; beyond it a store fails at once. The local socket stops reading long before (`congested`)."""
 CONGESTED_BYTES = 256 * 1024 * 1024
@@ -219,35 +220,38 @@ class Journal:
     # ---- the writer thread ------------------------------------------------------------------------------------------
 
     def _write(self) -> None:
-        committed_s = 0.0
+        begun_s = 0.0
         while True:
             self._wake.acquire()
-            # The first after a quiet time is synced at once; under load one sync serves all that came within GATHER_S.
-            pause_s = committed_s + GATHER_S - time.monotonic()
+            pause_s = begun_s + GATHER_S - time.monotonic()
             if pause_s > 0 and not self._closing:
                 time.sleep(pause_s)
+            begun_s = time.monotonic()
+            # From here on whoever stores wakes us again: what comes during a commit gathers for the next one.
             self._awake = False
-            while group := self._take():
-                events = self._commit(group)
+            is_more = True
+            while is_more:
+                group, is_more = self._take()
+                events = self._commit(group) if group else []
                 self._done_bytes += sum(pending.size for pending in group)
                 with self._progress:
                     self._done += len(group)
                     self._progress.notify_all()
                 if events:
                     self._deliver(events, ())
-                if len(self._queue) < GROUP_STORES_MAX and not self._closing:
-                    time.sleep(GATHER_S)  # what came during a commit gathers as well
-            committed_s = time.monotonic()
-            if self._closing:
+            if self._closing and not self._queue:
                 return
 
-    def _take(self) -> list[_Pending]:
+    def _take(self) -> tuple[list[_Pending], bool]:
+        """Return the stores for one transaction, and whether its bounds left some behind."""
         group: list[_Pending] = []
         size = 0
-        while self._queue and size < GROUP_BYTES_MAX and len(group) < GROUP_STORES_MAX:
+        while self._queue:
+            if size >= GROUP_BYTES_MAX or len(group) >= GROUP_STORES_MAX:
+                return group, True
             group.append(self._queue.popleft())
             size += group[-1].size
-        return group
+        return group, False
 
     def _commit(self, group: list[_Pending]) -> list[Event]:
         """Write a group as one transaction; if that fails, each store alone, so that the small ones still fit."""
