@@ -5,7 +5,7 @@ from p2pgrid.client.defaults import (
     get as get,
 )
 from p2pgrid.client.defaults import (
-    map as map,
+    map as map,  # noqa: A004
 )
 from p2pgrid.client.defaults import (
     put as put,

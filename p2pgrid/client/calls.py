@@ -36,13 +36,15 @@ class Calls(FutureTable):
         self.upload = Upload(job, spec)
         self.over = False
         self.detach = spec.detach
-        self._next = 0
         self._sent = 0
         self._held_bytes = 0
         self._function: Function | None = None
         self._options: Mapping[str, Any] | None = None
-        self._run: list[bytes] = []
         self._runs: list[tuple[Function, Mapping[str, Any], list[bytes]]] = []
+        # The number of the next task follows from what is held: appending to the run is the one step that counts, so
+        # that Ctrl-C between any two of them leaves a task either whole or not there.
+        self._run: list[bytes] = []
+        self._run_lo = 0
         session.held.append(self)
 
     def submit(self, function: Function, options: Mapping[str, Any], data: bytes) -> Future:
@@ -53,22 +55,29 @@ class Calls(FutureTable):
                 raise JobOver
             if self._held_bytes and self._held_bytes + len(data) > HELD_BYTES_MAX:
                 self.flush()
-            index = self._next
-            self._next = index + 1
+            index = self._run_lo + len(self._run)
             future = self.futures[index] = Future(self, index)
             if function is not self._function or options is not self._options or not self._runs:
-                self._function, self._options, self._run = function, options, []
-                self._runs.append((function, options, self._run))
+                self._begin_run(index, function, options)
             self._run.append(data)
             self._held_bytes += len(data)
             if (
                 not session.hot
                 or len(self.futures) <= session.welcome.slots
-                or self._next - self._sent >= HELD_TASKS_MAX
+                or index - self._sent >= HELD_TASKS_MAX - 1
                 or self._held_bytes >= HELD_BYTES_MAX
             ):
                 self.flush()
         return future
+
+    def _begin_run(self, index: int, function: Function, options: Mapping[str, Any]) -> None:
+        self._run, self._run_lo = [], index
+        self._runs.append((function, options, self._run))
+        self._function, self._options = function, options
+
+    @property
+    def _next(self) -> int:
+        return self._run_lo + len(self._run)
 
     def flush(self) -> None:
         """Send what is held back; called with the session's lock held."""
@@ -79,6 +88,8 @@ class Calls(FutureTable):
             options: list[Mapping[str, Any]] = []
             runs = []
             for function, wanted, data in self._runs:
+                if not data:
+                    continue
                 frames += self.upload.code(function)
                 place = functions.setdefault(function.id, len(functions))
                 if not options or wanted is not options[-1]:
@@ -86,6 +97,7 @@ class Calls(FutureTable):
                 runs.append((len(data), place, len(options) - 1, CALLS, data))
             batch = encode_batch(list(functions), options, runs)
             self._runs, self._held_bytes, self._sent = [], 0, hi
+            self._run, self._run_lo = [], hi
             self.session.keep(len(batch))
             self.session.hot = True
             self.session.say(frames + self.upload.append(lo, hi, batch))

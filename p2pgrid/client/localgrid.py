@@ -103,14 +103,11 @@ class LocalGrid:
         if nodes != 1:
             msg = f'LocalGrid(nodes={nodes}) comes with "A grid of real nodes"'
             raise GridError(msg, code="not-yet", next="LocalGrid(nodes=1)")
-        # Short, for the path of the socket may only have 104 bytes.
-        self._root = Path(tempfile.mkdtemp(prefix="p2pgrid-"))
-        config = {"slots": slots, "python": [sys.executable], **node_flags}
-        self.nodes = [
-            LocalNode(f"n{i}", self._root / f"n{i}", {"dir": str(self._root / f"n{i}"), "name": f"n{i}", **config})
-            for i in range(nodes)
-        ]
+        self._names = [f"n{i}" for i in range(nodes)]
+        self._config = {"slots": slots, "python": [sys.executable], **node_flags}
+        self._root: Path | None = None
         self._grids: list[Grid] = []
+        self.nodes: list[LocalNode] = []
 
     def grid(self, i: int = 0, **options: Any) -> Grid:
         """Return a new `Grid` at node `i`; it is shut down when the local grid ends."""
@@ -120,6 +117,11 @@ class LocalGrid:
 
     def __enter__(self) -> Self:
         """Start all nodes and wait until they answer."""
+        root = self._root = Path(tempfile.mkdtemp(prefix="p2pgrid-"))
+        self.nodes = [
+            LocalNode(name, root / name, {"dir": str(root / name), "name": name, **self._config})
+            for name in self._names
+        ]
         try:
             for node in self.nodes:
                 node.start()
@@ -138,4 +140,5 @@ class LocalGrid:
             grid.abandon()
         for node in self.nodes:
             node.stop()
-        shutil.rmtree(self._root, ignore_errors=True)
+        if self._root is not None:
+            shutil.rmtree(self._root, ignore_errors=True)

@@ -175,6 +175,8 @@ def pickled_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
 def _pickled_slowly(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
     try:
         return dump((args, kwargs))
+    except TooLarge as error:
+        refuse(error, "the arguments", args)
     except Exception as error:  # noqa: BLE001 - see probe
         for index, arg in enumerate(args):
             if (why := probe(arg)) is not None:

@@ -309,7 +309,7 @@ class Session:
             case messages.REFUSED:
                 self._take_refusal(body)
             case messages.NOTICE:
-                print(f"p2pgrid: {job_name(body[0])}: {body[1]}", file=sys.stderr)
+                print(f"p2pgrid: {body[1]}", file=sys.stderr)
 
     def _take_results(self, job: bytes, segments: list[Any]) -> None:
         receivers = self._receivers.get(job)

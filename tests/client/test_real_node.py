@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import functools
+import itertools
 import os
 import signal
 import subprocess
@@ -189,6 +190,19 @@ def test_started_job_is_found_by_another_client(shared: LocalGrid, grid: Grid) -
     assert grid.future(f"{job.id}/7").result(SOON_S) == 49
     assert job.id in [one.id for one in grid.jobs()]
     assert sorted(f.result() for f in found.as_completed(SOON_S)) == sorted(x * x for x in range(30))
+
+
+def test_job_of_single_calls_can_be_read_while_it_is_open(grid: Grid) -> None:
+    """The job behind submit is a job like any: its results can be read by its id, also by its own client."""
+    futures = [grid.submit(square, x) for x in range(20)]
+    concurrent.futures.wait(futures)
+    job = grid.job(futures[0].id.partition("/")[0])
+    values = list(itertools.islice(job.results(SOON_S), 20))
+
+    assert values == [x * x for x in range(20)]
+    assert job.progress() == (20, 0, None)
+    assert grid.submit(square, 20).result(SOON_S) == 400
+    assert [one.id for one in grid.jobs(mine=True)] == [job.id]
 
 
 def test_unknown_ids(grid: Grid) -> None:
@@ -383,6 +397,29 @@ def test_embedded_node_that_dies_is_started_again(tmp_path: Path) -> None:
     out, err = program.communicate(timeout=SOON_S)
 
     assert out.strip() == str(sum(x * x for x in range(100))), err
+
+
+def test_ctrl_c_without_with_cancels_too(tmp_path: Path) -> None:
+    """A program that uses no `with` and is interrupted leaves nothing running either."""
+    program = script(
+        """
+        import os, time
+        import p2pgrid as pg
+        def spin(path):
+            open(path, "w").write(str(os.getpid()))
+            while True: pass
+        if __name__ == "__main__":
+            list(pg.map(spin, [PATH]))
+        """.replace("PATH", repr(str(tmp_path / "pid"))),
+        tmp_path,
+    )
+    file = tmp_path / "pid"
+    wait_until(lambda: file.exists() and bool(file.read_text()))
+    os.kill(program.pid, signal.SIGINT)
+    _, err = program.communicate(timeout=SOON_S)
+    wait_until(lambda: not is_alive(int(file.read_text())), 15.0)
+
+    assert "KeyboardInterrupt" in err
 
 
 def test_second_ctrl_c_returns_at_once(tmp_path: Path) -> None:
