@@ -10,10 +10,13 @@ from p2pgrid.client.results import Results
 from p2pgrid.client.session import Session
 from p2pgrid.client.stream import Part, Stream
 from p2pgrid.client.table import FutureTable
+from p2pgrid.core.batch import TASKS_MAX
 from p2pgrid.core.errors import NotFound
-from p2pgrid.core.ids import INDEX_MAX, job_name
+from p2pgrid.core.ids import job_name
 
 ENDED = frozenset({"done", "failed", "cancelled", "abandoned"})
+BEYOND_ALL = TASKS_MAX - 1
+"""Greater than the index of any task."""
 
 
 class Job:
@@ -59,7 +62,7 @@ class Job:
         """Wait until the job ended, at most `timeout` seconds; say whether it did."""
         stream = Stream(self._session, self._job, mine=False)
         # All results count as had, so that only the end of the job is sent.
-        stream.had.add(0, INDEX_MAX)
+        stream.had.add(0, BEYOND_ALL)
         deadline = None if timeout is None else time.monotonic() + timeout
         self._session.add(stream)
         try:
@@ -200,7 +203,7 @@ class _OneTask(FutureTable):
         super().__init__(session, job)
         if index:
             self.had.add(0, index)
-        self.had.add(index + 1, INDEX_MAX)
+        self.had.add(index + 1, BEYOND_ALL)
 
     def results(self, segments: list[Any]) -> int:
         size = super().results(segments)
