@@ -21,7 +21,7 @@ from rich.style import Style
 HUES = ((255, 176, 59), (64, 186, 255), (126, 224, 110), (255, 110, 150), (190, 140, 255), (80, 230, 210))
 """Colours of workers, in the order in which they show up; then again from the first."""
 DARKEST = 40
-FRAME_S = 0.1
+FRAME_S = 0.2
 COLUMNS_MAX = 100
 LINES_MAX = 32
 LINES_LEFT = 12

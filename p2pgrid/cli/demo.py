@@ -95,6 +95,7 @@ class Tally:
     maker: dict[int, int] = field(default_factory=dict)
     workers: list[int] = field(default_factory=list)
     again: list[int] = field(default_factory=list)
+    first_attempt: int | None = None
     killed: int | None = None
     killed_at: float = 0.0
     back_s: float | None = None
@@ -106,7 +107,9 @@ class Tally:
         if pid not in self.workers:
             self.workers.append(pid)
         self.rows[y], self.maker[y] = rgb, pid
-        if attempt:
+        if self.first_attempt is None:
+            self.first_attempt = attempt
+        if attempt > self.first_attempt:
             self.again.append(y)
             if self.back_s is None and self.killed is not None:
                 self.back_s = time.monotonic() - self.killed_at
