@@ -44,6 +44,7 @@ install: $(READY) ## only make .venv
 clean: ## remove .venv and whatever was built
 	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
+# libp2p brings trio-typing, whose stubs of an old trio would hide trio's own types from mypy: its folder goes.
 # In this order: what builds, what is built with it (two dependencies are pure-Python sources), ourselves.
 $(READY): requirements-build.lock requirements-dev.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "p2pgrid needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -52,4 +53,5 @@ $(READY): requirements-build.lock requirements-dev.lock pyproject.toml
 	$(PIP) --require-hashes -r requirements-build.lock
 	$(PIP) --require-hashes --no-build-isolation --use-pep517 -r requirements-dev.lock
 	$(PIP) --no-build-isolation -e .
+	rm -rf $(VENV)/lib/python*/site-packages/trio-stubs
 	@touch $@

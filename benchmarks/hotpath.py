@@ -82,27 +82,32 @@ def run(rounds: int) -> dict[str, Any]:
         list(grid.map(square, range(1000)))
         for _ in range(50):
             grid.submit(noop).result()
+        calls: tuple[tuple[str, Callable[[], Any]], ...]
+        works: tuple[tuple[str, Callable[[], Any]], ...]
         for _ in range(rounds):
-            for system, call in (
+            calls = (
                 ("p2pgrid", lambda: grid.submit(noop).result()),
                 ("ProcessPoolExecutor", lambda: executor.submit(noop).result()),
                 ("Pool", lambda: pool.apply_async(noop).get()),
-            ):
+            )
+            for system, call in calls:
                 times = _latencies(call)
                 note(system, "p50_ms", times[len(times) // 2] * 1e3)
                 note(system, "p99_ms", times[len(times) * 99 // 100] * 1e3)
-            for system, work in (
+            works = (
                 ("p2pgrid", lambda: _gather([grid.submit(noop) for _ in range(SINGLES)], "result")),
                 ("ProcessPoolExecutor", lambda: _gather([executor.submit(noop) for _ in range(SINGLES)], "result")),
                 ("Pool", lambda: _gather([pool.apply_async(noop) for _ in range(SINGLES)], "get")),
-            ):
+            )
+            for system, work in works:
                 note(system, "singles_per_s", SINGLES / _seconds(work))
-            for system, work in (
+            works = (
                 ("p2pgrid", lambda: list(grid.map(square, range(ITEMS)))),
                 ("Pool", lambda: pool.map(square, range(ITEMS))),
                 # The executor's default of one item per message would take minutes.
                 ("ProcessPoolExecutor", lambda: list(executor.map(square, range(ITEMS), chunksize=20_000))),
-            ):
+            )
+            for system, work in works:
                 note(system, "map_1e6_s", _seconds(work))
         lag = _loop_lag(local.nodes[0].dir)
     medians = {s: {what: statistics.median(v) for what, v in rows.items()} for s, rows in figures.items()}

@@ -24,7 +24,8 @@ def test_snippet_runs(number: int, tmp_path: Path) -> None:
     del environment["P2PGRID_DIR"]
 
     done = subprocess.run(
-        [sys.executable, program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+        [sys.executable, program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
