@@ -89,10 +89,10 @@ class Desk:
         """Return for when a timer was set last."""
         return next((one.at_s for one in reversed(self.all) if isinstance(one, e.SetTimer) and one.key == key), None)
 
-    def finish(self, run: e.Run, value: bytes = b"v") -> list[e.Effect]:
+    def finish(self, run: e.Run, value: bytes = b"v", busy_s: float = 0.01) -> list[e.Effect]:
         """Let a worker end all tasks of a run well."""
         outcomes = [e.Outcome(s.lo, s.hi, 0, [value] * (s.hi - s.lo)) for s in run.segments]
-        return self.do(e.WorkerDone(run.worker, run.run, outcomes, True, [], 0.01))  # noqa: FBT003
+        return self.do(e.WorkerDone(run.worker, run.run, outcomes, True, [], busy_s))  # noqa: FBT003
 
     def fail(self, run: e.Run, index: int, error: dict[str, Any]) -> list[e.Effect]:
         """Let a task of a run raise; it is the only one."""

@@ -126,6 +126,8 @@ class Node:
         self._unsynced: dict[int, list[e.Row]] = {}
         self._sync_count = 0
         self._synced_s = 0.0
+        self.damaged: set[tuple[bytes, str, bytes]] = set()
+        """Rows on disk that fail their checksum."""
         self.lacks = ""
         """Why no function can be loaded here."""
         self.disk_full = False
@@ -145,7 +147,7 @@ class Node:
         self._unsynced.clear()
         config = MachineConfig(
             self.name, self.name, "test-grid", self.config["slots"], self.facts,
-            embedded=self.config.get("embedded", False),
+            **{key: value for key, value in self.config.items() if key not in ("slots", "resources")},
         )  # fmt: skip
         self.machine = Machine(config, random.Random(self.world.rng.random()))
         self.workers = {i: Child(self, i) for i in range(self.config["slots"])}
@@ -206,7 +208,8 @@ class Node:
                 self._store(effect)
             case e.Fetch(token, keys):
                 pending = {(r.job, r.kind, r.key): r for rows in self._unsynced.values() for r in rows}
-                rows = [row for key in keys if (row := pending.get(key) or self.disk.get(key)) is not None]
+                found = [pending.get(key) or self.disk.get(key) for key in keys if key not in self.damaged]
+                rows = [row for row in found if row is not None]
                 self._later(self.world.rng.uniform(0.001, 0.01), e.Fetched(token, rows))
             case e.Run():
                 self.workers[effect.worker].queue(effect)
