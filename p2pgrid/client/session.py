@@ -332,6 +332,8 @@ class Session:
         with self.lock:
             freed, durable = upload.acknowledged(what, lo)
             self._kept -= freed
+            if job not in self._receivers and upload.settled:
+                self._uploads.pop(job, None)
         for future in durable:
             future.set_result(None)
 

@@ -488,6 +488,22 @@ def test_wrong_ways_of_a_map(connect: Connect, options: dict[str, Any]) -> None:
         connect().map(square, range(3), **options)
 
 
+def test_finished_maps_leave_nothing_behind(node: ScriptedNode, connect: Connect) -> None:
+    """A session that maps for months does not grow."""
+    grid = connect()
+    for _ in range(5):
+        list(grid.map(square, range(10)))
+        with grid.map(square, itertools.count(), buffersize=10) as results:
+            next(results)
+    grid.start(square, range(3))
+    node.wait_for(lambda: node.kinds().count(m.CANCEL) == 5)
+    grid.submit(square, 1).result(SOON_S)
+    grid.flush(SOON_S)
+    session = grid._session
+
+    assert (len(session._uploads), len(session._receivers), session._kept) == (1, 1, 0)
+
+
 # ---- start and jobs --------------------------------------------------------------------------------------------------
 
 
