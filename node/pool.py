@@ -30,6 +30,12 @@ OwnerKey = tuple[bytes, bytes]  # the owner's key and the client's session
 LaneKey = tuple[bytes, bytes, bool]  # function, options as packed, whether its inputs are packed
 
 
+LANES_IDLE_MAX = 64
+"""Lanes without tasks that a work keeps for the next batch."""
+PARSED_MAX = 1024
+_NO_OPTIONS = (pack([]), WireOptions())
+
+
 @dataclass(slots=True, eq=False)
 class Lane:
     """Tasks of one work with the same function and the same options."""
@@ -122,6 +128,7 @@ class Pool:
         self._owners: dict[OwnerKey, Owner] = {}
         self._active: dict[OwnerKey, Owner] = {}
         """Owners with ready tasks."""
+        self._parsed: dict[bytes, WireOptions] = {}
 
     # ---- filling ----------------------------------------------------------------------------------------------------
 
@@ -152,12 +159,7 @@ class Pool:
         Raises:
             ValueError: its options are none; nothing was taken in.
         """
-        table = []
-        for raw in batch.opts:
-            if not all(isinstance(name, str) for name in raw):
-                msg = "options whose names are no text"
-                raise ValueError(msg)
-            table.append((pack(sorted(raw.items())), WireOptions.from_wire(raw)))
+        table = [self._options(raw) for raw in batch.opts]
         new = []
         for run in batch.runs:
             packed, options = table[run.opts]
@@ -174,9 +176,26 @@ class Pool:
                 work.unfinished.insert(at, RangeSet([(piece.lo, piece.hi)]))
         return new
 
+    def _options(self, raw: Mapping[str, object]) -> tuple[bytes, WireOptions]:
+        """Return options in one order, and what they mean; most batches carry the same few."""
+        if not raw:
+            return _NO_OPTIONS
+        if not all(isinstance(name, str) for name in raw):
+            msg = "options whose names are no text"
+            raise ValueError(msg)
+        packed = pack(sorted(raw.items()))
+        options = self._parsed.get(packed)
+        if options is None:
+            if len(self._parsed) >= PARSED_MAX:
+                self._parsed.clear()
+            options = self._parsed[packed] = WireOptions.from_wire(raw)
+        return packed, options
+
     @staticmethod
     def _unknown(work: Work, run: InputRun) -> list[InputRun]:
         """Return the parts of a run whose inputs are not here; a range granted again may be cut in another way."""
+        if not work.runs or run.lo >= work.runs[-1][0].hi:
+            return [run]
         at = max(bisect_right(work.starts, run.lo) - 1, 0)
         gaps, lo = [], run.lo
         while at < len(work.starts) and work.starts[at] < run.hi:
@@ -206,7 +225,7 @@ class Pool:
                 continue
             lane = work.runs[at][1]
             lane.runs -= 1
-            if not lane.runs:
+            if not lane.runs and len(work.lanes) > LANES_IDLE_MAX:
                 work.lanes.pop(lane.key, None)
             del work.starts[at], work.runs[at], work.unfinished[at]
 
