@@ -147,11 +147,11 @@ class Leases:
     def claim(
         self, peer: str, version: tuple[int, int], interval_s: float, claims: dict[Job, tuple[RangeSet, RangeSet]],
         now: float,
-    ) -> list[Lapsed]:  # fmt: skip
-        """Take in a heartbeat; return what it no longer covers (given back, or a former life's)."""
+    ) -> list[Lapsed] | None:  # fmt: skip
+        """Take in a heartbeat; return what it no longer covers (given back, or a former life's); None: it is old."""
         holder = self._holder(peer, now)
         if version <= holder.version:
-            return []
+            return None
         reborn = version[0] > holder.version[0] > 0
         holder.version = version
         holder.heard_s = now

@@ -909,7 +909,10 @@ class Machine:
             if over:
                 # What is done elsewhere or cancelled need not run there; what it did itself it hears of by its acks.
                 self._out.append(e.Send(peer, m.P_DROP, [job, over.flat()]))
-        for lapsed in self.leases.claim(peer, (incarnation, seq), interval, named, now):
+        dropped = self.leases.claim(peer, (incarnation, seq), interval, named, now)
+        if dropped is None:
+            return
+        for lapsed in dropped:
             self._uncover(lapsed)
         for job, (held, _) in named.items():
             work = self.pool.works.get(job)

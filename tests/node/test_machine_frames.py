@@ -1,0 +1,159 @@
+"""Whatever clients and members send, a machine answers ERROR or logs a line, and works on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2pgrid.core import messages as m
+from p2pgrid.core.wire import pack
+from p2pgrid.node import events as e
+from tests.node.desk import CODE, JOB, UNION, Desk, batch, replies, runs, spec
+
+numbers = st.integers(-2, 5) | st.sampled_from([2**62, 2**63 - 1, 2**64 - 1, -(2**63), 10**6])
+scalars = (
+    st.none() | st.booleans() | numbers | st.floats() | st.text(max_size=5)
+    | st.sampled_from([JOB, CODE, b"", b"k" * 16, UNION, spec(), batch(0, 2), batch(2, 4), pack({"mro": 1}), pack(["a", "b", "c"])])
+)  # fmt: skip
+anything = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=12,
+)
+ranges = st.lists(st.integers(0, 6), max_size=6)
+rids = st.tuples(st.sampled_from([7, 5, 1]), st.integers(0, 3)).map(list)
+jobs = st.sampled_from([JOB, b"k" * 16])
+outcomes = st.lists(
+    st.tuples(st.integers(0, 4), st.integers(0, 5), st.sampled_from([0, 1, 2, 3, 4]), anything).map(list), max_size=2
+)
+verbs = st.sampled_from(["status", "jobs", "show", "explain", "logs", "cancel", "find", "workers", "nonsense"])
+targets = st.sampled_from(["last", "all", "last/0", "last/0-9", "", "/", "zz", "last/-1", "last/99999999999999999999"])
+
+almost_client = st.one_of(
+    st.tuples(st.just(m.OPEN), st.tuples(jobs, st.just(spec()) | anything).map(list)),
+    st.tuples(st.just(m.CODE), st.tuples(jobs, st.just(CODE), st.just(UNION) | anything).map(list)),
+    st.tuples(
+        st.just(m.INPUT), st.tuples(jobs, numbers, numbers, st.sampled_from([batch(0, 2), batch(1, 4)])).map(list)
+    ),
+    st.tuples(st.just(m.CLOSE), st.tuples(jobs, numbers).map(list)),
+    st.tuples(st.sampled_from([m.WATCH, m.CANCEL]), st.tuples(jobs, ranges | st.none() | anything).map(list)),
+    st.tuples(st.just(m.GOT), st.tuples(jobs, numbers | anything).map(list)),
+    st.tuples(st.just(m.UNWATCH), st.tuples(jobs).map(list)),
+    st.tuples(st.just(m.REQUEST), st.tuples(verbs, st.fixed_dictionaries({"target": targets | anything})).map(list)),
+)
+client_frames = almost_client | st.tuples(st.integers(0, 120).filter(lambda kind: kind != m.REQUEST), anything)
+
+almost_peer = st.one_of(
+    st.tuples(st.just(m.P_WANT), st.tuples(rids, numbers, anything).map(list)),
+    st.tuples(
+        st.just(m.P_GRANT),
+        st.tuples(
+            rids, jobs, st.just("name"), st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), numbers).map(list), max_size=2),
+            st.just([[CODE, UNION]]) | anything,
+            st.lists(st.tuples(st.integers(0, 2), st.integers(0, 4), st.just(batch(0, 2)) | anything).map(list), max_size=2),
+        ).map(list),
+    ),
+    st.tuples(st.just(m.P_GRANT_ACK), st.tuples(rids, numbers).map(list)),
+    st.tuples(st.just(m.P_NONE), st.tuples(rids).map(list)),
+    st.tuples(
+        st.just(m.P_CLAIM),
+        st.tuples(numbers, numbers, numbers, st.lists(st.tuples(jobs, ranges, ranges).map(list), max_size=2)).map(list),
+    ),
+    st.tuples(
+        st.just(m.P_RESULTS),
+        st.lists(st.tuples(jobs, rids, numbers, outcomes).map(list), max_size=2),
+    ),
+    st.tuples(st.just(m.P_RESULTS_ACK), st.lists(st.tuples(jobs, st.just(7), st.integers(0, 9)).map(list), max_size=2)),
+    st.tuples(st.just(m.P_DROP), st.tuples(jobs, ranges | st.none()).map(list)),
+    st.tuples(st.just(m.P_RETURN), st.tuples(jobs, ranges, st.text(max_size=4)).map(list)),
+)  # fmt: skip
+peer_frames = almost_peer | st.tuples(st.integers(90, 110), anything)
+
+
+def _desk() -> Desk:
+    desk = Desk(slots=2)
+    desk.ready()
+    desk.join()
+    desk.do(e.PeerUp("p", {"name": "p", "slots": 2, "minor": 11, "resources": {"cpu": 2}}))
+    desk.submit(4, close=False)
+    return desk
+
+
+def _still_works(desk: Desk) -> None:
+    """See that the machine runs a new job of a new client to its end, after all that happened to it."""
+    fresh = b"f" * 16
+    desk.join(client=2, session=b"t" * 16)
+    desk.say(m.OPEN, [fresh, spec(b"t" * 16)], client=2)
+    desk.say(m.CODE, [fresh, CODE, UNION], client=2)
+    desk.say(m.INPUT, [fresh, 0, 1, batch(0, 1, {"priority": 1000})], client=2)
+    desk.say(m.CLOSE, [fresh, 1], client=2)
+    desk.say(m.WATCH, [fresh, []], client=2)
+    desk.sync()
+    handled: set[int] = set()
+    for _ in range(40):
+        desk.wait(1.2)
+        for run in runs(desk.all):
+            if run.run in handled or desk.machine.running.find(run.worker, run.run) is None:
+                continue
+            handled.add(run.run)
+            desk.finish(run)
+        if desk.machine.keeping.jobs[fresh].state == "done":
+            break
+    desk.sync()
+
+    assert [fresh, "done", ""] in replies(desk.all, m.STATE)
+
+
+@settings(deadline=None)
+@given(st.lists(client_frames, max_size=6))
+def test_no_frame_of_a_client_breaks_the_machine(frames: list[tuple[int, Any]]) -> None:
+    """All kinds with any body: handled or answered with ERROR; a job submitted afterwards ends."""
+    desk = _desk()
+    for number, (kind, body) in enumerate(frames):
+        desk.do(e.ClientSent(1, kind, number, body))
+        if number % 2:
+            desk.sync()
+    _still_works(desk)
+
+
+@settings(deadline=None)
+@given(st.lists(peer_frames, max_size=6))
+def test_no_frame_of_a_member_breaks_the_machine(frames: list[tuple[int, Any]]) -> None:
+    """All kinds with any body: handled or logged; a job submitted afterwards ends."""
+    desk = _desk()
+    for number, (kind, body) in enumerate(frames):
+        desk.do(e.PeerSent("p", kind, body))
+        if number % 2:
+            desk.sync()
+            desk.wait(1.0)
+    desk.do(e.PeerDown("p", reset=True))
+    _still_works(desk)
+
+
+def test_an_unknown_frame_of_a_client_is_answered_with_its_id() -> None:
+    """A typed refusal with what to do next."""
+    desk = _desk()
+    out = desk.do(e.ClientSent(1, 99, 17, []))
+
+    assert [(one.kind, one.id, one.body["code"]) for one in out if isinstance(one, e.Reply)] == [
+        (m.ERROR, 17, "version-mismatch")
+    ]
+
+
+def test_a_malformed_frame_of_a_member_is_logged_with_its_name() -> None:
+    """And costs the sender's frame only."""
+    desk = _desk()
+    (log,) = [one for one in desk.do(e.PeerSent("p", m.P_CLAIM, [1, 2])) if isinstance(one, e.Log)]
+
+    assert log.level == "warning"
+    assert "from p" in log.text
+
+
+def test_results_of_tasks_that_nobody_submitted_count_for_nothing() -> None:
+    """A member cannot end a job by claiming results beyond its tasks."""
+    desk = _desk()
+    desk.do(e.PeerSent("p", m.P_RESULTS, [[JOB, [1, 1], 1, [[0, 2**40, 1, b""]]]]))
+
+    assert not desk.machine.keeping.jobs[JOB].done
