@@ -183,7 +183,7 @@ class Session:
         if not receivers and self._receivers.pop(job, None) is not None:
             self.say(frame(UNWATCH, [job]))
             self._credit.pop(job, None)
-        if not receivers and upload is not None and upload.settled:
+        if not receivers and upload is not None and upload.over:
             del self._uploads[job]
         if self._waiting:
             self._changed.notify_all()
@@ -332,7 +332,7 @@ class Session:
         with self.lock:
             freed, durable = upload.acknowledged(what, lo)
             self._kept -= freed
-            if job not in self._receivers and upload.settled:
+            if job not in self._receivers and upload.over:
                 self._uploads.pop(job, None)
         for future in durable:
             future.set_result(None)

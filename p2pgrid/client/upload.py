@@ -33,6 +33,7 @@ class Upload:
         self._closed: int | None = None
         self._close_acked = False
         self._cancels: deque[list[int] | None] = deque()
+        self._cancelled = False
         self._durable: dict[int, Future[None]] = {}
 
     # ---- saying ------------------------------------------------------------------------------------------------------
@@ -63,6 +64,7 @@ class Upload:
     def cancel(self, flat: list[int] | None) -> bytes:
         """Cancel the tasks [lo, hi, …], or the whole job."""
         self._cancels.append(flat)
+        self._cancelled = self._cancelled or flat is None
         return frame(CANCEL, [self.job, flat])
 
     def again(self) -> bytes:
@@ -123,6 +125,11 @@ class Upload:
             and not self._cancels
             and (self._closed is None or self._close_acked)
         )
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will be said: the job is closed or cancelled, and the node knows all of it."""
+        return self.settled and (self._close_acked or self._cancelled)
 
     @property
     def cancelling(self) -> bool:
