@@ -110,13 +110,13 @@ def grid(**_: Any) -> None:
 def main(args: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code."""
     words = list(sys.argv[1:] if args is None else args)
+    if not words and "_P2PGRID_COMPLETE" not in os.environ:
+        click.echo(grid.get_help(click.Context(grid, info_name="p2pgrid")), err=True)
+        return ExitCode.WRONG
     try:
         code = grid.main(words, prog_name="p2pgrid", standalone_mode=False)
     except GridError as error:
         return _failed(error, words)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
-        return ExitCode.WRONG
     except click.ClickException as error:
         return _failed(_usage(error), words)
     except (KeyboardInterrupt, click.Abort):

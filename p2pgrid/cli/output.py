@@ -78,4 +78,4 @@ def ago(unix_s: float | None) -> str:
 def write_raw(data: bytes) -> None:
     """Write bytes to stdout as they are."""
     sys.stdout.flush()
-    click.get_binary_stream("stdout").write(data)
+    sys.stdout.buffer.write(data)

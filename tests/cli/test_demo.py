@@ -1,0 +1,86 @@
+"""The demo, whole: real node, real kill, real signals; and nothing is left of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from p2pgrid.cli import julia
+from tests.cli.processes import alive, environment, p2pgrid, until
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("seed", ["1", "2"])
+def test_demo_ends_identical(tmp_path: Path, seed: str) -> None:
+    """The picture of `make demo`, in full size: a worker is killed, and the picture is the serial one."""
+    done = p2pgrid(tmp_path, "demo", "--seed", seed, "--no-input")
+
+    assert done.returncode == 0, done.stderr
+    acts = [line for line in done.stdout.splitlines() if line[:1].isdigit()]
+    assert [line[0] for line in acts] == ["1", "2", "3", "4", "5"]
+    assert "%  kill -9 " in acts[2]
+    assert "IDENTICAL" in done.stdout
+    assert "from 3 workers" in done.stdout
+    for name in ("julia.png", "who-made-what.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG\r\n")
+    assert alive(tmp_path) == []
+
+
+def test_demo_as_json(tmp_path: Path) -> None:
+    """One object on stdout; the picture is what its seed says; at least one row was made twice."""
+    done = p2pgrid(tmp_path, "demo", "--seed", "1", "--size", "400x300", "--json")
+
+    told = json.loads(done.stdout)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    assert (told["v"], told["seed"], told["identical"], told["rows"]) == (1, 1, True, 300)
+    assert told["killed"]
+    pictures = {
+        hashlib.sha256(b"".join(julia.row(julia.Scene(400, 300, c), y) for y in range(300))).hexdigest()
+        for c in julia.CONSTANTS
+    }
+    assert told["sha256"] in pictures
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_demo_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C in the middle of the picture: 130, and no process of it lives."""
+    demo = _until_rows_come(tmp_path)
+
+    os.kill(demo.pid, number)
+    _, err = demo.communicate(timeout=60)
+
+    assert demo.returncode == 130, err
+    assert "Traceback" not in err
+    assert alive(tmp_path) == []
+    assert not list(tmp_path.glob("p2pgrid-*"))
+
+
+def test_killed_demo_leaves_nothing(tmp_path: Path) -> None:
+    """Even SIGKILL: the node ends with its last client."""
+    demo = _until_rows_come(tmp_path)
+
+    demo.kill()
+    demo.communicate(timeout=60)
+
+    assert until(lambda: alive(tmp_path) == [], 75.0), alive(tmp_path)
+
+
+def _until_rows_come(home: Path) -> subprocess.Popen[str]:
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "p2pgrid", "demo", "--seed", "1"],
+        cwd=home, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert demo.stdout is not None
+    for line in demo.stdout:
+        if "10 %" in line:
+            return demo
+    raise AssertionError(demo.communicate()[1])

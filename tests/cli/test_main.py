@@ -1,0 +1,226 @@
+"""Words in, exit code and one line out, before any node is asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from p2pgrid import __version__
+from p2pgrid.cli.main import LATER, VERBS
+from p2pgrid.cli.node import LATER_FLAGS
+from tests.cli.conftest import Run
+from tests.cli.oracle import Oracle
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example_and_the_common_flags(run: Run, verb: str) -> None:
+    """`--help` of each verb."""
+    ran = run(verb, "--help")
+
+    assert ran.code == 0
+    assert ran.err == ""
+    example = ran.out.partition("Example:\n")[2]
+    assert "p2pgrid" in example
+    assert "--json" in ran.out
+    assert "--dir" in ran.out
+
+
+def test_help_lists_what_works_today(run: Run) -> None:
+    """Verbs of today are listed, reserved ones are not."""
+    words = run("--help").out.split()
+
+    assert set(VERBS) <= set(words)
+    assert not {"invite", "submit", "trace"} & set(words)
+
+
+def test_nothing_typed_shows_help_and_is_wrong(run: Run) -> None:
+    """Help on stderr: nothing was asked for."""
+    ran = run()
+
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("Usage: p2pgrid")
+
+
+@pytest.mark.parametrize("verb", LATER)
+def test_a_reserved_verb_says_that_it_comes_later(run: Run, verb: str) -> None:
+    """In one line, with what to do next."""
+    ran = run(verb, "whatever", "--flag")
+
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith(f"p2pgrid: {verb} comes later")
+    assert "; next: p2pgrid --help" in ran.err
+    assert ran.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", LATER_FLAGS)
+def test_a_flag_whose_feature_is_not_built_says_so(run: Run, flag: str) -> None:
+    """Flags of `node` that INTERFACE promises."""
+    ran = run("node", flag, "x")
+
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith(f"p2pgrid: {flag} comes later")
+
+
+def test_an_invite_in_the_environment_is_not_passed_over(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """$P2PGRID_JOIN asks for what is not built; a node of another grid would be a surprise."""
+    monkeypatch.setenv("P2PGRID_JOIN", "string")
+
+    ran = run("node")
+
+    assert ran.code == 2
+    assert "P2PGRID_JOIN" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [(["job"], "jobs"), (["stats"], "status"), (["jobs", "--jsn"], "--json"), (["node", "--slot", "2"], "--slots")],
+)
+def test_the_nearest_word_is_named(run: Run, words: list[str], meant: str) -> None:
+    """Unknown verbs and flags."""
+    ran = run(*words)
+
+    assert ran.code == 2
+    assert f"did you mean {meant}?; next: p2pgrid" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["show"], "Missing argument"),
+        (["completion", "tcsh"], "tcsh"),
+        (["status", "--wait", "0"], "--wait"),
+        (["demo", "--size", "12"], "is not WxH"),
+        (["demo", "--size", "1x99999"], "pixels a side"),
+        (["node", "--slots", "0"], "--slots"),
+        (["node", "--grace", "soon"], "--grace"),
+        (["node", "--resource", "gpu"], "--resource"),
+        (["node", "--preset", "moon"], "--preset"),
+    ],
+)
+def test_wrong_values_are_told_in_one_line(run: Run, words: list[str], said: str) -> None:
+    """Usage errors."""
+    ran = run(*words)
+
+    assert (ran.code, ran.out) == (2, "")
+    assert said in ran.err
+    assert "; next: p2pgrid" in ran.err
+    assert ran.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["--json", "jobs"], ["jobs", "--json"]])
+def test_errors_are_json_when_asked_before_or_after_the_verb(run: Run, words: list[str]) -> None:
+    """On stderr; stdout stays empty."""
+    ran = run(*words)
+
+    error = json.loads(ran.err)
+    assert (ran.code, ran.out, error["v"], error["error"]["code"]) == (3, "", 1, "no-node")
+    assert set(error["error"]) == {"code", "message", "next"}
+
+
+def test_json_may_be_asked_for_in_the_environment(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """$P2PGRID_JOBS_JSON."""
+    monkeypatch.setenv("P2PGRID_JOBS_JSON", "1")
+
+    assert json.loads(run("jobs").err)["error"]["code"] == "no-node"
+
+
+def test_no_node_is_told_with_where_we_looked_and_what_to_type(run: Run, home: Path) -> None:
+    """Exit 3."""
+    ran = run("jobs")
+
+    assert (ran.code, ran.out) == (3, "")
+    assert f"no node runs here (looked in {home / 'data' / 'p2pgrid'}, " in ran.err
+    assert ran.err.endswith("; next: p2pgrid node\n")
+
+
+def test_a_directory_is_the_only_place_looked_at(run: Run, home: Path) -> None:
+    """With --dir, the command to type has it too."""
+    ran = run("jobs", "--dir", "x")
+
+    assert ran.err == "p2pgrid: no node runs in x; next: p2pgrid node --dir x\n"
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_the_directory_may_stand_before_or_after_the_verb(
+    run: Run, oracle: Oracle, monkeypatch: pytest.MonkeyPatch, *, before: bool
+) -> None:
+    """And is stronger than the environment."""
+    oracle.answers["jobs"] = {"jobs": []}
+    monkeypatch.setenv("P2PGRID_DIR", "nowhere")
+    monkeypatch.setenv("P2PGRID_JOBS_DIR", "nowhere either")
+    flag = ["--dir", str(oracle.dir)]
+
+    ran = run(*flag, "jobs") if before else run("jobs", *flag)
+
+    assert ran.code == 0
+
+
+def test_version(run: Run) -> None:
+    """Plain and JSON, in either order."""
+    assert run("--version").out == f"p2pgrid {__version__}\n"
+    for words in (["--version", "--json"], ["--json", "--version"]):
+        assert json.loads(run(*words).out) == {"v": 1, "version": __version__}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script(run: Run, shell: str) -> None:
+    """For each shell."""
+    ran = run("completion", shell)
+
+    assert ran.code == 0
+    assert "_P2PGRID_COMPLETE" in ran.out
+
+
+def test_completion_completes_verbs() -> None:
+    """What the script asks for."""
+    asked = {**os.environ, "_P2PGRID_COMPLETE": "bash_complete", "COMP_WORDS": "p2pgrid st", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "p2pgrid"], env=asked, capture_output=True, text=True, timeout=30, check=False
+    )
+
+    assert done.stdout.split() == ["plain,status", "plain,stop"]
+
+
+def test_ctrl_c_is_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was going on."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("p2pgrid.cli.jobs.open_link", interrupted)
+
+    assert run("jobs").code == 130
+
+
+def test_a_bug_of_ours_is_70_with_a_report(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No traceback on the screen; it is in a file."""
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr("p2pgrid.cli.jobs.open_link", broken)
+    monkeypatch.setattr("tempfile.tempdir", str(home))
+
+    ran = run("jobs")
+
+    (report,) = home.glob("p2pgrid-bug-*.txt")
+    assert ran.code == 70
+    assert str(report) in ran.err
+    assert ran.err.count("\n") == 1
+    assert "ZeroDivisionError: oops" in report.read_text(encoding="utf-8")
+
+
+def test_asking_is_light() -> None:
+    """A verb that asks the node imports neither numpy nor rich nor trio nor libp2p, and `--help` neither."""
+    program = (
+        "import sys; from p2pgrid.cli.main import main; main(['jobs', '--dir', 'nowhere']); main(['--help']);"
+        "print([one for one in ('numpy', 'rich', 'trio', 'libp2p', 'asyncio') if one in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,279 @@
+"""What verbs make of the node's answers: golden files for people (.txt) and for scripts (.json).
+
+`UPDATE_GOLDEN=1 pytest tests/cli/test_verbs.py` writes them anew; look at the difference before you commit it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from p2pgrid.core import messages as m
+from p2pgrid.core.wire import frame
+from tests.cli.conftest import Run
+from tests.cli.oracle import NODE_ID, WELCOME, Oracle
+
+GOLDEN = Path(__file__).parent / "golden"
+DOCS = Path(__file__).parents[2] / "docs" / "json.md"
+
+# Submitted in the year 2100, so that its age is always "now".
+JOB: dict[str, Any] = {
+    "id": "calm-river-42", "hex": "00112233445566778899aabbccddeeff", "name": "squares", "state": "running",
+    "done": 17, "failed": 1, "total": 100, "known": 100, "submitted": 4102444800.25, "expires": 4103049600.25,
+    "program": "squares.py", "owner": NODE_ID, "detached": True, "reason": "", "waiting": "",
+}  # fmt: skip
+WAITS: dict[str, Any] = {
+    **JOB, "id": "bold-acre-7", "hex": "ff" * 16, "name": "", "state": "queued", "done": 0, "failed": 0, "total": None,
+    "detached": False, "waiting": "0 of 1 nodes: gpu ≥ 1 (none has it)",
+}  # fmt: skip
+TASKS = {"waiting": 0, "queued": 80, "running": 2, "done": 17, "failed": 1, "cancelled": 0}
+TASK: dict[str, Any] = {"index": 17, "state": "failed", "node": "quiet-fox", "attempts": 2, "error": "ValueError: 17"}
+STATUS: dict[str, Any] = {
+    "node": {
+        "id": NODE_ID, "name": "quiet-fox", "version": "0.1.0", "slots": 2, "busy": 1, "python": "3.11",
+        "embedded": False, "pid": 4711, "clients": 1, "dir": "/data",
+    },
+    "grid": {"name": "blue-otter", "nodes": 1, "slots": 2},
+    "jobs": {"open": 1, "all": 3, "ready": 80},
+    "warnings": ["the disk is nearly full"],
+    "process": {"pid": 4711, "rss": 44040192, "pss": 31457280, "fds": 28, "tasks": 17},
+}  # fmt: skip
+
+CASES: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "jobs": (["jobs"], {"jobs": [WAITS, JOB]}),
+    "show": (["show", "calm-river"], {"job": JOB, "tasks": TASKS}),
+    "show-task": (["show", "calm-river/17"], {"job": JOB, "tasks": TASKS, "task": TASK}),
+    "explain": (["explain", "last"], {"lines": ["bold-acre-7 is queued", "tasks wait: 0 of 1 nodes: gpu ≥ 1 (none has it)"]}),
+    "logs": (["logs", "last"], {"logs": [[3, b"one\ntwo\n"], [4, "café".encode()]]}),
+    "cancel": (["cancel", "last"], {"cancelled": 83}),
+    "status": (["status"], STATUS),
+}  # fmt: skip
+
+
+def _golden(name: str, text: str) -> str:
+    path = GOLDEN / name
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text, encoding="utf-8")
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def told(oracle: Oracle) -> Oracle:
+    """A node that knows an answer to everything."""
+    for words, answer in CASES.values():
+        oracle.answers[words[0]] = answer
+    return oracle
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_text_is_as_agreed(run: Run, told: Oracle, case: str) -> None:
+    """For people."""
+    words, answer = CASES[case]
+    told.answers[words[0]] = answer
+
+    ran = run(*words)
+
+    assert ran.code == 0
+    text = ran.out.replace(str(told.dir), "/data")
+    assert text == _golden(f"{case}.txt", text)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_json_is_as_agreed(run: Run, told: Oracle, case: str) -> None:
+    """For scripts: one object, one line, and nothing on stderr."""
+    words, answer = CASES[case]
+    told.answers[words[0]] = answer
+
+    ran = run(*words, "--json")
+
+    assert (ran.code, ran.err, ran.out.count("\n")) == (0, "", 1)
+    text = json.dumps(json.loads(ran.out.replace(str(told.dir), "/data")), indent=2, ensure_ascii=False) + "\n"
+    assert text == _golden(f"{case}.json", text)
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.json")), ids=lambda path: path.stem)
+def test_every_key_is_documented(path: Path) -> None:
+    """docs/json.md names every key that is printed."""
+    documented = set(re.findall(r"[\w-]+", DOCS.read_text(encoding="utf-8")))
+    keys: set[str] = set()
+    todo = [json.loads(path.read_text(encoding="utf-8"))]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, dict):
+            keys |= value.keys()
+            todo += value.values()
+        elif isinstance(value, list):
+            todo += value
+
+    assert keys - documented == set()
+
+
+@pytest.mark.parametrize("verb", ["jobs", "show", "explain", "logs", "cancel", "status", "stop"])
+@pytest.mark.parametrize("target", ["calm-river-42", "last", "all", "calm/3-9"])
+def test_the_node_resolves_targets(run: Run, told: Oracle, verb: str, target: str) -> None:
+    """They are passed on as typed, by a client without a session."""
+    told.answers["stop"] = {}
+    with_target = verb in ("show", "explain", "logs", "cancel")
+
+    run(verb, *([target] if with_target else []))
+
+    asked, arguments = told.heard[-1]
+    assert asked == verb
+    assert arguments.get("target") == (target if with_target else None)
+    assert told.hello["session"] == b""
+
+
+@pytest.mark.parametrize(("code", "exit_code"), [("not-found", 4), ("ambiguous", 4), ("not-authorized", 5), ("odd", 1)])
+def test_errors_of_the_node_are_passed_on(run: Run, oracle: Oracle, code: str, exit_code: int) -> None:
+    """With their code, message and next step."""
+    oracle.answers["show"] = {"code": code, "message": "'c' is ambiguous: calm-river-42, cold-sun-1", "next": "more"}
+
+    plain, as_json = run("show", "c"), run("show", "c", "--json")
+
+    assert (plain.code, plain.out) == (exit_code, "")
+    assert plain.err == "p2pgrid: 'c' is ambiguous: calm-river-42, cold-sun-1; next: more\n"
+    assert json.loads(as_json.err) == {"v": 1, "error": oracle.answers["show"]}
+
+
+def test_no_jobs_is_no_output(run: Run, oracle: Oracle) -> None:
+    """Stdout is for what was asked; a hint goes to stderr."""
+    oracle.answers["jobs"] = {"jobs": []}
+
+    ran = run("jobs")
+
+    assert (ran.code, ran.out) == (0, "")
+    assert "pg.Grid()" in ran.err
+
+
+def test_one_log_is_printed_byte_for_byte(run: Run, oracle: Oracle) -> None:
+    """So that it can be piped."""
+    oracle.answers["logs"] = {"logs": [[3, b"a\tb\nno newline"]]}
+
+    assert run("logs", "last/3").out == "a\tb\nno newline"
+
+
+def test_logs_that_are_not_text_are_replaced(run: Run, oracle: Oracle) -> None:
+    """JSON has no bytes."""
+    oracle.answers["logs"] = {"logs": [[0, b"caf\xe9"]]}
+
+    assert json.loads(run("logs", "last", "--json").out)["logs"] == [{"index": 0, "text": "caf\ufffd"}]
+
+
+def test_names_cannot_move_the_cursor(run: Run, oracle: Oracle) -> None:
+    """Names and reasons come from elsewhere."""
+    oracle.answers["jobs"] = {"jobs": [{**JOB, "name": "a\x1b[2Jb\nc", "waiting": "x\x07\ny"}]}
+
+    out = run("jobs").out
+
+    assert "a·[2Jb·c" in out
+    assert out.count("\n") == 3
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", out)
+
+
+def test_later_flags_of_logs(run: Run) -> None:
+    """`logs -f` is promised."""
+    assert "comes later" in run("logs", "-f", "last").err
+
+
+def test_warnings_go_to_stderr(run: Run, told: Oracle) -> None:
+    """`status` for people."""
+    assert run("status").err == "warning: the disk is nearly full\n"
+
+
+def test_status_waits_for_members(run: Run, told: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough: 0; too few until the end: 6."""
+    monkeypatch.setattr("p2pgrid.cli.node.WAIT_S", 0.0)
+
+    enough, few = run("status", "--wait", "1"), run("status", "--wait", "2")
+
+    assert enough.code == 0
+    assert (few.code, few.out) == (6, "")
+    assert "only 1 of 2 members alive" in few.err
+
+
+def test_status_wait_ends_without_a_node(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit 6, not 3: it is the waiting that failed. The number may come from the environment."""
+    monkeypatch.setattr("p2pgrid.cli.node.WAIT_S", 0.0)
+    monkeypatch.setenv("P2PGRID_STATUS_WAIT", "3")
+
+    ran = run("status")
+
+    assert ran.code == 6
+    assert "p2pgrid node" in ran.err
+
+
+def test_stop_waits_for_the_end(run: Run, oracle: Oracle) -> None:
+    """It returns when the node has hung up."""
+    oracle.answers["stop"] = {}
+
+    plain, as_json = run("stop"), run("stop", "--json")
+
+    assert (plain.code, plain.out) == (0, "")
+    assert plain.err.startswith("stopped node quiet-fox")
+    assert json.loads(as_json.out) == {"v": 1, "stopped": {"id": NODE_ID, "name": "quiet-fox"}}
+
+
+def test_a_node_that_does_not_stop_is_timed_out(run: Run, oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process is named, so that it can be killed."""
+    monkeypatch.setattr("p2pgrid.cli.node.REAP_S", 0.0)
+    oracle.greeting = frame(m.WELCOME, {**WELCOME, "pid": os.getpid()})
+    oracle.answers["stop"] = {}
+
+    ran = run("stop")
+
+    assert ran.code == 6
+    assert f"kill {os.getpid()}" in ran.err
+
+
+def test_a_silent_node_is_timed_out(run: Run, oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit 6."""
+    monkeypatch.setattr("p2pgrid.cli.link.TIMEOUT_S", 0.05)
+
+    assert run("jobs").code == 6
+
+
+def test_a_node_that_hangs_up_is_gone(run: Run, oracle: Oracle) -> None:
+    """Exit 3, as if it had not been there."""
+    oracle.answers["jobs"] = None
+
+    ran = run("jobs")
+
+    assert ran.code == 3
+    assert "p2pgrid node" in ran.err
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [b"HTTP/1.1 400 Bad Request\r\n\r\n", frame(m.WELCOME, {**WELCOME, "v": 9}), frame(m.RESULT, []), b"\0\0\0\1\xc1"],
+    ids=["http", "newer", "other", "garbage"],
+)
+def test_what_is_no_node_is_told(run: Run, oracle: Oracle, greeting: bytes) -> None:
+    """Exit 2: repeating will not help."""
+    oracle.greeting = greeting
+
+    ran = run("jobs")
+
+    assert ran.code == 2
+    assert ran.err.count("\n") == 1
+
+
+def test_a_refusal_is_told(run: Run, oracle: Oracle) -> None:
+    """An ERROR for the connection."""
+    oracle.greeting = frame(m.ERROR, {"code": "quota-exceeded", "message": "512 clients are enough", "next": "wait"})
+
+    ran = run("jobs")
+
+    assert (ran.code, ran.err) == (5, "p2pgrid: 512 clients are enough; next: wait\n")
+
+
+def test_a_killed_node_is_no_node(run: Run, home: Path) -> None:
+    """Its file points to a socket nobody answers at."""
+    (home / "node.json").write_text(json.dumps({"socket": str(home / "s")}), encoding="utf-8")
+    (home / "s").touch()
+
+    assert run("jobs", "--dir", str(home)).code == 3
