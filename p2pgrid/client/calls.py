@@ -139,24 +139,28 @@ class Calls(FutureTable):
     def close(self) -> None:
         """Say that no more tasks come."""
         with self.session.lock:
-            if self in self.session.held:
-                self.session.held.remove(self)
             if not self.over:
-                self.over = True
                 self.flush()
+                self._stop_holding()
                 self.session.say(self.upload.close(self._next))
+
+    def _stop_holding(self) -> None:
+        self.over = True
+        if self in self.session.held:
+            self.session.held.remove(self)
 
     def ended(self, state: str, reason: str) -> None:
         """Take the end of the job: further submits need another one."""
         with self.session.lock:
-            self.over = True
+            self._stop_holding()
         super().ended(state, reason)
+        self.session.remove(self)
 
     def lost(self, error: Exception, lo: int = 0, hi: int | None = None) -> None:
         """Give up tasks; without bounds the whole job."""
         if hi is None:
             with self.session.lock:
-                self.over = True
+                self._stop_holding()
         super().lost(error, lo, hi)
 
     def durable(self, index: int) -> "PlainFuture[None]":

@@ -8,24 +8,23 @@ watched again without what is here already.
 """
 
 import contextlib
-import itertools
 import os
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
 
 from p2pgrid.client.connection import Connection, ConnectionLost, Welcome
 from p2pgrid.client.receiver import Receiver, size_of
+from p2pgrid.client.requests import Requests
 from p2pgrid.client.upload import Upload
 from p2pgrid.core import messages
 from p2pgrid.core.errors import GridError, NodeGone, error_from_wire
 from p2pgrid.core.ids import job_name
-from p2pgrid.core.messages import GOODBYE, GOT, REQUEST, UNWATCH, WATCH
+from p2pgrid.core.messages import GOODBYE, GOT, UNWATCH, WATCH
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.wire import Frame, frame
 
@@ -79,8 +78,7 @@ class Session:
         self._receivers: dict[bytes, list[Receiver]] = {}
         self._kept = 0
         self._credit: dict[bytes, int] = {}
-        self._requests: dict[int, tuple[Future[Any], bytes]] = {}
-        self._request_ids = itertools.count(1)
+        self._requests = Requests()
         self._leaving = False
         self._leaves_when_idle = False
         self.program = Path(sys.argv[0] or "python").name if getattr(sys, "argv", None) else "python"
@@ -245,13 +243,10 @@ class Session:
         if self.down is not None:
             self._revive()
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
-        answer: Future[Any] = Future()
         with self.lock:
             if self._connection is None and (self._leaving or self.over):
                 raise NodeGone(message=self.over or "this Grid has left its node")
-            id_ = next(self._request_ids)
-            data = frame(REQUEST, [verb, arguments], id_)
-            self._requests[id_] = answer, data
+            id_, answer, data = self._requests.ask(verb, arguments)
             self.say(data)
         try:
             return answer.result(timeout_s)  # type: ignore[no-any-return]
@@ -259,7 +254,7 @@ class Session:
             msg = f"the node did not answer {verb!r} within {timeout_s:g} s"
             raise GridError(msg, code="timed-out", next="see how it is: p2pgrid status") from None
         finally:
-            self._requests.pop(id_, None)
+            self._requests.forget(id_)
 
     # ---- the reader --------------------------------------------------------------------------------------------------
 
@@ -298,11 +293,11 @@ class Session:
                 for receiver in list(self._receivers.get(body[0], ())):
                     receiver.ended(body[1], body[2])
             case messages.ANSWER:
-                self._take_answer(one.id, body, None)
+                self._requests.answered(one.id, body, None)
             case messages.ERROR:
                 error = error_from_wire(body["code"], body["message"], body.get("next", ""))
                 if one.id:
-                    self._take_answer(one.id, None, error)
+                    self._requests.answered(one.id, None, error)
                 else:
                     # It refused a frame that is nobody's request: whatever that frame said is lost.
                     self._give_up(error)
@@ -336,15 +331,6 @@ class Session:
                 self._uploads.pop(job, None)
         for future in durable:
             future.set_result(None)
-
-    def _take_answer(self, id_: int, body: Any, error: GridError | None) -> None:
-        answer, _ = self._requests.pop(id_, (None, b""))
-        if answer is None:
-            return
-        if error is not None:
-            answer.set_exception(error)
-        else:
-            answer.set_result(body)
 
     def _take_refusal(self, body: list[Any]) -> None:
         job, what, lo, why = body
@@ -391,8 +377,7 @@ class Session:
                 self.say(upload.again())
             for job in self._receivers:
                 self.say(self._watch(job))
-            for _, data in list(self._requests.values()):
-                self.say(data)
+            self.say(self._requests.again())
             self._credit.clear()
             self.hot = False
             for held in self.held:
@@ -407,13 +392,11 @@ class Session:
             self._receivers = {}
             self.held.clear()
             self._kept = 0
-            requests, self._requests = self._requests, {}
         for upload in uploads.values():
             upload.give_up(_of_job(gone, upload.job))
         for receiver in receivers:
             receiver.lost(_of_job(gone, receiver.job))
-        for answer, _ in requests.values():
-            answer.set_exception(gone)
+        self._requests.give_up(gone)
         with self.lock:
             self._changed.notify_all()
 
