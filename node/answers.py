@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from p2pgrid.core.errors import GridError, NotFound
 from p2pgrid.core.ids import match, parse_target
 from p2pgrid.core.ranges import RangeSet, Span
-from p2pgrid.node.keeping import Kept
+from p2pgrid.node.keeping import Keeping, Kept
 
 if TYPE_CHECKING:
     from p2pgrid.node.machine import Machine
@@ -21,7 +21,7 @@ def answer(machine: Machine, verb: str, arguments: dict[str, Any], now: float) -
             return _status(machine)
         case "jobs":
             session = arguments.get("mine")
-            kept = [k for k in _newest(machine) if not session or k.spec.session == session]
+            kept = [k for k in _newest(machine.keeping) if not session or k.spec.session == session]
             return {"jobs": [describe(machine, one) for one in kept]}
         case "find":
             one, span = _single(machine, target)
@@ -36,14 +36,14 @@ def answer(machine: Machine, verb: str, arguments: dict[str, Any], now: float) -
     raise GridError(msg, next="install the same version on both sides: p2pgrid --version")
 
 
-def targets(machine: Machine, text: str) -> list[tuple[Kept, Span | None]]:
+def targets(keeping: Keeping, text: str) -> list[tuple[Kept, Span | None]]:
     """Return the jobs (and the tasks in them) that a target names. Raises NotFound; ambiguous ones as well."""
     try:
         target = parse_target(text)
     except ValueError as error:
         raise NotFound(str(error), next="p2pgrid jobs lists what there is") from error
     span = None if target.lo is None or target.hi is None else (target.lo, target.hi)
-    newest = _newest(machine)
+    newest = _newest(keeping)
     if target.job_text == "all":
         return [(kept, span) for kept in newest]
     if target.job_text == "last":
@@ -56,22 +56,22 @@ def targets(machine: Machine, text: str) -> list[tuple[Kept, Span | None]]:
         msg = f"no job {text!r} here"
         raise NotFound(msg, next="p2pgrid jobs lists what there is")
     if len(found) > 1:
-        names = ", ".join(sorted(machine.keeping.jobs[job].name for job in found))
+        names = ", ".join(sorted(keeping.jobs[job].name for job in found))
         msg = f"{text!r} is ambiguous: {names}"
         raise NotFound(msg, next="give more of the id", code="ambiguous")
-    return [(machine.keeping.jobs[found[0]], span)]
+    return [(keeping.jobs[found[0]], span)]
 
 
 def _single(machine: Machine, text: str) -> tuple[Kept, Span | None]:
-    found = targets(machine, text)
+    found = targets(machine.keeping, text)
     if len(found) != 1:
         msg = f"{text!r} names {len(found)} jobs, one is wanted"
         raise NotFound(msg, next="p2pgrid jobs lists what there is", code="ambiguous")
     return found[0]
 
 
-def _newest(machine: Machine) -> list[Kept]:
-    return sorted(machine.keeping.jobs.values(), key=lambda kept: (-kept.spec.submitted_s, kept.id))
+def _newest(keeping: Keeping) -> list[Kept]:
+    return sorted(keeping.jobs.values(), key=lambda kept: (-kept.spec.submitted_s, kept.id))
 
 
 def hand_over(kept: Kept) -> str:

@@ -72,7 +72,7 @@ class Desk:
         out: list[e.Effect] = []
         end = self.now + seconds
         while True:
-            due = [(at, number, key) for number, (key, at) in enumerate(self.machine._timers.items()) if at <= end]
+            due = [(at, number, key) for number, (key, at) in enumerate(self.machine.parts.timers.items()) if at <= end]
             recall = self.timer(("recall",))
             if recall is not None and recall <= end:
                 due.append((recall, -1, ("recall",)))

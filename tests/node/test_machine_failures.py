@@ -55,9 +55,9 @@ def test_after_its_first_crash_a_task_runs_alone() -> None:
     desk.ready()
     desk.join()
     (run,) = runs(desk.submit(1, job=b"w" * 16))
-    desk.do(e.WorkerDone(0, run.run, [e.Outcome(0, 1, 0, [b""])], True, [], 0.0001))  # noqa: FBT003
+    desk.do(e.WorkerDone(0, run.run, [e.Outcome(0, 1, 0, [b""])], True, [], 0.002))  # noqa: FBT003
     first, second = runs(desk.submit(100))
-    assert (tasks(first)[0], tasks(second)[0]) == (0, 50)
+    assert (tasks(first)[0], tasks(second)[0]) == (0, 25)
     desk.do(e.WorkerDied(0, first.run, 3, "signal", "killed by signal SIGKILL"))
     alone = []
     out = desk.ready()
@@ -77,7 +77,7 @@ def test_a_crash_without_a_culprit_lets_every_task_of_the_grain_run_alone() -> N
     desk.ready()
     desk.join()
     (run,) = runs(desk.submit(1, job=b"w" * 16))
-    desk.do(e.WorkerDone(0, run.run, [e.Outcome(0, 1, 0, [b""])], True, [], 0.0001))  # noqa: FBT003
+    desk.do(e.WorkerDone(0, run.run, [e.Outcome(0, 1, 0, [b""])], True, [], 0.002))  # noqa: FBT003
     first, _ = runs(desk.submit(8))
     desk.do(e.WorkerDied(0, None, None, "exit", "ended with exit code 0"))
     given = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from p2pgrid.core import messages as m
 from p2pgrid.node import events as e
+from p2pgrid.node.pool import LANES_IDLE_MAX
 from tests.node.desk import CODE, JOB, UNION, Desk, batch, runs, spec, tasks
 from tests.node.driver import Client, Task, World
 
@@ -225,11 +226,13 @@ def test_functions_of_a_session_are_let_go_with_their_tasks() -> None:
     desk.join()
     desk.say(m.OPEN, [JOB, spec()])
     desk.say(m.CODE, [JOB, CODE, UNION])
-    for number in range(50):
+    count = 2 * LANES_IDLE_MAX
+    for number in range(count):
         (run,) = runs(desk.say(m.INPUT, [JOB, number, number + 1, batch(number, number + 1, {"name": f"f{number}"})]))
         desk.finish(run)
-    desk.say(m.INPUT, [JOB, 50, 60, batch(50, 60)])
-    desk.say(m.CANCEL, [JOB, [51, 60]])
+    desk.say(m.INPUT, [JOB, count, count + 10, batch(count, count + 10)])
+    desk.say(m.CANCEL, [JOB, [count + 1, count + 10]])
     work = desk.machine.pool.works[JOB]
 
-    assert len(work.lanes) == len(work.runs) == len(work.starts) == len(work.unfinished) == 1
+    assert len(work.runs) == len(work.starts) == len(work.unfinished) == 1
+    assert len(work.lanes) <= LANES_IDLE_MAX + 1

@@ -102,7 +102,7 @@ class Conversation:
         for _ in range(round(seconds * 10)):
             for name, desk in self.desks.items():
                 desk.now += 0.1
-                due = [key for key, at in desk.machine._timers.items() if at <= desk.now]
+                due = [key for key, at in desk.machine.parts.timers.items() if at <= desk.now]
                 for key in due:
                     self.happens(name, e.TimerFired(key))
 

@@ -1,0 +1,300 @@
+"""The door of this machine: what local clients send, and what becomes of their jobs when they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from p2pgrid.core import messages as m
+from p2pgrid.core.batch import decode_batch, python_minor
+from p2pgrid.core.errors import (
+    GridError,
+    PeerError,
+    QuotaExceeded,
+    error_to_wire,
+)
+from p2pgrid.core.ranges import RangeSet
+from p2pgrid.core.shapes import from_client
+from p2pgrid.node import answers
+from p2pgrid.node import events as e
+from p2pgrid.node.keeping import ABANDONED, Kept, Promise
+from p2pgrid.node.outcomes import Outcomes
+from p2pgrid.node.parts import Parts
+from p2pgrid.node.pool import Work
+
+
+@dataclass(slots=True)
+class Client:
+    """A connected client."""
+
+    session: bytes
+    program: str
+
+
+DAY_S = 86400.0
+LOGS_MAX = 10_000
+"""Tasks whose output one request returns, the last ones."""
+
+
+class Door:
+    """All clients of this machine."""
+
+    def __init__(
+        self, parts: Parts, outcomes: Outcomes, feed: Callable[[float], None],
+        answer: Callable[[str, dict[str, Any], float], dict[str, Any]], stop: Callable[[e.Stop, float], None],
+    ) -> None:  # fmt: skip
+        self.parts = parts
+        self.config = parts.config
+        self.pool = parts.pool
+        self.running = parts.running
+        self.keeping = parts.keeping
+        self.leases = parts.leases
+        self.holding = parts.holding
+        self.peers = parts.peers
+        self.out = parts.out
+        self.outcomes = outcomes
+        self.feed = feed
+        self.answer = answer
+        self.stop = stop
+        self.clients: dict[int, Client] = {}
+        self.held_back: dict[bytes, list[e.ClientSent]] = {}
+        """Inputs that came before the functions of their job were read from disk."""
+        self.log_requests: dict[int, tuple[int, int]] = {}
+        self._frames: dict[int, Callable[[int, Any, float], None]] = {
+            m.OPEN: self._open,
+            m.CODE: self._code,
+            m.INPUT: self._input,
+            m.CLOSE: self._close,
+            m.WATCH: self._watch,
+            m.UNWATCH: self._unwatch,
+            m.CANCEL: self._cancel,
+            m.GOT: self._got,
+            m.GOODBYE: lambda *_: None,
+        }
+
+    def joined(self, event: e.ClientJoined, now: float) -> None:
+        self.clients[event.client] = Client(event.session, event.program)
+        if event.session:
+            self.parts.timer(("orphan", event.session), None)
+        self.parts.timer(("linger",), None)
+        welcome = {
+            "v": 1, "id": self.config.node_id, "name": self.config.name, "grid": self.config.grid,
+            "slots": self.parts.grid_slots(), "nodes": 1 + len(self.peers), "version": self.config.version,
+            "python": list(self.config.python), "embedded": self.config.embedded, "pid": self.config.pid,
+        }  # fmt: skip
+        self.out.append(e.Reply(event.client, m.WELCOME, 0, welcome))
+
+    def gone(self, event: e.ClientGone, now: float) -> None:
+        client = self.clients.pop(event.client, None)
+        self.keeping.unwatch(event.client)
+        if client is None:
+            return
+        if client.session and not any(c.session == client.session for c in self.clients.values()):
+            wait = 0.0 if event.goodbye else self.config.orphan_after_s
+            if self._orphans(client.session):
+                self.parts.timer(("orphan", client.session), now + wait)
+        if self.config.embedded and not self.clients:
+            self.parts.timer(("linger",), now + self.config.linger_s)
+
+    def _orphans(self, session: bytes) -> list[Kept]:
+        return [
+            k for k in self.keeping.jobs.values() if k.spec.session == session and not k.spec.detach and not k.ended
+        ]
+
+    def abandon(self, session: bytes) -> None:
+        """The client of a session is gone for good: what it did not detach is cancelled."""
+        if any(client.session == session for client in self.clients.values()):
+            return
+        for kept in self._orphans(session):
+            work = self.pool.works.get(kept.id)
+            if work is None:
+                self._cancel_spans(kept, None, (), ABANDONED)
+                continue
+            detached = self._detached(kept, work)
+            if not detached:
+                self._cancel_spans(kept, None, (), ABANDONED)
+                continue
+            # What is detached ends the list; what never came before it is cancelled with the rest.
+            count = (kept.known.last() or (0, 0))[1]
+            self.out += self.keeping.close(kept, count, None)
+            self._cancel_spans(kept, (RangeSet([(0, count)]) - kept.done) - detached, ())
+
+    @staticmethod
+    def _detached(kept: Kept, work: Work) -> RangeSet:
+        """Return the open tasks that outlive their client, each by its own option."""
+        open_tasks = kept.open_tasks
+        return RangeSet(
+            span for run, lane in work.runs if lane.options.detach for span in open_tasks.within(run.lo, run.hi)
+        )
+
+    def outlives(self, kept: Kept) -> bool:
+        if kept.ended:
+            return False
+        work = self.pool.works.get(kept.id)
+        return kept.spec.detach or (work is not None and bool(self._detached(kept, work)))
+
+    def sent(self, event: e.ClientSent, now: float) -> None:
+        try:
+            body = from_client(event.kind, event.body)
+            if event.kind == m.REQUEST:
+                self._request(event, body, now)
+            elif event.kind == m.INPUT and body[0] in self.held_back:
+                self.held_back[body[0]].append(event)
+            else:
+                self._frames[event.kind](event.client, body, now)
+        except PeerError as error:
+            refusal = {"code": "version-mismatch", "message": f"the node does not understand: {error}",
+                       "next": "install the same version on both sides: p2pgrid --version"}  # fmt: skip
+            self.out.append(e.Reply(event.client, m.ERROR, event.id, refusal))
+
+    def _kept(self, job: bytes, client: int) -> Kept | None:
+        kept = self.keeping.jobs.get(job)
+        if kept is None:
+            self.out.append(e.Reply(client, m.STATE, 0, [job, "unknown", ""]))
+        return kept
+
+    def _open(self, client: int, body: Any, now: float) -> None:
+        job, spec = body
+        if job not in self.keeping.jobs and len(self.keeping.jobs) >= self.config.keeping.jobs_max:
+            full = QuotaExceeded(f"this node keeps {len(self.keeping.jobs)} jobs", next="p2pgrid forget some of them")
+            self.out.append(e.Reply(client, m.REFUSED, 0, [job, "spec", 0, dict(error_to_wire(full))]))
+            return
+        kept, effects = self.keeping.open(job, spec, client)
+        self.out += effects
+        if not kept.ended:
+            self.outcomes.work_of(kept)
+
+    def _code(self, client: int, body: Any, now: float) -> None:
+        job, code, union = body
+        python_minor(union)  # a kind of function that this version does not know is refused now
+        kept = self._kept(job, client)
+        if kept is not None:
+            self.out += self.keeping.code(kept, code, union, client)
+
+    def _input(self, client: int, body: Any, now: float) -> None:
+        job, lo, hi, data = body
+        kept = self._kept(job, client)
+        if kept is None:
+            return
+        if kept.ended:
+            ack = e.Reply(client, m.ACK, 0, [job, "input", lo])
+            self.out += self.keeping.when_ended(kept, [ack])
+            return
+        if lo in kept.record.inputs:
+            self.out += self.keeping.input(kept, lo, hi, data, frozenset(), client)
+            return
+        batch = decode_batch(lo, hi, data)
+        if kept.known.within(lo, hi) or (kept.total is not None and hi > kept.total):
+            raise PeerError(f"inputs of tasks {lo} to {hi}, which are there already or beyond the end of the job")
+        fns = frozenset(run.fn for run in batch.runs)
+        if not fns <= kept.record.codes.keys():
+            raise PeerError("inputs for a function that was not sent")
+        work = self.outcomes.work_of(kept)
+        new = self.parts.append(work, batch)
+        effects = self.keeping.input(kept, lo, hi, data, fns, client)
+        wanted = [(lo, hi)]
+        if kept.cancelled:  # before they came
+            wanted = kept.cancelled.missing(lo, hi)
+            for a, b in kept.cancelled.within(lo, hi):
+                self.pool.finished(work, a, b)
+        for a, b in wanted:
+            self.pool.make_ready(work, a, b)
+        found = [work.locate(run.lo) for run in batch.runs]
+        strict = [one[1] for one in found if one is not None and one[1].options.strict]
+        if new or strict:
+            self.outcomes.consider(kept, list(dict.fromkeys([*new, *strict])), now)
+        self.feed(now)  # the tasks leave for the workers before their inputs leave for the disk
+        self.out += effects
+
+    def _close(self, client: int, body: Any, now: float) -> None:
+        job, count = body
+        kept = self._kept(job, client)
+        if kept is not None:
+            if kept.ended:
+                self.out += self.keeping.when_ended(kept, [e.Reply(client, m.ACK, 0, [job, "close", 0])])
+                return
+            self.out += self.keeping.close(kept, count, client)
+            self.outcomes.settle(kept)
+
+    def _watch(self, client: int, body: Any, now: float) -> None:
+        job, had = body
+        kept = self._kept(job, client)
+        if kept is not None:
+            self.out += self.keeping.watch(kept, client, had)
+
+    def _unwatch(self, client: int, body: Any, now: float) -> None:
+        kept = self.keeping.jobs.get(body[0])
+        if kept is not None:
+            self.keeping.unwatch(client, kept)
+
+    def _got(self, client: int, body: Any, now: float) -> None:
+        kept = self.keeping.jobs.get(body[0])
+        if kept is not None:
+            self.out += self.keeping.got(kept, client, body[1])
+
+    def _cancel(self, client: int, body: Any, now: float) -> None:
+        job, spans = body
+        kept = self._kept(job, client)
+        if kept is not None:
+            self._cancel_spans(kept, spans, [e.Reply(client, m.ACK, 0, [job, "cancel", 0])])
+
+    def _cancel_spans(
+        self, kept: Kept, spans: RangeSet | None, promises: Sequence[Promise], reason: str = ""
+    ) -> RangeSet:
+        fresh, effects = self.keeping.cancel(kept, spans, promises, reason)
+        self.outcomes.take_out(kept.id, fresh)
+        self.out += self.running.cancel(kept.id, None if spans is None else fresh)
+        for peer, held in self.leases.covering(kept.id, fresh):
+            self.out.append(e.Send(peer, m.P_DROP, [kept.id, None if spans is None else held.flat()]))
+        for lo, hi in fresh:
+            self.leases.finished(kept.id, lo, hi)
+        self.out += effects
+        self.outcomes.settle(kept)
+        return fresh
+
+    # ---- requests ----------------------------------------------------------------------------------------------------
+
+    def _request(self, event: e.ClientSent, body: tuple[str, dict[str, Any]], now: float) -> None:
+        try:
+            answer = self._answer(event, *body, now)
+        except GridError as error:
+            self.out.append(e.Reply(event.client, m.ERROR, event.id, dict(error_to_wire(error))))
+            return
+        if answer is not None:
+            self.out.append(e.Reply(event.client, m.ANSWER, event.id, answer))
+
+    def _answer(self, event: e.ClientSent, verb: str, arguments: dict[str, Any], now: float) -> dict[str, Any] | None:
+        if verb == "stop":
+            self.out.append(e.Reply(event.client, m.ANSWER, event.id, {}))
+            grace = arguments.get("grace")
+            self.stop(e.Stop(float(grace) if isinstance(grace, int | float) and 0 <= grace < DAY_S else 2.0), now)
+            return None
+        if verb == "cancel":
+            return self._cancel_target(event, str(arguments.get("target", "")))
+        if verb == "logs":
+            return self._logs(event, str(arguments.get("target", "")))
+        return self.answer(verb, arguments, now)
+
+    def _cancel_target(self, event: e.ClientSent, target: str) -> dict[str, Any] | None:
+        count = 0
+        jobs = answers.targets(self.keeping, target)
+        for kept, span in jobs:
+            spans = None if span is None else RangeSet([span])
+            count += self._cancel_spans(kept, spans, ()).size
+        _, effect = self.keeping.store([], [e.Reply(event.client, m.ANSWER, event.id, {"cancelled": count})])
+        self.out.append(effect)
+        return None
+
+    def _logs(self, event: e.ClientSent, target: str) -> dict[str, Any] | None:
+        keys: list[tuple[bytes, str, bytes]] = []
+        for kept, span in answers.targets(self.keeping, target):
+            wanted = list(kept.logs) if span is None else kept.logs.within(*span)
+            newest = (i for lo, hi in reversed(wanted) for i in range(hi - 1, lo - 1, -1))
+            keys += [(kept.id, "log", i.to_bytes(8, "big")) for i in islice(newest, LOGS_MAX - len(keys))]
+        if not keys:
+            return {"logs": []}
+        self.log_requests[self.parts.token()] = (event.client, event.id)
+        self.out.append(e.Fetch(self.parts.tokens, keys))
+        return None

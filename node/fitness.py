@@ -1,0 +1,50 @@
+"""Fitness: which nodes may run the tasks of a lane, and in words why none may."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from p2pgrid.core.options import unmet, why_nowhere
+from p2pgrid.node.parts import MachineConfig
+from p2pgrid.node.pool import Lane
+
+
+class Fitness:
+    """What this node and the members it knows can run."""
+
+    def __init__(self, config: MachineConfig, peers: Mapping[str, Mapping[str, Any]]) -> None:
+        self.config = config
+        self.peers = peers
+
+    def fits(self, lane: Lane, peer: str) -> bool:
+        facts = self.peers.get(peer, {})
+        return peer not in lane.unfit and not self._lacks(lane, facts, facts.get("minor"))
+
+    def eligible(self, lane: Lane) -> bool:
+        if lane.fits is None:
+            lane.fits = not self._lacks(lane, self.config.facts, self.config.python[1])
+        return lane.fits and self.config.node_id not in lane.unfit
+
+    def somewhere(self, lane: Lane) -> bool:
+        """Whether any member known now may run the tasks of a lane."""
+        if self.eligible(lane):
+            return True
+        return any(self.fits(lane, peer) for peer in self.peers)
+
+    def why(self, lane: Lane) -> str:
+        """Return, clause by clause, why no node may run the tasks of a lane."""
+        everyone = [self.config.facts, *self.peers.values()]
+        text = why_nowhere(lane.options, everyone)
+        if lane.minor is not None and lane.minor != self.config.python[1]:
+            having = sum(facts.get("minor") == lane.minor for facts in self.peers.values())
+            need = f"Python 3.{lane.minor} for its function ({having or 'none'} of {len(everyone)} has it)"
+            text = f"{text}; {need}" if ":" in text else f"{having} of {len(everyone)} nodes: {need}"
+        return text
+
+    @staticmethod
+    def _lacks(lane: Lane, facts: Mapping[str, Any], minor: int | None) -> list[str]:
+        missing = unmet(lane.options.resources, lane.options.where, facts)
+        if lane.minor is not None and minor is not None and lane.minor != minor:
+            missing.append(f"Python 3.{lane.minor} for a function pickled there (workers here run 3.{minor})")
+        return missing

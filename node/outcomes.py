@@ -1,0 +1,246 @@
+"""Outcomes: what becomes of tasks. Which results stand, what runs again and how, when a job is over.
+
+Failures of the user's code are results. A task that kills its worker, or whose node vanishes, runs again, alone, a
+bounded number of times; one that raises, only where its options ask for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from p2pgrid.core import messages as m
+from p2pgrid.core.errors import (
+    GridError,
+    MissingModule,
+    TaskMemoryExceeded,
+    TaskTimeout,
+    Unschedulable,
+    WorkerCrashed,
+)
+from p2pgrid.core.failure import encode_exception
+from p2pgrid.core.ranges import RangeSet, Span
+from p2pgrid.core.record import Try
+from p2pgrid.core.shapes import CRASH, FAILURE, lineage
+from p2pgrid.core.wire import pack, unpack
+from p2pgrid.node import events as e
+from p2pgrid.node.fitness import Fitness
+from p2pgrid.node.keeping import Kept, Promise, Source
+from p2pgrid.node.parts import Parts
+from p2pgrid.node.pool import Lane, Work
+
+
+class Outcomes:
+    """Decides about the tasks of the jobs kept here, whoever ran them."""
+
+    def __init__(self, parts: Parts, fitness: Fitness) -> None:
+        self.parts = parts
+        self.config = parts.config
+        self.pool = parts.pool
+        self.running = parts.running
+        self.keeping = parts.keeping
+        self.leases = parts.leases
+        self.holding = parts.holding
+        self.peers = parts.peers
+        self.out = parts.out
+        self.fitness = fitness
+
+    def work_of(self, kept: Kept) -> Work:
+        work = self.pool.open(kept.id, kept.name, (kept.spec.owner, kept.spec.session), None)
+        work.codes = kept.record.codes
+        return work
+
+    def take_out(self, job: bytes, spans: RangeSet) -> None:
+        """These tasks need not run any more: let go of what they needed."""
+        work = self.pool.works.get(job)
+        if work is not None:
+            for lo, hi in spans:
+                self.pool.remove(work, lo, hi)
+                self.pool.finished(work, lo, hi)
+
+    def forget(self, job: bytes) -> None:
+        """A job is no longer kept here: stop it everywhere."""
+        self.pool.close(job)
+        self.out += self.running.cancel(job, None)
+        for peer in self.leases.forget(job):
+            self.out.append(e.Send(peer, m.P_DROP, [job, None]))
+
+    def wanted(self, work: Work, spans: Sequence[Span]) -> list[Span]:
+        """Return which of these tasks are still to be run here."""
+        if work.keeper is not None:
+            debt = self.holding.debts.get(work.keeper)
+            held = debt.held.get(work.job, RangeSet()) if debt else RangeSet()
+            return list(held & RangeSet(spans))
+        kept = self.keeping.jobs.get(work.job)
+        if kept is None or kept.ended:
+            return []
+        return list((RangeSet(spans) - kept.done) - kept.cancelled)
+
+    # ---- what fits nowhere -------------------------------------------------------------------------------------------
+
+    def consider(self, kept: Kept, lanes: Sequence[Lane], now: float, *, known: bool = False) -> None:
+        """Tasks that no node may run: refuse them now if asked to, else say so after a while.
+
+        `known`: they could run a moment ago; a node that is away for a moment fails no task.
+        """
+        for lane in lanes:
+            if not lane.ready or self.fitness.somewhere(lane):
+                continue
+            if lane.options.strict and not known:
+                self.fail(kept, list(lane.ready), Unschedulable(self.fitness.why(lane)))
+            else:
+                self.parts.timer_unless_set(("stuck", kept.id, lane.number), now + self.config.notice_after_s)
+
+    def notice(self, job: bytes, number: int, now: float) -> None:
+        kept, work = self.keeping.jobs.get(job), self.pool.works.get(job)
+        if kept is None or work is None:
+            return
+        lane = next((one for one in work.lanes.values() if one.number == number), None)
+        if lane is None or not lane.ready or self.fitness.somewhere(lane):
+            return
+        if lane.unfit:
+            self.unfit_everywhere(work, lane)
+            return
+        text = self.fitness.why(lane)
+        self.out.append(e.Log("info", f"{kept.name} waits: {text}"))
+        for client in sorted(set(kept.watches) | kept.programs):
+            self.out.append(e.Reply(client, m.NOTICE, 0, [job, text]))
+
+    def unfit_everywhere(self, work: Work, lane: Lane) -> None:
+        """If no node is left that can load the function, its tasks fail with the reason."""
+        kept = self.keeping.jobs.get(work.job)
+        if kept is None or self.fitness.somewhere(lane):
+            return
+        why = "; ".join(f"{node[-8:]}: {text}" for node, text in sorted(lane.unfit.items()))
+        if len(lane.unfit) == 1:
+            why = next(iter(lane.unfit.values()))
+        self.fail(kept, list(lane.ready), MissingModule(f"the function cannot be loaded on any node: {why}"))
+
+    # ---- what workers and members report -----------------------------------------------------------------------------
+
+    def report(self, work: Work, outcomes: Sequence[e.Outcome], attempt: int) -> None:
+        if work.keeper is not None:
+            if self.holding.holds(work.keeper, work.job):
+                number = self.keeping.next_number()
+                for _ in outcomes:  # every outcome of a batch has a number of its own
+                    self.keeping.next_number()
+                self.out += self.holding.finished(work.keeper, work.job, number, attempt, outcomes)
+                for outcome in outcomes:
+                    self.pool.remove(work, outcome.lo, outcome.hi)
+                    self.pool.finished(work, outcome.lo, outcome.hi)
+            return
+        kept = self.keeping.jobs.get(work.job)
+        if kept is not None:
+            self.accept(kept, outcomes, attempt)
+
+    def accept(
+        self, kept: Kept, outcomes: Sequence[e.Outcome], attempt: int, source: Source | None = None,
+        promises: Sequence[Promise] = (),
+    ) -> None:  # fmt: skip
+        """Record outcomes of a job kept here; failures that are to be tried again make their tasks ready."""
+        if kept.ended:
+            self.out += self.keeping.when_ended(kept, promises)
+            return
+        for position, outcome in enumerate(outcomes):
+            if outcome.shape in (FAILURE, CRASH):
+                outcomes = self._judge(kept, outcomes, position, source)
+                break
+        new, effects = self.keeping.results(kept, outcomes, attempt, source, promises)
+        self.out += effects
+        work = self.pool.works.get(kept.id)
+        for lo, hi in new:
+            if work is not None:
+                self.pool.remove(work, lo, hi)
+                self.pool.finished(work, lo, hi)
+            self.leases.finished(kept.id, lo, hi)
+        if new:
+            self.settle(kept)
+
+    def _judge(
+        self, kept: Kept, outcomes: Sequence[e.Outcome], first: int, source: Source | None
+    ) -> Sequence[e.Outcome]:
+        """Return the outcomes that stand, crashes that are final as failures among them; the others run again."""
+        stand = list(outcomes[:first])
+        for position in range(first, len(outcomes)):
+            outcome = outcomes[position]
+            if outcome.shape not in (FAILURE, CRASH) or outcome.lo in kept.done:
+                stand.append(outcome)
+                continue
+            verdict = self._verdict(kept, outcome, position, source)
+            # A placeholder keeps every outcome's position, which names it when it came from another node.
+            stand.append(verdict or e.Outcome(outcome.lo, outcome.lo, 0, []))
+        return stand
+
+    def _verdict(self, kept: Kept, outcome: e.Outcome, position: int, source: Source | None) -> e.Outcome | None:
+        """Decide what a failed execution means: a final failure, or None: it runs again."""
+        task = outcome.lo
+        work = self.pool.works.get(kept.id)
+        found = work.locate(task) if work is not None else None
+        if work is None or found is None:
+            return outcome if outcome.shape == FAILURE else self._crash_failure(kept, outcome)
+        options = found[1].options
+        if outcome.shape == FAILURE:
+            if not options.retries:
+                return outcome
+            kind = "e"
+            retriable = options.retries_on(lineage(outcome.data))
+        else:
+            cause = unpack(outcome.data)[0]
+            kind = {"timeout": "t", "memory": "m"}.get(cause, "w")
+            retriable = options.retries_on(_MRO[kind])
+        number = source.number + position if source else self.keeping.next_number()
+        one = Try(kind, source.node if source else self.config.node_id,
+                  source.incarnation if source else self.keeping.incarnation, number)  # fmt: skip
+        if one in kept.record.tries.get(task, ()):
+            return None  # told twice: it was decided before
+        self.out.append(self.keeping.tried(kept, task, one))
+        if kind == "w":
+            again = kept.record.crashes(task, "w") < self.config.worker_crashes_max
+        else:
+            again = retriable and sum(kept.record.crashes(task, k) for k in "etm") <= options.retries
+        if not again:
+            return outcome if outcome.shape == FAILURE else self._crash_failure(kept, outcome)
+        self.reissue(kept, [(task, task + 1)], alone=kind == "w")
+        return None
+
+    def _crash_failure(self, kept: Kept, outcome: e.Outcome) -> e.Outcome:
+        cause, detail, stderr = unpack(outcome.data)
+        task = f"{kept.name}/{outcome.lo}"
+        last = f"; its last lines: {stderr.strip()}" if stderr.strip() else ""
+        error: GridError
+        if cause == "timeout":
+            error = TaskTimeout(f"{task}: {detail}")
+        elif cause == "memory":
+            error = TaskMemoryExceeded(f"{task}: {detail}")
+        else:
+            error = WorkerCrashed(f"{task}: the worker process was {detail}{last}", next=f"p2pgrid logs {task}")
+        return e.Outcome(outcome.lo, outcome.hi, FAILURE, pack(encode_exception(error)))
+
+    def fail(self, kept: Kept, spans: Sequence[Span], error: GridError) -> None:
+        data = pack(encode_exception(error))
+        outcomes = [e.Outcome(i, i + 1, FAILURE, data) for lo, hi in spans for i in range(lo, hi)]
+        new, effects = self.keeping.results(kept, outcomes, 1)
+        self.out += effects
+        self.take_out(kept.id, RangeSet(new))
+        self.settle(kept)
+
+    def reissue(self, kept: Kept, spans: Sequence[Span], *, alone: bool) -> None:
+        """Let tasks run again, under a higher attempt number."""
+        self.parts.hungry = True
+        work = self.work_of(kept)
+        self.out += self.keeping.reissued(kept, spans)
+        work.attempts = kept.record.attempts
+        for lo, hi in spans:
+            self.pool.make_ready(work, lo, hi, alone=alone)
+
+    def settle(self, kept: Kept) -> None:
+        self.out += self.keeping.settle(kept)
+        if kept.ended:
+            self.pool.close(kept.id)
+            for peer in self.leases.forget(kept.id):
+                self.out.append(e.Send(peer, m.P_DROP, [kept.id, None]))
+
+
+_MRO = {
+    kind: [[cls.__module__, cls.__qualname__] for cls in error.__mro__]
+    for kind, error in (("t", TaskTimeout), ("m", TaskMemoryExceeded), ("w", WorkerCrashed))
+}

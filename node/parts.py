@@ -1,0 +1,90 @@
+"""What the parts of a machine share: its policies, its timers, and the effects of the event that is being handled.
+
+Rule: nothing is decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from p2pgrid.core.batch import InputBatch
+from p2pgrid.core.errors import (
+    PeerError,
+)
+from p2pgrid.node import events as e
+from p2pgrid.node.holding import Holding, HoldingOptions
+from p2pgrid.node.keeping import Keeping, KeepingOptions
+from p2pgrid.node.leases import LeaseOptions, Leases
+from p2pgrid.node.pool import Lane, Pool, Work
+from p2pgrid.node.running import Running, RunningOptions
+
+
+@dataclass(frozen=True, slots=True)
+class MachineConfig:
+    """What a node is, and the bounds of its policies."""
+
+    node_id: str
+    name: str
+    grid: str
+    slots: int
+    facts: Mapping[str, Any]
+    embedded: bool = False
+    version: str = ""
+    python: tuple[int, int] = (3, 11)
+    pid: int = 0
+    orphan_after_s: float = 60.0
+    linger_s: float = 2.0
+    notice_after_s: float = 10.0
+    worker_crashes_max: int = 3
+    node_crashes_max: int = 5
+    running: RunningOptions = field(default_factory=RunningOptions)
+    keeping: KeepingOptions = field(default_factory=KeepingOptions)
+    leases: LeaseOptions = field(default_factory=LeaseOptions)
+    holding: HoldingOptions = field(default_factory=HoldingOptions)
+
+
+class Parts:
+    """The policies of one node, and what its handlers have in common."""
+
+    def __init__(self, config: MachineConfig) -> None:
+        self.config = config
+        self.pool = Pool()
+        self.running = Running(config.slots, config.facts.get("resources", {}), config.running)
+        self.keeping = Keeping(config.node_id, config.name, config.keeping)
+        self.leases = Leases(config.leases)
+        self.holding = Holding(config.holding)
+        self.peers: dict[str, Mapping[str, Any]] = {}
+        self.out: list[e.Effect] = []
+        """The effects so far of the event that is being handled, in order."""
+        self.timers: dict[tuple[Any, ...], float] = {}
+        self.tokens = 1 << 40  # apart from those of `keeping`
+        self.stopping = False
+        self.hungry = False
+        """Whether workers may have something new to do."""
+
+    def token(self) -> int:
+        self.tokens += 1
+        return self.tokens
+
+    def timer(self, key: tuple[Any, ...], at_s: float | None) -> None:
+        if at_s is None:
+            if self.timers.pop(key, None) is not None:
+                self.out.append(e.SetTimer(key, None))
+            return
+        self.timers[key] = at_s
+        self.out.append(e.SetTimer(key, at_s))
+
+    def timer_unless_set(self, key: tuple[Any, ...], at_s: float) -> None:
+        if key not in self.timers:
+            self.timer(key, at_s)
+
+    def grid_slots(self) -> int:
+        return self.config.slots + sum(int(facts.get("slots", 0)) for facts in self.peers.values())
+
+    def append(self, work: Work, batch: InputBatch) -> list[Lane]:
+        try:
+            return self.pool.append(work, batch)
+        except ValueError as error:
+            raise PeerError(str(error)) from error
