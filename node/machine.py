@@ -351,5 +351,6 @@ class Machine:
     def _settle_stop(self) -> None:
         if not self._stopped and not self.running.busy() and not self.keeping.unsettled:
             self._stopped = True
+            self.members.hand_back()
             waiting = [answers.hand_over(kept) for kept in self.keeping.jobs.values() if not kept.ended]
             self.out.append(e.Stopped(waiting))

@@ -89,7 +89,7 @@ class Members:
             self.out.append(e.Log("warning", f"a malformed frame of type {event.kind} from {event.peer}: {error}"))
 
     def feed(self, now: float) -> None:
-        if self.running.free_slots() and not self.parts.stopping:
+        if self.holding.hints and not self.parts.stopping:
             asks = self.holding.ask(self.running.free_slots(), self.running.speed(), now)
             self.out += asks
             if asks:
@@ -270,8 +270,12 @@ class Members:
             return  # not acknowledged, it goes back to the keeper
         work = self.pool.open(job, name, (peer.encode(), job), peer)
         work.codes.update(unions)
-        for batch in decoded:
-            self.parts.append(work, batch)
+        try:
+            for batch in decoded:
+                self.parts.append(work, batch)
+        except PeerError:
+            self._tidy_foreign(peer, job)
+            raise
         fresh, acks = self.holding.granted(peer, rid, job, [(lo, hi) for lo, hi, _, _ in ranges])
         self.out += acks
         for lo, hi, attempt, alone in ranges:
@@ -293,6 +297,12 @@ class Members:
             self.outcomes.take_out(job, gone)
             self.out += self.running.cancel(job, gone)
         self._tidy_foreign(peer, job)
+
+    def hand_back(self) -> None:
+        """This node ends: what it holds need not wait until its claims lapse."""
+        for peer, debt in self.holding.debts.items():
+            if not debt.away:
+                self.out += [e.Send(peer, m.P_RETURN, [job, held.flat(), ""]) for job, held in debt.held.items()]
 
     def _tidy_foreign(self, peer: str, job: bytes) -> None:
         work = self.pool.works.get(job)

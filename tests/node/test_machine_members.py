@@ -280,6 +280,24 @@ def test_nothing_is_sent_to_a_keeper_that_is_away_and_its_tasks_end_after_a_whil
     assert not desk.machine.holding.debts["k"].batches
 
 
+def test_a_node_that_ends_gives_back_what_it_holds() -> None:
+    """Its keeper need not wait for the lapse, and charges nobody."""
+    desk = holder()
+    (run,) = runs(holder_of(desk, [[0, 3, 1]], [7, 1]))
+    desk.do(e.Stop(2.0))
+    out = desk.finish(run)
+    (kept,) = sends(out, m.P_RETURN)
+    assert kept == [JOB, [0, 3], ""]
+    at_keeper = keeper()
+    grant = want(at_keeper)
+    at_keeper.do(e.PeerSent("p", m.P_GRANT_ACK, [grant[0], 1]))
+    at_keeper.do(e.PeerSent("p", m.P_RESULTS, [[JOB, [5, 1], 1, [[0, 1, 0, [b"v"]]]]]))
+    at_keeper.do(e.PeerSent("p", m.P_RETURN, [JOB, [0, 2], ""]))
+
+    assert waiting(at_keeper) == [(1, 4)]
+    assert at_keeper.machine.keeping.jobs[JOB].record.tries == {}
+
+
 def test_a_request_without_an_answer_is_repeated_once_a_second() -> None:
     """Not with every event."""
     desk = Desk(slots=2)
