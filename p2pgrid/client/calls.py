@@ -154,7 +154,7 @@ class Calls(FutureTable):
         with self.session.lock:
             self._stop_holding()
         super().ended(state, reason)
-        self.session.remove(self)
+        self.session.remove(self, ended=True)
 
     def lost(self, error: Exception, lo: int = 0, hi: int | None = None) -> None:
         """Give up tasks; without bounds the whole job."""

@@ -150,27 +150,27 @@ class Session:
             self._uploads[upload.job] = upload
             self.say(upload.open())
 
-    def remove(self, receiver: Receiver, *, cancel: bool = False) -> None:
-        """Expect nothing more for this receiver; `cancel` the job, if it is our own.
+    def remove(self, receiver: Receiver, *, cancel: bool = False, ended: bool = False) -> None:
+        """Expect nothing more for this receiver; `cancel` the job, if it is our own, unless it `ended`.
 
         The garbage collector may call this anywhere, in a thread that holds the lock too: then it happens a little
         later, in a thread of its own.
         """
         if self.lock.acquire(blocking=False):
             try:
-                self._remove(receiver, cancel=cancel)
+                self._remove(receiver, cancel=cancel, ended=ended)
             finally:
                 self.lock.release()
             return
-        later = threading.Thread(target=self._remove_later, args=(receiver, cancel), daemon=True)
+        later = threading.Thread(target=self._remove_later, args=(receiver, cancel, ended), daemon=True)
         with contextlib.suppress(RuntimeError):  # the interpreter is shutting down, and the connection with it
             later.start()
 
-    def _remove_later(self, receiver: Receiver, cancel: bool) -> None:  # noqa: FBT001 - positional for the thread
+    def _remove_later(self, receiver: Receiver, cancel: bool, ended: bool) -> None:  # noqa: FBT001 - for the thread
         with self.lock:
-            self._remove(receiver, cancel=cancel)
+            self._remove(receiver, cancel=cancel, ended=ended)
 
-    def _remove(self, receiver: Receiver, *, cancel: bool) -> None:
+    def _remove(self, receiver: Receiver, *, cancel: bool, ended: bool) -> None:
         job = receiver.job
         upload = self._uploads.get(job)
         if cancel and upload is not None:
@@ -179,7 +179,8 @@ class Session:
         if receiver in receivers:
             receivers.remove(receiver)
         if not receivers and self._receivers.pop(job, None) is not None:
-            self.say(frame(UNWATCH, [job]))
+            if not ended:
+                self.say(frame(UNWATCH, [job]))
             self._credit.pop(job, None)
         if not receivers and upload is not None and upload.over:
             del self._uploads[job]

@@ -107,7 +107,7 @@ class Stream:
         if state == "unknown":
             self._error = why_none(self.job, state, reason)
         self._wake()
-        self._session.remove(self)
+        self._session.remove(self, ended=True)
 
     def lost(self, error: Exception, lo: int = 0, hi: int | None = None) -> None:
         """Give up: whoever waits is told."""
