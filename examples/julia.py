@@ -10,6 +10,7 @@ from pathlib import Path
 import p2pgrid as pg
 
 WIDTH, HEIGHT, STEPS, C = 640, 480, 200, complex(-0.8, 0.156)
+ESCAPE = 4.0
 SHADES = " .:-=+*#%@"
 
 
@@ -18,7 +19,7 @@ def row(y: int) -> tuple[int, bytes]:
     for x in range(WIDTH):
         z = complex((x - WIDTH / 2) * 3.2 / WIDTH, (y - HEIGHT / 2) * 3.2 / WIDTH)
         step = 0
-        while step < STEPS and z.real * z.real + z.imag * z.imag < 4:
+        while step < STEPS and z.real * z.real + z.imag * z.imag < ESCAPE:
             z = z * z + C
             step += 1
         line.append(255 * step // STEPS)

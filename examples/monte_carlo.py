@@ -1,4 +1,4 @@
-"""Shows 10,000 random walks of 1,000 steps, each a task of a fraction of a millisecond, whose mean is bit-identical to that of the serial run.
+"""Shows 10,000 random walks of 1,000 steps, each a short task, whose mean is bit-identical to that of the serial run.
 
 Each walk draws from a generator of its own, seeded by its number: it does not matter who walks it, when, or how often.
 `map` returns in order, so that the floats are added up in the same order too.

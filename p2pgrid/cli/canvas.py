@@ -39,7 +39,9 @@ def hue(number: int) -> Colour:
 
 def tinted(rgb: bytes, colour: Colour) -> bytes:
     """Return pixels in shades of one colour, as bright as they were."""
-    shades = [bytes((DARKEST + level * (255 - DARKEST) // 255) * part // 255 for part in colour) for level in range(256)]
+    shades = [
+        bytes((DARKEST + level * (255 - DARKEST) // 255) * part // 255 for part in colour) for level in range(256)
+    ]
     lights = ((r * 2 + g * 5 + b) // 8 for r, g, b in zip(rgb[::3], rgb[1::3], rgb[2::3], strict=True))
     return b"".join([shades[light] for light in lights])
 

@@ -31,7 +31,7 @@ import click
 from p2pgrid.cli.link import Link, open_link
 from p2pgrid.cli.output import count, emit
 from p2pgrid.cli.verb import Setting, Verb
-from p2pgrid.core.errors import ExitCode
+from p2pgrid.core.errors import ExitCode, GridError
 
 if TYPE_CHECKING:
     from p2pgrid.cli.canvas import Lines, Picture
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 SLOTS = 2
 KILL_AT = 0.4
 NODE_NAME = "otter"
-SIDE_MAX = 8192
+SIDE_MIN, SIDE_MAX = 16, 8192
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FILES = ("julia.png", "who-made-what.png")
 
@@ -48,41 +48,42 @@ Made = tuple[int, int, int, bytes]
 """Row, pid of the worker that made it, attempt, RGB bytes."""
 
 
-class Size(click.ParamType):
-    """`WxH`."""
-
-    name = "WxH"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """Read it."""
-        if isinstance(value, tuple):
-            return value
-        width, cross, height = str(value).partition("x")
-        if not (cross and width.isdecimal() and height.isdecimal()):
-            self.fail(f"{value!r} is not WxH, like 1600x1200", param, ctx)
-        if not (2 <= int(width) <= SIDE_MAX and 2 <= int(height) <= SIDE_MAX):  # noqa: PLR2004 - a pixel per worker
-            self.fail(f"{value!r}: 2 to {SIDE_MAX} pixels a side", param, ctx)
-        return int(width), int(height)
+def _size(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int]:
+    """Read `WxH`."""
+    width, _, height = value.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise click.BadParameter(f"{value!r} is not WxH, like 1600x1200", ctx, param)
+    size = int(width), int(height)
+    if not SIDE_MIN <= min(size) <= max(size) <= SIDE_MAX:
+        raise click.BadParameter(f"{value!r}: {SIDE_MIN} to {SIDE_MAX} pixels a side", ctx, param)
+    return size
 
 
-@click.command("demo", cls=Verb, example="p2pgrid demo\np2pgrid demo --seed 7 --no-input")
+@click.command(
+    "demo",
+    cls=Verb,
+    example="p2pgrid demo\np2pgrid demo --seed 7 --no-input",
+    dir_help="Not looked at: the node of the demo lives in a directory of its own.",
+)
 @click.option("--seed", type=int, default=None, help="Which picture, and which worker dies (default: drawn).")
 @click.option("--no-input", is_flag=True, help="Ask nothing (nothing is asked yet).")
-@click.option("--size", type=Size(), default="1600x1200", show_default=True, help="Pixels of the picture.")
+@click.option("--size", callback=_size, default="1600x1200", metavar="WxH", show_default=True, help="Of the picture.")
 @click.pass_obj
 def demo(setting: Setting, seed: int | None, no_input: bool, size: tuple[int, int]) -> int:  # noqa: FBT001 - click's
     """Watch a Julia set being rendered by tasks while a worker is killed."""
     from p2pgrid.cli import julia
 
     seed = random.SystemRandom().randrange(1000) if seed is None else seed
+    if not os.access(".", os.W_OK):
+        raise _unwritable("this folder", "it is not yours to write to")
     rng = random.Random(seed)
     scene = julia.Scene(*size, rng.choice(julia.CONSTANTS))
     out = sys.stderr if setting.json else sys.stdout
     # Outside the `with`s, so that a signal finds all of them to leave.
     with _interruptible():
-        told = _play(scene, rng, out, setting.dir)
+        told = {"seed": seed, **_play(scene, seed, rng, out)}
     if setting.json:
-        emit({"seed": seed, **told})
+        emit(told)
     return ExitCode.DONE if told["identical"] else ExitCode.FAILED
 
 
@@ -134,7 +135,7 @@ def make_row(scene: Scene, y: int) -> Made:
     return y, os.getpid(), here.attempt if here is not None else 0, row(scene, y)
 
 
-def _play(scene: Scene, rng: random.Random, out: TextIO, directory: Path | None) -> dict[str, Any]:
+def _play(scene: Scene, seed: int, rng: random.Random, out: TextIO) -> dict[str, Any]:
     from p2pgrid.client.grid import Grid
     from p2pgrid.client.localgrid import LocalGrid
 
@@ -144,15 +145,19 @@ def _play(scene: Scene, rng: random.Random, out: TextIO, directory: Path | None)
     with LocalGrid(nodes=1, slots=SLOTS, name=NODE_NAME, embedded=True) as local:
         place = local.nodes[0].dir
         with open_link(place, "p2pgrid demo") as link, Grid(place, embedded=False) as grid:
-            say(f"1  one node, one program            node {link.welcome['name']}, pid {link.welcome['pid']}")
+            pids = ", ".join(str(worker["pid"]) for worker in link.ask("workers")["workers"] if worker.get("pid"))
+            say(
+                f"1  one node, one program            node {link.welcome['name']} {link.welcome['pid']}, workers {pids}"
+            )
             say("   broker 0 · head 0 · scheduler 0 · config files 0 · addresses typed 0")
             began = time.monotonic()
             results = grid.imap_unordered(partial(make_row, scene), range(scene.height))
-            size = f"{scene.width} × {scene.height}"
-            say(f"2  Julia set {size}, rows as tasks, given to {link.welcome['name']}  →  job {results.id}")
+            what = f"Julia set {scene.width} × {scene.height} (--seed {seed})"
+            say(f"2  {what}, rows as tasks, given to {link.welcome['name']}  →  job {results.id}")
             tally = _watch(results, link, scene, rng, out)
             grid_s = time.monotonic() - began
-    say(f"4  collected: {count(len(tally.rows), 'row')} from {count(len(tally.workers), 'worker')}; now serially, to compare")
+    makers = count(len(tally.workers), "worker")
+    say(f"4  collected: {count(len(tally.rows), 'row')} from {makers}; now serially, to compare")
     return _judge(scene, tally, grid_s, say)
 
 
@@ -207,7 +212,10 @@ def _judge(scene: Scene, tally: Tally, grid_s: float, say: Any) -> dict[str, Any
     say(f"   {grid_s:.1f} s with {count(SLOTS, 'worker')}, {serial_s:.1f} s serially: {ideal:.0%} of ideal")
     makers = b"".join(tinted(tally.rows[y], hue(tally.workers.index(tally.maker[y]))) for y in range(scene.height))
     for name, data in zip(FILES, (picture, makers), strict=True):
-        Path(name).write_bytes(png(scene.width, scene.height, data))
+        try:
+            Path(name).write_bytes(png(scene.width, scene.height, data))
+        except OSError as error:
+            raise _unwritable(name, error.strerror) from error
     say(f"   {', '.join(FILES)}")
     say("5  now you:  p2pgrid node      and in Python:  import p2pgrid as pg; pg.Grid().map(f, xs)")
     return {
@@ -217,16 +225,23 @@ def _judge(scene: Scene, tally: Tally, grid_s: float, say: Any) -> dict[str, Any
     }  # fmt: skip
 
 
+def _unwritable(what: str, why: str | None) -> GridError:
+    return GridError(
+        f"{what} cannot be written: {why}", code="directory-unusable", next="p2pgrid demo, in a folder of your own"
+    )
+
+
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Turn the first signal that asks us to end into KeyboardInterrupt; further ones must not disturb the clearing up."""
+    """Turn the first signal that asks us to end into KeyboardInterrupt; more must not disturb the clearing up."""
 
     def interrupt(number: int, _: FrameType | None) -> None:
         for one in SIGNALS:
             signal.signal(one, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = {one: signal.signal(one, interrupt) for one in SIGNALS}
+    # What is ignored (nohup) stays so.
+    before = {one: signal.signal(one, interrupt) for one in SIGNALS if signal.getsignal(one) is not signal.SIG_IGN}
     try:
         yield
     finally:

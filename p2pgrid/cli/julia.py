@@ -34,7 +34,8 @@ def row(scene: Scene, y: int) -> bytes:
     across = np.concatenate([xs - 0.25, xs + 0.25, xs - 0.25, xs + 0.25])
     down = np.repeat([y - 0.25, y + 0.25], 2 * scene.width) - (scene.height - 1) / 2
     colours = _palette()[_escape(across * scale, down * scale, scene.c)].reshape(4, scene.width, 3)
-    return (colours.sum(axis=0, dtype=np.uint16) // 4).astype(np.uint8).tobytes()
+    mean: npt.NDArray[np.uint16] = colours.sum(axis=0, dtype=np.uint16) // 4
+    return mean.astype(np.uint8).tobytes()
 
 
 def _escape(re: npt.NDArray[np.float64], im: npt.NDArray[np.float64], c: tuple[float, float]) -> npt.NDArray[np.int64]:

@@ -16,14 +16,13 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import click
 
 from p2pgrid import __version__
 from p2pgrid.cli.output import emit, emit_error
-from p2pgrid.cli.verb import NotYet, json_option, nearest
+from p2pgrid.cli.verb import DIR_HELP, DIRECTORY, JSON_HELP, NotYet, nearest
 from p2pgrid.core.errors import ExitCode, GridError
 
 VERBS = {
@@ -95,10 +94,8 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:  # n
     context_settings={"auto_envvar_prefix": "P2PGRID", "help_option_names": ["-h", "--help"]},
     epilog="Example:  p2pgrid node    and, in another terminal,  p2pgrid status",
 )
-@json_option
-@click.option(
-    "--dir", type=click.Path(path_type=Path, file_okay=False), show_envvar=True, help="The directory of the node."
-)
+@click.option("--json", is_flag=True, is_eager=True, help=JSON_HELP)
+@click.option("--dir", type=DIRECTORY, show_envvar=True, help=DIR_HELP)
 @click.option(
     "--version", is_flag=True, callback=_version, expose_value=False, allow_from_autoenv=False,
     help="Print the version and exit.",

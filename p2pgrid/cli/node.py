@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from p2pgrid.cli.link import Link, open_link
 from p2pgrid.cli.output import count, emit, plain, talk
 from p2pgrid.cli.verb import NotYet, Setting, Verb
-from p2pgrid.core.errors import ExitCode, GridError, NodeGone, NoNode
+from p2pgrid.core.errors import GridError, NodeGone, NoNode
 from p2pgrid.core.units import format_size
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 WAIT_S = 60.0
 POLL_S = 0.1
@@ -32,7 +35,7 @@ LATER_FLAGS = {
 }
 
 
-def _flag(name: str, text: str, **attributes: Any) -> Any:
+def _flag(name: str, text: str, **attributes: Any) -> Callable[[F], F]:
     """Make a flag whose environment variable `NodeConfig` reads itself: one place knows lists and units."""
     return click.option(name, default=None, allow_from_autoenv=False, help=text, **attributes)
 
@@ -45,7 +48,9 @@ def _flag(name: str, text: str, **attributes: Any) -> Any:
 )
 @_flag("--name", "Its name (default: two words drawn from its key).")
 @_flag("--slots", "Tasks at once (default: one per cpu, as memory allows).", metavar="N")
-@_flag("--python", "The interpreter tasks run in (default: that of the active environment).", multiple=True, metavar="PATH")
+@_flag(
+    "--python", "The interpreter tasks run in (default: that of the active environment).", multiple=True, metavar="PATH"
+)
 @_flag("--resource", "Something tasks can ask for; may be repeated.", multiple=True, metavar="K=V")
 @_flag("--tag", "A label that where= can name; may be repeated.", multiple=True, metavar="K=V")
 @_flag("--quota", "What its directory may take, like 20GB.", metavar="SIZE")
@@ -57,7 +62,7 @@ def _flag(name: str, text: str, **attributes: Any) -> Any:
 @_flag("--debug", "Keep what helps to find a bug.", is_flag=True)
 @_flag("--log-level", "info or warning (default: info).", metavar="LEVEL")
 @click.pass_obj
-def node(setting: Setting, **flags: Any) -> int:
+def node(setting: Setting, /, **flags: Any) -> int:
     """Run the node of this machine until Ctrl-C.
 
     Prints `ready ID NAME` on stdout, all talk on stderr. Every flag is also read from P2PGRID_NODE_<FLAG>.
@@ -131,9 +136,9 @@ def _status_text(found: dict[str, Any]) -> str:
     costs = [f"pid {process.get('pid', '?')}"]
     costs += [f"{format_size(process['rss'])} of memory"] if process.get("rss") else []
     costs += [f"{process['fds']} open files"] if process.get("fds") else []
+    size = f"{count(grid.get('nodes', 1), 'node')}, {count(grid.get('slots', 0), 'slot')}"
     lines = [
-        f"node {node.get('name')}   grid {grid.get('name')}: "
-        f"{count(grid.get('nodes', 1), 'node')}, {count(grid.get('slots', 0), 'slot')}",
+        f"node {node.get('name')}   grid {grid.get('name')}: {size}",
         f" runs     {node.get('busy', 0)} of {count(node.get('slots', 0), 'slot')} busy; Python {node.get('python')}",
         f" jobs     {jobs.get('open', 0)} open of {jobs.get('all', 0)}",
         f" keeps    {node.get('dir')}",

@@ -13,8 +13,9 @@ from click.core import ParameterSource
 
 from p2pgrid.core.errors import ExitCode, GridError
 
-_FILE = {"type": click.Path(path_type=Path, file_okay=False)}
-json_option = click.option("--json", is_flag=True, is_eager=True, help="One JSON object on stdout, errors as JSON on stderr.")
+DIRECTORY = click.Path(path_type=Path, file_okay=False)
+DIR_HELP = "The directory of the node."
+JSON_HELP = "One JSON object on stdout, errors as JSON on stderr."
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +44,23 @@ class NotYet(GridError):
 class Verb(click.Command):
     """A command whose callback gets a `Setting` first (`click.pass_obj`)."""
 
-    def __init__(self, name: str, *, example: str, later: Mapping[str, str] | None = None, **attributes: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        example: str,
+        later: Mapping[str, str] | None = None,
+        dir_help: str = DIR_HELP,
+        **attributes: Any,
+    ) -> None:
         """Add the flags of all verbs; `later` maps announced flags to the milestone that brings them."""
         super().__init__(name, **attributes)
         self._example = example
         self._later = later or {}
-        json_option(self)
-        click.option("--dir", **_FILE, help="The directory of the node.")(self)  # type: ignore[call-overload]
+        self.params += [
+            click.Option(["--json"], is_flag=True, is_eager=True, help=JSON_HELP),
+            click.Option(["--dir"], type=DIRECTORY, help=dir_help),
+        ]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse; a flag that is announced but not built says so."""
@@ -57,7 +68,9 @@ class Verb(click.Command):
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             if error.option_name in self._later:
-                raise NotYet(error.option_name, self._later[error.option_name], next=f"{ctx.command_path} --help") from None
+                raise NotYet(
+                    error.option_name, self._later[error.option_name], next=f"{ctx.command_path} --help"
+                ) from None
             raise
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from p2pgrid.core import messages as m
 from p2pgrid.core.wire import Frame, Splitter, frame
@@ -20,10 +20,12 @@ WELCOME: dict[str, Any] = {
 
 
 class Oracle:
-    """Attributes:
-    answers: by verb; with a key "code" it is sent as an ERROR, None hangs up, and a verb that is absent is never answered.
-    heard: the requests, as [verb, arguments].
-    greeting: what is sent for a HELLO, as raw bytes.
+    """A socket, and answers by verb.
+
+    Attributes:
+        answers: with a key "code" it is sent as an ERROR; None hangs up; a verb that is absent is never answered.
+        heard: the requests, as [verb, arguments].
+        greeting: what is sent for a HELLO, as raw bytes.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -34,7 +36,7 @@ class Oracle:
         self.greeting = frame(m.WELCOME, WELCOME)
         self._listener = socket.socket(socket.AF_UNIX)
 
-    def __enter__(self) -> Oracle:
+    def __enter__(self) -> Self:
         path = self.dir / "s"
         self._listener.bind(str(path))
         self._listener.listen()

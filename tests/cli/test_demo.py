@@ -36,15 +36,15 @@ def test_demo_ends_identical(tmp_path: Path, seed: str) -> None:
 
 def test_demo_as_json(tmp_path: Path) -> None:
     """One object on stdout; the picture is what its seed says; at least one row was made twice."""
-    done = p2pgrid(tmp_path, "demo", "--seed", "1", "--size", "400x300", "--json")
+    done = p2pgrid(tmp_path, "demo", "--seed", "1", "--size", "200x150", "--json")
 
     told = json.loads(done.stdout)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
-    assert (told["v"], told["seed"], told["identical"], told["rows"]) == (1, 1, True, 300)
+    assert (told["v"], told["seed"], told["identical"], told["rows"]) == (1, 1, True, 150)
     assert told["killed"]
     pictures = {
-        hashlib.sha256(b"".join(julia.row(julia.Scene(400, 300, c), y) for y in range(300))).hexdigest()
+        hashlib.sha256(b"".join(julia.row(julia.Scene(200, 150, c), y) for y in range(150))).hexdigest()
         for c in julia.CONSTANTS
     }
     assert told["sha256"] in pictures

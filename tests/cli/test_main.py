@@ -95,7 +95,7 @@ def test_the_nearest_word_is_named(run: Run, words: list[str], meant: str) -> No
         (["completion", "tcsh"], "tcsh"),
         (["status", "--wait", "0"], "--wait"),
         (["demo", "--size", "12"], "is not WxH"),
-        (["demo", "--size", "1x99999"], "pixels a side"),
+        (["demo", "--size", "99x99999"], "pixels a side"),
         (["node", "--slots", "0"], "--slots"),
         (["node", "--grace", "soon"], "--grace"),
         (["node", "--resource", "gpu"], "--resource"),

@@ -48,7 +48,7 @@ CASES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "jobs": (["jobs"], {"jobs": [WAITS, JOB]}),
     "show": (["show", "calm-river"], {"job": JOB, "tasks": TASKS}),
     "show-task": (["show", "calm-river/17"], {"job": JOB, "tasks": TASKS, "task": TASK}),
-    "explain": (["explain", "last"], {"lines": ["bold-acre-7 is queued", "tasks wait: 0 of 1 nodes: gpu ≥ 1 (none has it)"]}),
+    "explain": (["explain", "last"], {"lines": ["bold-acre-7 is queued", "tasks wait: 0 of 1 nodes: gpu ≥ 1"]}),
     "logs": (["logs", "last"], {"logs": [[3, b"one\ntwo\n"], [4, "café".encode()]]}),
     "cancel": (["cancel", "last"], {"cancelled": 83}),
     "status": (["status"], STATUS),
