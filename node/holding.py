@@ -1,8 +1,8 @@
 """Holding: the ranges this node was granted by others, and what it owes their keepers.
 
-Every beat while it holds anything: one claim per keeper (what I hold, what I run), and again every batch of results that
-its keeper has not acknowledged yet. What was finished stays claimed until then. When nothing is held nothing is sent:
-a node without work has said so once and is pushed new work (ALGORITHMS §3.4, without polling).
+Every beat while it holds anything: one claim per keeper (what I hold, what I run), and again every batch of results
+that its keeper has not acknowledged yet. What was finished stays claimed until then. When nothing is held nothing is
+sent: a node without work has said so once and is pushed new work (ALGORITHMS §3.4, without polling).
 
 Rule: this file knows ranges and keepers, neither workers nor records.
 """

@@ -22,6 +22,7 @@ from p2pgrid.core.failure import encode_exception
 from p2pgrid.core.ids import job_name
 from p2pgrid.core.ranges import RangeSet, Span
 from p2pgrid.core.record import BatchId, Inputs, Record, Results, Spec, State, Try, unpack_spec
+from p2pgrid.core.shapes import FAILURE
 from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node.events import Effect, Fetch, Outcome, Reply, Row, Send, Store
 
@@ -461,11 +462,12 @@ class Keeping:
                 batch = BatchId(self._node, self._incarnation, self._number)
             value = pack([shape, data])
             content = content_id(value)
-            results = Results(lo, hi, shape == 2, attempt, content)
+            failed = shape == FAILURE
+            results = Results(lo, hi, failed, attempt, content)
             kept.record.results[batch] = results
             new += open_spans
             kept.done.add(lo, hi)
-            if shape == 2:
+            if failed:
                 kept.failed.add(lo, hi)
             size = len(value)
             if kept.order and kept.order[-1][0] > lo:
@@ -474,7 +476,7 @@ class Keeping:
                 kept.order.append((lo, batch, size))
             if seal:
                 kept.record.seals.join(lo, hi, (0, batch))
-            meta = pack([*batch, lo, hi, shape == 2, attempt, content, seal, size])
+            meta = pack([*batch, lo, hi, failed, attempt, content, seal, size])
             rows.append(Row(kept.id, "result", pack(batch), meta, value))
             self._remember(kept.id, batch, shape, data, size)
             keys.append((kept.id, batch))
@@ -562,7 +564,7 @@ class Keeping:
         error = ResultLost("the result of this task is damaged on disk", next="submit it again")
         data = pack(encode_exception(error))
         return [
-            [i, i + 1, 2, data, self._node_name, results.attempt]
+            [i, i + 1, FAILURE, data, self._node_name, results.attempt]
             for lo, hi in sent.missing(results.lo, results.hi)
             for i in range(lo, hi)
         ]
@@ -686,7 +688,7 @@ class Keeping:
 
     @property
     def incarnation(self) -> int:
-        """This life of the node."""
+        """The number of this life of the node."""
         return self._incarnation
 
     def log(self, kept: Kept, logs: Sequence[tuple[int, bytes]]) -> Effect | None:

@@ -35,6 +35,8 @@ from p2pgrid.node.parts import MachineConfig, Parts
 from p2pgrid.node.pool import Lane
 from p2pgrid.node.running import RunInfo
 
+__all__ = ["Machine", "MachineConfig"]
+
 
 class Machine:
     """One node's mind."""

@@ -299,7 +299,7 @@ class Members:
         self._tidy_foreign(peer, job)
 
     def hand_back(self) -> None:
-        """This node ends: what it holds need not wait until its claims lapse."""
+        """Give everything back, for this node ends: its keepers need not wait until its claims lapse."""
         for peer, debt in self.holding.debts.items():
             if not debt.away:
                 self.out += [e.Send(peer, m.P_RETURN, [job, held.flat(), ""]) for job, held in debt.held.items()]

@@ -31,7 +31,8 @@ def check(ranges: RangeSet, expected: set[int]) -> None:
 @given(st.lists(st.tuples(st.booleans(), spans), max_size=40))
 def test_adding_and_discarding_is_that_of_a_set(steps: list[tuple[bool, Span]]) -> None:
     """Both return how many indices they changed."""
-    ranges, expected = RangeSet(), set()
+    ranges = RangeSet()
+    expected: set[int] = set()
     for adds, (lo, hi) in steps:
         part = set(range(lo, hi))
         if adds:

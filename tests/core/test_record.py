@@ -29,7 +29,7 @@ refs = st.lists(ids, max_size=2).map(tuple)
 tries = st.builds(Try, st.sampled_from("etmwn"), nodes, small, small)
 claims = st.builds(Claim, small, small, st.sampled_from([1.0, 5.0]), range_sets.map(tuple), range_sets.map(tuple))
 results = st.builds(
-    lambda span, failed, attempt, content, more, sign: Results(*span, failed, attempt, content, more, sign),
+    lambda span, failed, attempt, content, more, sign: Results(span[0], span[1], failed, attempt, content, more, sign),
     spans, st.booleans(), small, ids, refs, ids,
 )  # fmt: skip
 

@@ -22,8 +22,8 @@ class Desk:
     """A machine, the time, and all effects so far."""
 
     def __init__(self, slots: int = 1, rows: list[e.Row] | None = None, **config: Any) -> None:
-        facts = {"name": "n", "slots": slots, "minor": 11, "resources": {"cpu": slots, "mem": 8 << 30}}
-        facts["resources"] |= config.pop("resources", {})  # type: ignore[operator]
+        resources = {"cpu": slots, "mem": 8 << 30, **config.pop("resources", {})}
+        facts = {"name": "n", "slots": slots, "minor": 11, "resources": resources}
         self.machine = Machine(MachineConfig("n", "n", "g", slots, facts, **config), random.Random(1))
         self.now = 1000.0
         self.all: list[e.Effect] = []

@@ -12,6 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from p2pgrid.core import messages as m
@@ -182,7 +183,7 @@ class Node:
         for peer in self.world.nodes.values():
             if peer is not self and peer.alive:
                 delay = self.world.rng.uniform(0.01, 0.1) if reset else self.world.rng.uniform(5, 10)
-                self.world.at(delay, lambda peer=peer, life=self.life: self._missed(peer, life, reset=reset))
+                self.world.at(delay, partial(self._missed, peer, self.life, reset=reset))
 
     def _missed(self, peer: Node, life: int, *, reset: bool) -> None:
         if peer.alive and self.life == life:

@@ -130,7 +130,7 @@ def test_limits_end_the_task_with_their_own_error(outcome: str, kind: str) -> No
     """A task that was killed for its time or its memory is not run again unless retries ask for it."""
     world, client = grid()
     one = client.submit(b"J" * 16, 6, lambda i: Task(0.01, outcome if i == 2 else "ok"))
-    two = client.submit(b"K" * 16, 2, lambda i: Task(0.01, outcome, times=1), options={"retries": 1})
+    two = client.submit(b"K" * 16, 2, lambda _: Task(0.01, outcome, times=1), options={"retries": 1})
 
     assert world.run(lambda: one.ended and two.ended, 60)
     assert failure(one, 2).startswith(kind)
@@ -257,7 +257,7 @@ def test_a_node_without_what_a_job_needs_is_not_told_of_it() -> None:
 def test_attempt_numbers_rise_with_each_execution_and_each_restart() -> None:
     """An execution of a former life can be told from one of this."""
     world, client = grid(slots=1)
-    one = client.submit(b"J" * 16, 3, lambda i: Task(5.0))
+    one = client.submit(b"J" * 16, 3, lambda _: Task(5.0))
     world.run(lambda: False, 2)
     seen = []
     for _ in range(3):

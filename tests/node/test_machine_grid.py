@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from tests.node.driver import Client, Faults, Node, Submitted, Task, World
@@ -77,7 +79,7 @@ def test_random_jobs_end_right_though_worker_nodes_crash(seed: int) -> None:
         submitted.append((client.submit(job, count, _tasks(world, kind), packed=packed), kind))  # type: ignore[arg-type]
 
     for number in range(JOBS_PER_SEED):
-        world.at(world.rng.uniform(0, 60), lambda number=number: submit(number))
+        world.at(world.rng.uniform(0, 60), partial(submit, number))
 
     ended = world.run(lambda: len(submitted) == JOBS_PER_SEED and all(s.ended for s, _ in submitted), 3600)
 

@@ -38,7 +38,7 @@ def test_tasks_leave_for_the_workers_before_their_inputs_leave_for_the_disk() ->
 
 
 @pytest.mark.parametrize("synced", [False, True])
-def test_what_a_new_connection_says_again_is_acknowledged_there_and_not_doubled(synced: bool) -> None:
+def test_what_a_new_connection_says_again_is_acknowledged_there_and_not_doubled(*, synced: bool) -> None:
     """The acknowledgement belongs to the connection by which it came, synced meanwhile or not."""
     desk = Desk()
     desk.join()

@@ -1,7 +1,7 @@
 """Golden transcripts: whole conversations, line by line, as two machines and a client lead them.
 
-`P2PGRID_UPDATE_TRANSCRIPTS=1 pytest tests/node/test_machine_transcripts.py` writes them anew; commit the changes only if
-you understand what caused them.
+`P2PGRID_UPDATE_TRANSCRIPTS=1 pytest tests/node/test_machine_transcripts.py` writes them anew; commit the changes only
+if you understand what caused them.
 """
 
 from __future__ import annotations
