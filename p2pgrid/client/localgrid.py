@@ -32,6 +32,7 @@ class LocalNode:
         self.dir = directory
         self._config = config
         self._child: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
 
     @property
     def id(self) -> str:
@@ -53,6 +54,7 @@ class LocalNode:
             return
         log = self.dir / "node.log"
         self._child = spawn_node(self.dir, self._config, log)
+        self._guard = _guarded(self._child.pid)
         deadline = time.monotonic() + START_S
         while node_file(self.dir).get("pid") != self._child.pid:
             if self._child.poll() is not None or time.monotonic() > deadline:
@@ -72,6 +74,7 @@ class LocalNode:
             self._child.wait(STOP_S)
         except subprocess.TimeoutExpired:
             self.kill()
+        self._dismiss_guard()
 
     def kill(self) -> None:
         """Kill it (SIGKILL), as a crash would."""
@@ -79,6 +82,13 @@ class LocalNode:
             if self._child.poll() is None:
                 os.kill(self._child.pid, signal.SIGKILL)
             self._child.wait()
+        self._dismiss_guard()
+
+    def _dismiss_guard(self) -> None:
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.kill()
+            guard.communicate()
 
     def invite(self) -> NoReturn:
         """Reserved."""
@@ -87,6 +97,17 @@ class LocalNode:
 
     def __repr__(self) -> str:
         return f"<LocalNode {self.name} pid {self.pid}>"
+
+
+def _guarded(pid: int) -> subprocess.Popen[bytes]:
+    """Start a process that ends node `pid` once this program is gone, killed or not: its end of a pipe closes."""
+    return subprocess.Popen(
+        ["/bin/sh", "-c", 'read -r _; kill -TERM "$1"', "sh", str(pid)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 class LocalGrid:

@@ -7,6 +7,7 @@ import concurrent.futures
 import functools
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -468,6 +469,27 @@ def test_program_without_with_waits_at_its_end(tmp_path: Path) -> None:
 
     assert program.returncode == 0, err
     assert (tmp_path / "written").read_text() == "done"
+
+
+def test_nodes_of_a_killed_program_end(tmp_path: Path) -> None:
+    """A LocalGrid whose program is killed with SIGKILL leaves no node behind."""
+    program = script(
+        """
+        import time
+        import p2pgrid as pg
+        if __name__ == "__main__":
+            with pg.LocalGrid() as local:
+                print(local.nodes[0].pid, local.nodes[0].dir, flush=True)
+                time.sleep(60)
+        """,
+        tmp_path,
+    )
+    assert program.stdout is not None
+    pid, directory = program.stdout.readline().split()
+    program.kill()
+    program.communicate()
+    wait_until(lambda: not is_alive(int(pid)))
+    shutil.rmtree(Path(directory).parent)
 
 
 # ---- others' schedulers ----------------------------------------------------------------------------------------------
