@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 SLOTS = 2
 KILL_AT = 0.4
+START_S = 5.0
+POLL_S = 0.02
 NODE_NAME = "otter"
 SIDE_MIN, SIDE_MAX = 16, 8192
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -145,7 +147,7 @@ def _play(scene: Scene, seed: int, rng: random.Random, out: TextIO) -> dict[str,
     with LocalGrid(nodes=1, slots=SLOTS, name=NODE_NAME, embedded=True) as local:
         place = local.nodes[0].dir
         with open_link(place, "p2pgrid demo") as link, Grid(place, embedded=False) as grid:
-            pids = ", ".join(str(worker["pid"]) for worker in link.ask("workers")["workers"] if worker.get("pid"))
+            pids = ", ".join(str(worker["pid"]) for worker in _workers(link, SLOTS))
             say(
                 f"1  one node, one program            node {link.welcome['name']} {link.welcome['pid']}, workers {pids}"
             )
@@ -177,9 +179,19 @@ def _watch(results: Iterator[Made], link: Link, scene: Scene, rng: random.Random
     return tally
 
 
+def _workers(link: Link, wanted: int) -> list[dict[str, Any]]:
+    """Return the workers that have a process, and wait a moment for those that are about to have one."""
+    deadline = time.monotonic() + START_S
+    while True:
+        found = [one for one in link.ask("workers")["workers"] if one.get("pid")]
+        if len(found) >= wanted or time.monotonic() > deadline:
+            return found
+        time.sleep(POLL_S)
+
+
 def _kill_one(tally: Tally, link: Link, rng: random.Random) -> str:
     """Kill a worker process that has a row in its hands."""
-    workers = [one for one in link.ask("workers")["workers"] if one.get("pid")]
+    workers = _workers(link, 1)
     busy = [one for one in workers if one.get("index") is not None] or workers
     tally.killed_at = time.monotonic()
     if not busy:
