@@ -44,6 +44,20 @@ def grid(shared: LocalGrid) -> Iterator[Grid]:
     grid.abandon()
 
 
+programs: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def no_program_is_left() -> Iterator[None]:
+    """End the programs of a test that failed half-way."""
+    yield
+    while programs:
+        program = programs.pop()
+        if program.poll() is None:
+            program.kill()
+            program.communicate()
+
+
 def square(x: int) -> int:
     return x * x
 
@@ -75,10 +89,12 @@ def script(text: str, directory: Path, **environment: str) -> subprocess.Popen[s
         program.write_text(textwrap.dedent(text))
     env = os.environ | {"PYTHONPATH": str(ROOT), "XDG_DATA_HOME": str(directory / "data")} | environment
     env.pop("P2PGRID_DIR", None)
-    return subprocess.Popen(
+    started = subprocess.Popen(
         [sys.executable, "program.py"], cwd=directory, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, start_new_session=True,
     )  # fmt: skip
+    programs.append(started)
+    return started
 
 
 # ---- what runs -------------------------------------------------------------------------------------------------------
