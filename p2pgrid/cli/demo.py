@@ -19,7 +19,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -141,21 +141,20 @@ def _play(scene: Scene, seed: int, rng: random.Random, out: TextIO) -> dict[str,
     from p2pgrid.client.grid import Grid
     from p2pgrid.client.localgrid import LocalGrid
 
-    def say(text: str = "") -> None:
+    def say(text: str) -> None:
         print(text, file=out, flush=True)
 
     with LocalGrid(nodes=1, slots=SLOTS, name=NODE_NAME, embedded=True) as local:
         place = local.nodes[0].dir
         with open_link(place, "p2pgrid demo") as link, Grid(place, embedded=False) as grid:
+            name = link.welcome["name"]
             pids = ", ".join(str(worker["pid"]) for worker in _workers(link, SLOTS))
-            say(
-                f"1  one node, one program            node {link.welcome['name']} {link.welcome['pid']}, workers {pids}"
-            )
+            say(f"1  one node, one program            node {name} {link.welcome['pid']}, workers {pids}")
             say("   broker 0 · head 0 · scheduler 0 · config files 0 · addresses typed 0")
             began = time.monotonic()
             results = grid.imap_unordered(partial(make_row, scene), range(scene.height))
             what = f"Julia set {scene.width} × {scene.height} (--seed {seed})"
-            say(f"2  {what}, rows as tasks, given to {link.welcome['name']}  →  job {results.id}")
+            say(f"2  {what}, rows as tasks, given to {name}  →  job {results.id}")
             tally = _watch(results, link, scene, rng, out)
             grid_s = time.monotonic() - began
     makers = count(len(tally.workers), "worker")
@@ -205,7 +204,7 @@ def _kill_one(tally: Tally, link: Link, rng: random.Random) -> str:
     return f"3  {percent} %  kill -9 {tally.killed}{row}"
 
 
-def _judge(scene: Scene, tally: Tally, grid_s: float, say: Any) -> dict[str, Any]:
+def _judge(scene: Scene, tally: Tally, grid_s: float, say: Callable[[str], None]) -> dict[str, Any]:
     """Render it all again, serially, and compare; write the pictures."""
     from p2pgrid.cli.canvas import hue, tinted
     from p2pgrid.cli.julia import row

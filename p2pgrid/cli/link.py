@@ -81,13 +81,17 @@ class Link:
                 return True
         return False
 
+    def close(self) -> None:
+        """Hang up."""
+        self._sock.close()
+
     def __enter__(self) -> Self:
         """Use it in a `with`: leaving closes it."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         """Close it."""
-        self._sock.close()
+        self.close()
 
     def _exchange(self, kind: int, body: Any, id_: int) -> Frame:
         """Send one frame and return what answers it; frames for nobody are passed over."""
@@ -132,7 +136,7 @@ def open_link(directory: Path | None, program: str = "p2pgrid") -> Link:
             try:
                 link.greet(program)
             except BaseException:
-                link.__exit__(None, None, None)
+                link.close()
                 raise
             return link
     if directory is not None:

@@ -117,7 +117,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         return _failed(_usage(error), words)
     except (KeyboardInterrupt, click.Abort):
-        _failed(GridError("interrupted", code="interrupted", next="what was submitted goes on: p2pgrid jobs"), words)
+        _failed(GridError("interrupted", code="interrupted"), words)
         return ExitCode.INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last border: a bug of ours becomes a report, not a traceback
         _failed(_bug(error, words), words)

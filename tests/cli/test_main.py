@@ -13,6 +13,7 @@ import pytest
 from p2pgrid import __version__
 from p2pgrid.cli.main import LATER, VERBS
 from p2pgrid.cli.node import LATER_FLAGS
+from p2pgrid.node.config import NodeConfig
 from tests.cli.conftest import Run
 from tests.cli.oracle import Oracle
 
@@ -74,6 +75,25 @@ def test_an_invite_in_the_environment_is_not_passed_over(run: Run, monkeypatch: 
 
     assert ran.code == 2
     assert "P2PGRID_JOIN" in ran.err
+
+
+def test_flags_of_node_make_its_config(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From words and from the environment; what is typed is stronger."""
+    served: list[NodeConfig] = []
+    monkeypatch.setattr("p2pgrid.node.daemon.serve", served.append)
+    monkeypatch.setenv("P2PGRID_NODE_SLOTS", "3")
+    monkeypatch.setenv("P2PGRID_NODE_TAG", "room=1,fast")
+    monkeypatch.setenv("P2PGRID_NODE_GRACE", "9s")
+    words = ["--dir", "d", "--name", "fox", "--resource", "gpu=1", "--resource", "disk=1GB", "--quota", "2GiB"]
+
+    ran = run("--json", "node", *words, "--grace", "5s", "--no-keep", "--ephemeral", "--preset", "wan")
+
+    (config,) = served
+    assert ran.code == 0
+    assert (config.dir, config.name, config.slots, config.tags) == (Path("d"), "fox", 3, ("room=1", "fast"))
+    assert (config.resources, config.quota) == ({"gpu": 1.0, "disk": 1e9}, 2 << 30)
+    assert (config.grace_s, config.keep, config.work, config.ephemeral) == (5.0, False, True, True)
+    assert (config.preset, config.json, config.embedded) == ("wan", True, False)
 
 
 @pytest.mark.parametrize(
