@@ -587,7 +587,7 @@ def test_connection_lost_and_found(node: ScriptedNode, connect: Connect) -> None
 def test_node_gone_for_good(node: ScriptedNode, connect: Connect) -> None:
     """A node that is not back in time: every waiter gets NodeGone with the command to type, and so does submit."""
     node.runs = False
-    grid = connect(timeout=0.2)
+    grid = connect(timeout=1.0)
     future = grid.submit(square, 1)
     results = grid.map(square, range(5))
     node.wait_for(lambda: len(inputs(node)) == 2)
