@@ -2,9 +2,9 @@
 
 A *grant* hands ranges to a holder; until it is acknowledged it is sent again, three times at most, then taken back.
 From then on only the holder's own *claims*, renewed by its heartbeat, keep its ranges covered: a claim that stops
-advancing for four beats lapses, or one second after the holder's connection was reset. Whatever was covered and is neither done
-nor claimed any more is uncovered and runs again; running something twice is always safe, so every timeout may be short
-(ALGORITHMS §3.6, DESIGN §7).
+advancing for four beats lapses, or one second after the connection of its holder was reset. Whatever was covered and is
+neither done nor claimed any more is uncovered and runs again; running something twice is always safe, so every timeout
+may be short (ALGORITHMS §3.6, DESIGN §7).
 
 Rule: this file knows ranges and members, not what tasks are.
 """

@@ -257,7 +257,7 @@ def test_a_reader_that_left_is_sent_nothing() -> None:
 
 
 def test_stop_gives_running_tasks_their_grace_and_names_what_waits() -> None:
-    """Nothing new starts; what is not over after the grace is killed, waits in the journal, and runs after a restart."""
+    """Nothing new starts; what is not over after the grace is killed, waits in the journal and runs after a restart."""
     world = World(1)
     node = world.add("n")
     client = Client(node, 1, b"s" * 16)
