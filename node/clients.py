@@ -193,7 +193,7 @@ class Door:
             raise PeerError("inputs for a function that was not sent")
         work = self.outcomes.work_of(kept)
         new = self.parts.append(work, batch)
-        effects = self.keeping.input(kept, lo, hi, data, fns, client)
+        self.parts.later.append(lambda: self._keep_input(kept, lo, hi, data, fns, client))
         wanted = [(lo, hi)]
         if kept.cancelled:  # before they came
             wanted = kept.cancelled.missing(lo, hi)
@@ -205,8 +205,10 @@ class Door:
         strict = [one[1] for one in found if one is not None and one[1].options.strict]
         if new or strict:
             self.outcomes.consider(kept, list(dict.fromkeys([*new, *strict])), now)
-        self.feed(now)  # the tasks leave for the workers before their inputs leave for the disk
-        self.out += effects
+
+    def _keep_input(self, kept: Kept, lo: int, hi: int, data: bytes, fns: frozenset[bytes], client: int) -> None:
+        """The tasks left for the workers; now their inputs leave for the disk."""
+        self.out += self.keeping.input(kept, lo, hi, data, fns, client)
 
     def _close(self, client: int, body: Any, now: float) -> None:
         job, count = body
@@ -244,7 +246,12 @@ class Door:
         self, kept: Kept, spans: RangeSet | None, promises: Sequence[Promise], reason: str = ""
     ) -> RangeSet:
         fresh, effects = self.keeping.cancel(kept, spans, promises, reason)
+        if spans is not None:
+            self.out += self.keeping.tell_cancelled(kept, fresh)
         self.outcomes.take_out(kept.id, fresh)
+        if spans is not None and fresh:
+            # Whoever waits for one of them did not have to be the one who cancelled it.
+            self.out += [e.Reply(watcher, m.CANCELLED, 0, [kept.id, fresh.flat()]) for watcher in kept.watches]
         self.out += self.running.cancel(kept.id, None if spans is None else fresh)
         for peer, held in self.leases.covering(kept.id, fresh):
             self.out.append(e.Send(peer, m.P_DROP, [kept.id, None if spans is None else held.flat()]))

@@ -60,6 +60,17 @@ class Source:
 
 
 @dataclass(slots=True)
+class Fresh:
+    """Outcomes that readers were given and that are still to be kept."""
+
+    attempt: int
+    seal: bool
+    batches: list[tuple[BatchId, Outcome]] = field(default_factory=list)
+    new: list[Span] = field(default_factory=list)
+    """The tasks that are done with them."""
+
+
+@dataclass(slots=True)
 class Watch:
     """A client that reads a job."""
 
@@ -429,25 +440,16 @@ class Keeping:
 
     # ---- results ----------------------------------------------------------------------------------------------------
 
-    def results(
-        self,
-        kept: Kept,
-        outcomes: Sequence[Outcome],
-        attempt: int,
-        source: Source | None = None,
-        promises: Iterable[Promise] = (),
-    ) -> tuple[list[Span], list[Effect]]:
-        """Record outcomes; the ones that tell nothing new are dropped.
+    def deliver(
+        self, kept: Kept, outcomes: Sequence[Outcome], attempt: int, source: Source | None = None
+    ) -> tuple[Fresh, list[Effect]]:
+        """Take in outcomes and give them to readers at once; the ones that tell nothing new are dropped.
 
-        `source` names the batch that another node made. Returns the tasks that are done now, and effects: what readers
-        get, and the store; `promises` are kept when it is synced, at once if there is nothing to write.
+        `source` names the batch that another node made. What is returned is to be kept (`keep`) before anything else.
         """
-        rows: list[Row] = []
+        fresh = Fresh(attempt, bool(kept.watches))
         entries: list[list[Any]] = []
-        keys = []
-        new: list[Span] = []
         name = source.name if source else self._node_name
-        seal = bool(kept.watches)
         for position, outcome in enumerate(outcomes):
             lo, hi, shape, data = outcome
             if lo >= hi or (kept.cancelled and not kept.cancelled.missing(lo, hi)):
@@ -455,41 +457,61 @@ class Keeping:
             open_spans = kept.done.missing(lo, hi)
             if not open_spans:
                 continue
+            fresh.new += open_spans
+            kept.done.add(lo, hi)
+            if shape == FAILURE:
+                kept.failed.add(lo, hi)
             if source:
                 batch = BatchId(source.node, source.incarnation, source.number + position)
             else:
                 self._number += 1
                 batch = BatchId(self._node, self._incarnation, self._number)
+            fresh.batches.append((batch, outcome))
+            entries.append([lo, hi, shape, data, name, attempt])
+        return fresh, self._deliver(kept, entries) if entries else []
+
+    def keep(self, kept: Kept, fresh: Fresh, promises: Iterable[Promise] = ()) -> list[Effect]:
+        """Put what was taken in into record and journal.
+
+        `promises` are kept when it is synced, at once if there is nothing to write.
+        """
+        rows: list[Row] = []
+        keys = []
+        for batch, (lo, hi, shape, data) in fresh.batches:
             value = pack([shape, data])
             content = content_id(value)
             failed = shape == FAILURE
-            results = Results(lo, hi, failed, attempt, content)
-            kept.record.results[batch] = results
-            new += open_spans
-            kept.done.add(lo, hi)
-            if failed:
-                kept.failed.add(lo, hi)
+            kept.record.results[batch] = Results(lo, hi, failed, fresh.attempt, content)
             size = len(value)
             if kept.order and kept.order[-1][0] > lo:
                 insort(kept.order, (lo, batch, size))
             else:
                 kept.order.append((lo, batch, size))
-            if seal:
+            if fresh.seal:
                 kept.record.seals.join(lo, hi, (0, batch))
-            meta = pack([*batch, lo, hi, failed, attempt, content, seal, size])
+            meta = pack([*batch, lo, hi, failed, fresh.attempt, content, fresh.seal, size])
             rows.append(Row(kept.id, "result", pack(batch), meta, value))
             self._remember(kept.id, batch, shape, data, size)
             keys.append((kept.id, batch))
-            entries.append([lo, hi, shape, data, name, attempt])
         promises = list(promises)
         if not rows:
             # What tells nothing new may rest on rows that are on their way: its promise waits for them.
-            return [], [self.store([], promises)[1]] if promises and self._unsynced else [*promises]
+            return [self.store([], promises)[1]] if promises and self._unsynced else [*promises]
         token, effect = self.store(rows, promises)
         self._unsynced[token] = Unsynced(keys, rows, promises)
-        out = self._deliver(kept, entries)
-        out.append(effect)
-        return new, out
+        return [effect]
+
+    def tell_cancelled(self, kept: Kept, spans: RangeSet) -> list[Effect]:
+        """Tell readers of tasks that were cancelled one by one; whoever cancelled them knows already."""
+        out: list[Effect] = []
+        for watch in kept.watches.values():
+            fresh = spans - watch.sent
+            data = pack(encode_exception(TaskCancelled("the task was cancelled")))
+            entries = [[i, i + 1, FAILURE, data, "", 0] for lo, hi in fresh for i in range(lo, hi)]
+            watch.sent.update(fresh)
+            for at in range(0, len(entries), TOLD_MAX):
+                out.append(Reply(watch.client, m.RESULT, 0, [kept.id, entries[at : at + TOLD_MAX]]))
+        return out
 
     def _remember(self, job: Job, batch: BatchId, shape: int, data: Any, size: int) -> None:
         self._recent[job, batch] = (shape, data, size)
@@ -530,7 +552,10 @@ class Keeping:
         """Let a client read a job from now on; it has the results `had` already."""
         watch = kept.watches[client] = Watch(client, had)
         watch.behind = True
-        return self._catch_up(kept, watch)
+        out: list[Effect] = []
+        if kept.cancelled and not kept.ended:
+            out.append(Reply(client, m.CANCELLED, 0, [kept.id, kept.cancelled.flat()]))
+        return out + self._catch_up(kept, watch)
 
     def got(self, kept: Kept, client: int, size: int) -> list[Effect]:
         """A reader took that many bytes in."""

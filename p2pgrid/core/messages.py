@@ -28,6 +28,7 @@ ANSWER = 37  # answer of a REQUEST
 ERROR = 38  # {"code", "message", "next"}      of a REQUEST (id), or of the connection (id 0)
 REFUSED = 39  # [job16, what, lo, {"code", "message", "next"}]   an OPEN, CODE, INPUT or CLOSE was not accepted
 QUEUED = 40  # [job16, [lo, hi, …]]            task ranges that went back to waiting (a worker died); informational
+CANCELLED = 41  # [job16, [lo, hi, …]]         these tasks will have no result: somebody cancelled them, the job goes on
 
 REQUESTS = {
     "status": "{}",
@@ -53,7 +54,7 @@ W_DONE = 81  # [run, [outcome, …], final, [[lo, hi], …] returned, busy_s, [[
 
 # ---- peer <-> peer (control stream) ---------------------------------------------------------------------------------
 P_WANT = 96  # [rid, free slots, speed]           a holder asks a keeper for work
-P_GRANT = 97  # [rid, job16, spec, [[lo, hi, attempt], …], [[code_id, union], …], [[lo, hi, batch], …]]
+P_GRANT = 97  # [rid, job16, name, [[lo, hi, attempt, alone], …], [[code_id, union], …], [[lo, hi, batch], …]]
 P_GRANT_ACK = 98  # [rid, claim seq]
 P_NONE = 99  # [rid]                              nothing for you now; you are a waiter
 P_CLAIM = 100  # [inc, seq, interval_s, [[job16, [lo, hi, …], [running lo, hi, …]], …]]

@@ -87,6 +87,22 @@ def test_cancellations_survive_a_restart_each_of_them() -> None:
     assert again.machine.keeping.jobs[JOB].cancelled == RangeSet.from_flat([*flat, 150, 160])
 
 
+def test_whoever_waits_for_a_task_hears_that_somebody_else_cancelled_it() -> None:
+    """At once, and again when it comes back; the job goes on."""
+    desk = Desk()
+    desk.ready()
+    desk.join()
+    desk.submit(5)
+    out = desk.say(m.REQUEST, ["cancel", {"target": "last/2"}], client=2, id_=3)
+    assert [(one.client, one.body) for one in out if isinstance(one, e.Reply) and one.kind == m.CANCELLED] == [
+        (1, [JOB, [2, 3]])
+    ]
+    desk.do(e.ClientGone(1, goodbye=False))
+    desk.join(client=4)
+
+    assert replies(desk.say(m.WATCH, [JOB, []], client=4), m.CANCELLED) == [[JOB, [2, 3]]]
+
+
 def test_the_command_line_cancels_by_target() -> None:
     """Some tasks of a job, with the number of tasks that were not over."""
     desk = Desk()
