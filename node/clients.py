@@ -246,8 +246,6 @@ class Door:
         self, kept: Kept, spans: RangeSet | None, promises: Sequence[Promise], reason: str = ""
     ) -> RangeSet:
         fresh, effects = self.keeping.cancel(kept, spans, promises, reason)
-        if spans is not None:
-            self.out += self.keeping.tell_cancelled(kept, fresh)
         self.outcomes.take_out(kept.id, fresh)
         if spans is not None and fresh:
             # Whoever waits for one of them did not have to be the one who cancelled it.

@@ -26,7 +26,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -66,8 +66,8 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class Mind(Protocol):
     """What the shell knows of the machine."""
 
-    def handle(self, event: e.Event, now: float) -> Sequence[e.Effect]:
-        """Take in one event; return what the shell shall do, in order."""
+    def steps(self, event: e.Event, now: float) -> Iterable[Sequence[e.Effect]]:
+        """Take in one event; yield what the shell shall do, in order, the urgent part first."""
 
 
 MakeMind = Callable[[MachineConfig, random.Random], Mind]
@@ -164,7 +164,7 @@ class Node:
         )
         self.timers = Timers()
         self.lag = Lag()
-        self._handle: Callable[[e.Event, float], Sequence[e.Effect]] = _unborn
+        self._steps: Callable[[e.Event, float], Iterable[Sequence[e.Effect]]] = _unborn
         self._inbox: deque[e.Event] = deque()
         self._recent = recent
         self._delivering = False
@@ -213,8 +213,12 @@ class Node:
                 event = inbox.popleft()
                 recent.append(type(event))
                 self._delivered += 1
-                for effect in self._effects(event, now):
-                    perform[type(effect)](effect)
+                for effects in self._effects(event, now):
+                    for effect in effects:
+                        perform[type(effect)](effect)
+                    if not inbox:  # whoever waits for the first part gets it before the second is begun
+                        self.pool.flush()
+                        self.server.flush()
             self.pool.flush()
             self.server.flush()
             if self._ended:
@@ -223,16 +227,15 @@ class Node:
         if not self._work_came.is_set():
             self._work_came.set()
 
-    def _effects(self, event: e.Event, now: float) -> Sequence[e.Effect]:
-        if type(event) is not e.ClientSent:
-            return self._handle(event, now)
-        if event.kind == m.REQUEST:
+    def _effects(self, event: e.Event, now: float) -> Iterator[Sequence[e.Effect]]:
+        if type(event) is e.ClientSent and event.kind == m.REQUEST:
             event = self._request(event)
         try:
-            return self._handle(event, now)
+            yield from self._steps(event, now)
         except PeerError as error:
+            if type(event) is not e.ClientSent:
+                raise
             self.server.drop(event.client, str(error))
-            return ()
 
     # ---- effects ----------------------------------------------------------------------------------------------------
 
@@ -327,7 +330,7 @@ class Node:
         with self._signals(token, scope), scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._raise_failures)
-                self._handle = (await self._mind(make)).handle
+                self._steps = (await self._mind(make)).steps
                 self.deliver([e.Loaded(self.journal.load(), time.time() - time.monotonic(), self.journal.incarnation)])
                 gc.freeze()  # what is there now stays: the collector need not look at it again
                 nursery.start_soon(self._fire_timers)
@@ -483,9 +486,9 @@ class Node:
         raise self._failure
 
 
-def _unborn(event: e.Event, _now: float) -> Sequence[e.Effect]:
+def _unborn(event: e.Event, _now: float) -> Iterable[Sequence[e.Effect]]:
     """Stand in for the machine until there is one: a signal may come earlier."""
-    return [e.Stopped()] if isinstance(event, e.Stop) else []
+    return [[e.Stopped()]] if isinstance(event, e.Stop) else []
 
 
 def _proc(name: str) -> str:

@@ -17,7 +17,9 @@ NodeId = str  # a PeerId in text form
 
 
 class Row(NamedTuple):
-    """One journal row, unique by (job, kind, key). A `value` of None in a Store means: delete the row, and with kind "*" all rows of the job.
+    """One journal row, unique by (job, kind, key).
+
+    A `value` of None in a Store means: delete the row, and with kind "*" all rows of the job.
 
     `meta` is small and read at start; `value` may be large and is read on demand by Fetch (see HEAVY).
     """
@@ -159,7 +161,7 @@ class WorkerDied:
     """A worker child ended. `index` is the task that its progress page named as running, or None.
 
     cause: "signal" | "exit" | "timeout" | "memory" | "killed" (we asked for it); `detail` is one line for people,
-    `stderr` the last lines it wrote. Runs that were with it and not `final` are gone; a new child follows (WorkerReady).
+    `stderr` the last lines it wrote. Runs that were with it and not `final` are gone; a new child follows.
     """
 
     worker: int

@@ -501,18 +501,6 @@ class Keeping:
         self._unsynced[token] = Unsynced(keys, rows, promises)
         return [effect]
 
-    def tell_cancelled(self, kept: Kept, spans: RangeSet) -> list[Effect]:
-        """Tell readers of tasks that were cancelled one by one; whoever cancelled them knows already."""
-        out: list[Effect] = []
-        for watch in kept.watches.values():
-            fresh = spans - watch.sent
-            data = pack(encode_exception(TaskCancelled("the task was cancelled")))
-            entries = [[i, i + 1, FAILURE, data, "", 0] for lo, hi in fresh for i in range(lo, hi)]
-            watch.sent.update(fresh)
-            for at in range(0, len(entries), TOLD_MAX):
-                out.append(Reply(watch.client, m.RESULT, 0, [kept.id, entries[at : at + TOLD_MAX]]))
-        return out
-
     def _remember(self, job: Job, batch: BatchId, shape: int, data: Any, size: int) -> None:
         self._recent[job, batch] = (shape, data, size)
         self._recent_size += size + OVERHEAD

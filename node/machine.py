@@ -13,7 +13,7 @@ A malformed frame costs its sender the connection (PeerError); an AssertionError
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from p2pgrid.core import messages as m
@@ -81,16 +81,34 @@ class Machine:
 
     def handle(self, event: e.Event, now: float) -> list[e.Effect]:
         """Take in one event; return what the shell shall do, in order."""
+        return [effect for effects in self.steps(event, now) for effect in effects]
+
+    def steps(self, event: e.Event, now: float) -> Iterator[list[e.Effect]]:
+        """As `handle`, in two parts: first what a worker or a reader waits for, then the book-keeping.
+
+        A shell that performs the first part before it asks for the second takes hashing and journalling out of every
+        task's way. It has to ask for both before the next event.
+        """
+        parts = self.parts
+        assert not parts.later, "the shell left an event half done"
         self.out.clear()
         kind = type(event)
-        self.parts.hungry = kind is not e.Stored  # the one frequent event that gives workers nothing new
+        parts.hungry = kind is not e.Stored  # the one frequent event that gives workers nothing new
         self._events[kind](event, now)
-        if self.loaded:
-            if self.parts.hungry:
+        if parts.hungry and self.loaded:
+            self._feed(now)
+        if parts.later:
+            yield self.out.copy()
+            self.out.clear()
+            parts.hungry = False
+            for rest in parts.later:
+                rest()
+            parts.later.clear()
+            if parts.hungry:
                 self._feed(now)
-            if self.parts.stopping:
-                self._settle_stop()
-        return self.out.copy()
+        if parts.stopping and self.loaded:
+            self._settle_stop()
+        yield self.out.copy()
 
     def fits_somewhere(self, lane: Lane) -> bool:
         """Whether any member known now may run the tasks of a lane."""

@@ -24,7 +24,7 @@ from p2pgrid.core.shapes import CRASH, FAILURE, lineage
 from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node import events as e
 from p2pgrid.node.fitness import Fitness
-from p2pgrid.node.keeping import Kept, Promise, Source
+from p2pgrid.node.keeping import Fresh, Kept, Promise, Source
 from p2pgrid.node.parts import Parts
 from p2pgrid.node.pool import Lane, Work
 
@@ -144,15 +144,20 @@ class Outcomes:
             if outcome.shape in (FAILURE, CRASH):
                 outcomes = self._judge(kept, outcomes, position, source)
                 break
-        new, effects = self.keeping.results(kept, outcomes, attempt, source, promises)
+        fresh, effects = self.keeping.deliver(kept, outcomes, attempt, source)
         self.out += effects
+        self.parts.later.append(lambda: self._keep(kept, fresh, promises))
+
+    def _keep(self, kept: Kept, fresh: Fresh, promises: Sequence[Promise]) -> None:
+        """The readers have the results; now they leave for the disk."""
+        self.out += self.keeping.keep(kept, fresh, promises)
         work = self.pool.works.get(kept.id)
-        for lo, hi in new:
+        for lo, hi in fresh.new:
             if work is not None:
                 self.pool.remove(work, lo, hi)
                 self.pool.finished(work, lo, hi)
             self.leases.finished(kept.id, lo, hi)
-        if new:
+        if fresh.new:
             self.settle(kept)
 
     def _judge(
@@ -218,9 +223,10 @@ class Outcomes:
     def fail(self, kept: Kept, spans: Sequence[Span], error: GridError) -> None:
         data = pack(encode_exception(error))
         outcomes = [e.Outcome(i, i + 1, FAILURE, data) for lo, hi in spans for i in range(lo, hi)]
-        new, effects = self.keeping.results(kept, outcomes, 1)
+        fresh, effects = self.keeping.deliver(kept, outcomes, 1)
         self.out += effects
-        self.take_out(kept.id, RangeSet(new))
+        self.out += self.keeping.keep(kept, fresh)
+        self.take_out(kept.id, RangeSet(fresh.new))
         self.settle(kept)
 
     def reissue(self, kept: Kept, spans: Sequence[Span], *, alone: bool) -> None:

@@ -5,7 +5,7 @@ Rule: nothing is decided here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,8 @@ class Parts:
         self.peers: dict[str, Mapping[str, Any]] = {}
         self.out: list[e.Effect] = []
         """The effects so far of the event that is being handled, in order."""
+        self.later: list[Callable[[], None]] = []
+        """What the event still asks for once the urgent effects have left: book-keeping nobody waits for."""
         self.timers: dict[tuple[Any, ...], float] = {}
         self.tokens = 1 << 40  # apart from those of `keeping`
         self.stopping = False

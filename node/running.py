@@ -28,6 +28,8 @@ class RunningOptions:
     grain_calls: int = 64
     grain_items: int = 20_000
     in_flight: int = 2
+    crumb_s: float = 0.003
+    """Work that is not worth sharing out."""
     recall_after_s: float = 0.03
     """How long a worker may sit idle before we ask another for what it has not started."""
     rates_kept: int = 4096
@@ -187,8 +189,10 @@ class Running:
         if per_task is None:
             return 1
         most = self.options.grain_items if lane.packed else self.options.grain_calls
-        fair = -(-lane.ready.size // (2 * self.slots))
-        return max(1, min(most, fair, int(self.options.grain_s / max(per_task, 1e-9))))
+        per_task = max(per_task, 1e-9)
+        # Shared out towards the end, but not into crumbs: handing over costs as much as some milliseconds of work.
+        fair = max(-(-lane.ready.size // (2 * self.slots)), int(self.options.crumb_s / per_task))
+        return max(1, min(most, fair, int(self.options.grain_s / per_task)))
 
     def _start(self, worker: Worker, pool: Pool, lane: Lane, now: float, out: list[Effect]) -> None:
         taken = pool.take(lane, self.grain(lane))

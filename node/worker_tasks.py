@@ -83,7 +83,7 @@ def run_segment(work: Work, segment: Segment, function: Function, items: Items |
     cut: Sequence[Any] = segment.data
     if items is not None:
         try:
-            cut = items.cut(segment.offset, segment.hi - segment.lo, fresh=work.attempt > 0)
+            cut = items.cut(segment.offset, segment.hi - segment.lo, fresh=work.attempt > 1)
         except BaseException as error:  # noqa: BLE001 - whatever unpickling the user's arguments raises is their failure
             return fail_all(work, segment, error)
     if function.is_async:

@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 import trio
 
 from p2pgrid.core.errors import PeerError
-from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.messages import W_BLOB, W_BLOBS, W_CODE, W_DONE, W_READY, W_RUN
+from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.wire import Frame, Splitter, frame
 from p2pgrid.node import page as shared
 from p2pgrid.node.events import Event, Outcome, Run, WorkerDied, WorkerDone, WorkerReady
@@ -35,6 +35,8 @@ RECV = 1 << 16
 """Below malloc's mmap threshold: larger buffers cost three more system calls per read."""
 JOIN_MAX = 1 << 18
 """Frames are sent together up to this size; larger ones go alone, uncopied."""
+SOCKET_BUFFER = 1 << 20
+"""A grain's results or a blob in one go: else each side waits for the other in slices of 200 KiB."""
 OUTPUT_MAX = 1 << 20
 OUTPUT_KEPT = 64 * 1024
 STDERR_MAX = 4096
@@ -92,6 +94,8 @@ class Child:
         self.page.clear()
         self.sock, theirs = socket.socketpair()
         self.sock.settimeout(0)
+        for end in (self.sock, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
         try:
             self.process = _spawn(birth, (theirs.fileno(), self._output_fd, page_fd))
         except OSError:
@@ -186,7 +190,7 @@ class Child:
             spans.difference_update(taken)
             if spans:
                 taken.update(spans)
-                events.append(WorkerDone(self.worker, number, (), False, list(spans), 0.0))
+                events.append(WorkerDone(self.worker, number, (), final=False, returned=list(spans), busy_s=0.0))
         return events
 
     def end_input(self) -> None:

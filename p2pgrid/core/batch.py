@@ -30,6 +30,8 @@ TASKS_PER_BATCH_MAX = 1 << 20
 TASKS_MAX = 1 << 62
 """Indices stay below it: as numbers of msgpack and SQLite."""
 TABLE_MAX = 4096
+RUN_FIELDS = 7
+_NO_RUN: list[Any] = [0, 0, 0, 0, None, None, None]
 BATCH_BYTES_MAX = 256 * 1024 * 1024
 
 ID_BYTES = 16
@@ -116,8 +118,8 @@ def decode_batch(lo: int, hi: int, data: bytes) -> InputBatch:
     decoded = []
     for run in runs:
         # Spelled out, not matched as a pattern: this runs once per submit on the hot path.
+        count, fn, opt, shape, body, deps, parent = run if type(run) is list and len(run) == RUN_FIELDS else _NO_RUN
         try:
-            count, fn, opt, shape, body, deps, parent = run
             good = deps is None and parent is None and count > 0 and 0 <= fn < len(fns) and 0 <= opt < len(opts)
             if shape == CALLS:
                 good = good and type(body) is list and len(body) == count

@@ -43,7 +43,7 @@ class Current:
     Attributes:
         job: name of its job.
         index: its place in the job.
-        attempt: 0 at the first try.
+        attempt: 1 at the first try, more where it runs again: what the world outside may fence by.
         node: name of the node that runs it.
         seed: 63 bits to seed a generator with; the same for every attempt, on every node.
     """

@@ -60,6 +60,7 @@ EXIT_CODES: dict[str, ExitCode] = {
     "timed-out": ExitCode.TIMED_OUT,
     "unschedulable": ExitCode.UNSCHEDULABLE,
     "usage": ExitCode.WRONG,
+    "not-yet": ExitCode.WRONG,
     "not-serializable": ExitCode.WRONG,
     "version-mismatch": ExitCode.WRONG,
     "bad-invite": ExitCode.WRONG,

@@ -1,7 +1,7 @@
 """Frame types and their bodies: local socket (client and daemon), worker pipe (daemon and child), peers.
 
-Every frame is `u32 length (big-endian) | msgpack [version, type, id, body]` (`core.wire`). `id` pairs a REQUEST with its
-ANSWER or ERROR and is 0 elsewhere. Bodies are msgpack arrays in the order given here. New types and new trailing
+Every frame is `u32 length (big-endian) | msgpack [version, type, id, body]` (`core.wire`). `id` pairs a REQUEST with
+its ANSWER or ERROR and is 0 elsewhere. Bodies are msgpack arrays in the order given here. New types and new trailing
 elements are only ever added.
 """
 
@@ -20,9 +20,9 @@ UNWATCH = 11  # [job16]
 
 # ---- daemon -> client -----------------------------------------------------------------------------------------------
 WELCOME = 32  # {"v", "id", "name", "grid", "slots", "nodes", "version", "python": [major, minor], "embedded", "pid"}
-ACK = 33  # [job16, what, lo]                  what: "spec" "code" "input" "close" "cancel"; fsynced (lo: of the batch, else 0)
+ACK = 33  # [job16, what, lo]                  fsynced; what: "spec" "code" "input" "close" "cancel" (lo: the batch)
 RESULT = 34  # [job16, [[lo, hi, shape, data, node name, attempt], …]]     see node.events.Outcome
-STATE = 35  # [job16, state, reason]           the job ended: done failed cancelled abandoned; or "unknown": no such job here
+STATE = 35  # [job16, state, reason]           the end: done failed cancelled abandoned; "unknown": no such job here
 NOTICE = 36  # [job16, text]                   a line for the person: why tasks wait
 ANSWER = 37  # answer of a REQUEST
 ERROR = 38  # {"code", "message", "next"}      of a REQUEST (id), or of the connection (id 0)
@@ -63,4 +63,3 @@ P_RESULTS_ACK = 102  # [[job16, inc, no], …]      fsynced at the keeper
 P_DROP = 103  # [job16, [lo, hi, …] or None]      done elsewhere or cancelled: stop and forget these
 P_WORK = 104  # []                                there is uncovered work here: ask
 P_RETURN = 105  # [job16, [lo, hi, …], why]       a holder gives ranges back unstarted (unfit, draining)
-P_CRASHED = 106  # [job16, index, [kind, inc, no], alone [lo, hi, …], text]   a worker process died of this task at the holder

@@ -87,7 +87,7 @@ class Splitter:
         at = 0
         view = memoryview(buffer)
         try:
-            while size - at >= 4:
+            while size - at >= _LENGTH.size:
                 (length,) = _LENGTH.unpack_from(buffer, at)
                 if length > self._limit:
                     msg = f"a frame of {length} bytes, more than the {self._limit} allowed"

@@ -178,7 +178,6 @@ def test_cancel_kills_the_task(grid: Grid, tmp_path: Path) -> None:
     assert grid.submit(square, 3).result(SOON_S) == 9
 
 
-@pytest.mark.xfail(strict=False, reason="the machine tells watchers of whole jobs only, not of single tasks cancelled")
 def test_task_cancelled_by_somebody_else(shared: LocalGrid, grid: Grid) -> None:
     """A task that another client cancels by its id is cancelled for the one who waits for it."""
     future = grid.submit(time.sleep, 60)

@@ -39,6 +39,9 @@ class Mind:
     def __init__(self, config, rng):
         self.config = config
 
+    def steps(self, event, now):
+        yield self.handle(event, now)
+
     def handle(self, event, now):
         match event:
             case e.ClientJoined(client):

@@ -1,5 +1,4 @@
 """What is left when a daemon vanishes: nothing. Real processes, real SIGKILL."""
-# ruff: noqa: T201 - times are printed
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
 """What tasks print belongs to them, plain or async. Real processes."""
-# ruff: noqa: T201 - tasks print
 
 from __future__ import annotations
 

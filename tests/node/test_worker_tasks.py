@@ -1,5 +1,4 @@
 """What one task does to its worker child, and what it cannot do to the next task. Real processes."""
-# ruff: noqa: T201 - tasks print
 
 from __future__ import annotations
 
@@ -436,8 +435,8 @@ def change(items: list[int]) -> list[int]:
 @pooled()
 async def test_a_second_attempt_gets_a_fresh_argument(h: Harness) -> None:
     """A task may change its argument; its next attempt does not see that."""
-    first = await h.do(change, [[]], shape=ITEMS)
-    second = await h.do(change, [[]], shape=ITEMS, attempt=1)
+    first = await h.do(change, [[]], shape=ITEMS, attempt=1)
+    second = await h.do(change, [[]], shape=ITEMS, attempt=2)
 
     assert first.values == second.values == {0: [0]}
 

@@ -1,5 +1,4 @@
 """The pool: recall, kill, limits, crashes and their successors. Real processes."""
-# ruff: noqa: T201 - times are printed, and tasks print
 
 from __future__ import annotations
 

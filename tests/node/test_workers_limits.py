@@ -1,5 +1,4 @@
 """Time, memory, output, and processes that tasks start: the pool keeps all of it in bounds. Real processes."""
-# ruff: noqa: T201 - times are printed, and tasks print
 
 from __future__ import annotations
 

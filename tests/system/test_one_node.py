@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,10 @@ def processes_with(marker: str) -> list[int]:
     return found
 
 
+def _has_lines(path: Path, count: int) -> bool:
+    return path.exists() and path.read_text().count("\n") >= count
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", [1])
 def test_daemon_killed_at_twenty_moments_loses_and_repeats_nothing(seed: int, tmp_path: Path) -> None:
@@ -72,7 +77,7 @@ def test_daemon_killed_at_twenty_moments_loses_and_repeats_nothing(seed: int, tm
         for _ in range(kills):
             before = count_file.read_text().count("\n") if count_file.exists() else 0
             wanted = min(before + rng.randrange(1, 12), 299)
-            wait_until(lambda wanted=wanted: count_file.exists() and count_file.read_text().count("\n") >= wanted)
+            wait_until(partial(_has_lines, count_file, wanted))
             local.nodes[0].kill()
             local.nodes[0].start()
         reader.join(120)
