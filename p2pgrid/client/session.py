@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from p2pgrid.client.connection import Connection, ConnectionLost, Welcome
-from p2pgrid.client.receiver import Receiver, size_of
+from p2pgrid.client.receiver import FAILED, Receiver, Segment, size_of
 from p2pgrid.client.requests import Requests
 from p2pgrid.client.upload import Upload
 from p2pgrid.core import messages
-from p2pgrid.core.errors import GridError, NodeGone, error_from_wire
+from p2pgrid.core.errors import GridError, NodeGone, TaskCancelled, error_from_wire
+from p2pgrid.core.failure import encode_exception
 from p2pgrid.core.ids import job_name
 from p2pgrid.core.messages import GOODBYE, GOT, UNWATCH, WATCH
 from p2pgrid.core.ranges import RangeSet
-from p2pgrid.core.wire import Frame, frame
+from p2pgrid.core.wire import Frame, frame, pack
 
 SESSION_ID_BYTES = 16
 UNSENT_BYTES_MAX = 256 * 1024 * 1024
@@ -293,15 +294,22 @@ class Session:
             case messages.STATE:
                 for receiver in list(self._receivers.get(body[0], ())):
                     receiver.ended(body[1], body[2])
+            case messages.CANCELLED:
+                # Somebody else did that: to whoever waits it is how these tasks ended.
+                error = pack(encode_exception(TaskCancelled(f"a task of {job_name(body[0])} was cancelled")))
+                spans = RangeSet.from_flat(body[1])
+                cancelled: list[Segment] = [(i, i + 1, FAILED, error, "", 0) for lo, hi in spans for i in range(lo, hi)]
+                for receiver in list(self._receivers.get(body[0], ())):
+                    receiver.results(cancelled)
             case messages.ANSWER:
                 self._requests.answered(one.id, body, None)
             case messages.ERROR:
-                error = error_from_wire(body["code"], body["message"], body.get("next", ""))
+                said = error_from_wire(body["code"], body["message"], body.get("next", ""))
                 if one.id:
-                    self._requests.answered(one.id, None, error)
+                    self._requests.answered(one.id, None, said)
                 else:
                     # It refused a frame that is nobody's request: whatever that frame said is lost.
-                    self._give_up(error)
+                    self._give_up(said)
             case messages.REFUSED:
                 self._take_refusal(body)
             case messages.NOTICE:
