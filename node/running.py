@@ -122,7 +122,7 @@ class Running:
         out: list[Effect] = []
         if self.stopping:
             return out
-        starved = False
+        starved = not pool.waits
         queued = 0
         for worker in self.workers.values():
             if worker.runs:

@@ -35,6 +35,7 @@ RECV = 1 << 16
 """Below malloc's mmap threshold: larger buffers cost three more system calls per read."""
 JOIN_MAX = 1 << 18
 """Frames are sent together up to this size; larger ones go alone, uncopied."""
+REPORT_FIELDS = 7
 SOCKET_BUFFER = 1 << 20
 """A grain's results or a blob in one go: else each side waits for the other in slices of 200 KiB."""
 OUTPUT_MAX = 1 << 20
@@ -229,30 +230,29 @@ class Child:
             return b""
 
     def _event(self, received: Frame) -> Event:
-        match received.kind, received.body:
-            case kind, {"pid": int()} if kind == W_READY:
-                self.ready = True
-                return WorkerReady(self.worker)
-            case kind, [int(run), list(done), bool(final), list(returned), float(busy_s), list(logs), str(unfit)] if (
-                kind == W_DONE and run in self.runs
-            ):
-                back = [_pair(entry, int, int) for entry in returned]
-                if final:
-                    del self.runs[run]
-                    taken = self._taken.pop(run, None)
-                    if taken:
-                        back = list(RangeSet(back) - taken)
-                return WorkerDone(
-                    self.worker,
-                    run,
-                    [_outcome(entry) for entry in done],
-                    final,
-                    back,
-                    busy_s,
-                    [_pair(entry, int, bytes) for entry in logs],
-                    unfit,
-                )
+        kind, body = received.kind, received.body
+        if kind == W_DONE and type(body) is list and len(body) == REPORT_FIELDS:
+            return self._report(*body)
+        if kind == W_READY and isinstance(body, dict) and isinstance(body.get("pid"), int):
+            self.ready = True
+            return WorkerReady(self.worker)
         raise PeerError("a worker sent something that is no report")
+
+    def _report(self, run: Any, done: Any, final: Any, returned: Any, busy_s: Any, logs: Any, unfit: Any) -> WorkerDone:
+        # Spelled out, not matched as a pattern: it runs for every grain.
+        right = type(done) is type(returned) is type(logs) is list and type(final) is bool and type(busy_s) is float
+        if not right or type(unfit) is not str or run not in self.runs:
+            raise PeerError("a worker sent something that is no report")
+        back = [_pair(entry, int, int) for entry in returned]
+        if final:
+            del self.runs[run]
+            taken = self._taken.pop(run, None)
+            if taken:
+                back = list(RangeSet(back) - taken)
+        outcomes = [_outcome(entry) for entry in done]
+        return WorkerDone(
+            self.worker, run, outcomes, final, back, busy_s, [_pair(entry, int, bytes) for entry in logs], unfit
+        )
 
     # ---- its output and its end -----------------------------------------------------------------------------------
 
@@ -298,8 +298,9 @@ class Child:
 
 
 def _outcome(entry: Any) -> Outcome:
-    match entry:
-        case [int(lo), int(hi), int(shape), data]:
+    if type(entry) is list and len(entry) == len(Outcome._fields):
+        lo, hi, shape, data = entry
+        if type(lo) is type(hi) is type(shape) is int:
             return Outcome(lo, hi, shape, data)
     raise PeerError("a worker sent something that is no outcome")
 

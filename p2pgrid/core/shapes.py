@@ -169,6 +169,11 @@ def _array(*reads: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
     return lambda body: tuple(read(one) for read, one in zip(reads, _fields(body, len(reads)), strict=True))
 
 
+def _input(body: Any) -> tuple[bytes, int, int, bytes]:
+    job, lo, hi, data = _fields(body, 4)
+    return _job(job), _whole(lo), _whole(hi), _data(data)
+
+
 def _nothing(body: Any) -> tuple[()]:
     return ()
 
@@ -176,7 +181,7 @@ def _nothing(body: Any) -> tuple[()]:
 _CLIENT: dict[int, Callable[[Any], Any]] = {
     m.OPEN: _array(_job, _data),
     m.CODE: _array(_job, _job, _data),
-    m.INPUT: _array(_job, _whole, _whole, _data),
+    m.INPUT: _input,
     m.CLOSE: _array(_job, _whole),
     m.WATCH: _array(_job, _ranges),
     m.UNWATCH: _array(_job),

@@ -15,6 +15,7 @@ import msgpack
 from p2pgrid.core.errors import PeerError
 
 VERSION = 1
+FIELDS = 4
 FRAME_MAX_LOCAL = 320 * 1024 * 1024
 """Local socket and worker pipe: one batch of values (at most 256 MiB) and its envelope."""
 FRAME_MAX_CONTROL = 64 * 1024
@@ -79,6 +80,11 @@ class Splitter:
     def feed(self, data: bytes) -> list[Frame]:
         """Return the frames completed by `data`. Raises PeerError on a frame that is too long or malformed."""
         buffer = self._buffer
+        if not buffer and len(data) > _LENGTH.size and _LENGTH.unpack_from(data)[0] == len(data) - _LENGTH.size:
+            # One whole frame and nothing else: what a conversation of small frames is made of.
+            if len(data) - _LENGTH.size > self._limit:
+                raise PeerError(f"a frame of {len(data)} bytes, more than the {self._limit} allowed")
+            return [self._decode(memoryview(data)[_LENGTH.size :])]
         buffer += data
         size = len(buffer)
         if size < self._need:
@@ -108,8 +114,8 @@ class Splitter:
     def _decode(self, data: memoryview) -> Frame:
         with data:
             value = unpack(data, limit=self._limit)
-        match value:
-            case [int(version), int(kind), int(id_), body]:
+        if type(value) is list and len(value) == FIELDS:  # spelled out: it runs for every frame
+            version, kind, id_, body = value
+            if isinstance(version, int) and isinstance(kind, int) and isinstance(id_, int):
                 return Frame(version, kind, id_, body)
-        msg = "a frame that is not [version, type, id, body]"
-        raise PeerError(msg)
+        raise PeerError("a frame that is not [version, type, id, body]")

@@ -174,7 +174,7 @@ async def test_a_task_that_closes_every_descriptor_is_named(h: Harness) -> None:
 
 
 def write_garbage() -> None:
-    for fd in range(3, 64):
+    for fd in range(3, 1024):
         try:
             stream = socket.socket(fileno=os.dup(fd))
         except OSError:
