@@ -21,7 +21,7 @@ from p2pgrid.node import answers
 from p2pgrid.node import events as e
 from p2pgrid.node.keeping import ABANDONED, Kept, Promise
 from p2pgrid.node.outcomes import Outcomes
-from p2pgrid.node.parts import Parts
+from p2pgrid.node.parts import Handler, Parts
 from p2pgrid.node.pool import Work
 
 
@@ -38,22 +38,14 @@ LOGS_MAX = 10_000
 """Tasks whose output one request returns, the last ones."""
 
 
-class Door:
+class Door(Handler):
     """All clients of this machine."""
 
     def __init__(
         self, parts: Parts, outcomes: Outcomes, feed: Callable[[float], None],
         answer: Callable[[str, dict[str, Any], float], dict[str, Any]], stop: Callable[[e.Stop, float], None],
     ) -> None:  # fmt: skip
-        self.parts = parts
-        self.config = parts.config
-        self.pool = parts.pool
-        self.running = parts.running
-        self.keeping = parts.keeping
-        self.leases = parts.leases
-        self.holding = parts.holding
-        self.peers = parts.peers
-        self.out = parts.out
+        super().__init__(parts)
         self.outcomes = outcomes
         self.feed = feed
         self.answer = answer

@@ -31,27 +31,20 @@ from p2pgrid.node.fitness import Fitness
 from p2pgrid.node.keeping import Kept
 from p2pgrid.node.members import Members
 from p2pgrid.node.outcomes import Outcomes
-from p2pgrid.node.parts import MachineConfig, Parts
+from p2pgrid.node.parts import Handler, MachineConfig, Parts
 from p2pgrid.node.pool import Lane
 from p2pgrid.node.running import RunInfo
 
 __all__ = ["Machine", "MachineConfig"]
 
 
-class Machine:
+class Machine(Handler):
     """One node's mind."""
 
     def __init__(self, config: MachineConfig, rng: random.Random) -> None:
-        self.parts = parts = Parts(config)
+        super().__init__(Parts(config))
+        parts = self.parts
         self.rng = rng
-        self.config = parts.config
-        self.pool = parts.pool
-        self.running = parts.running
-        self.keeping = parts.keeping
-        self.leases = parts.leases
-        self.holding = parts.holding
-        self.peers = parts.peers
-        self.out = parts.out
         self.fitness = Fitness(config, self.peers)
         self.outcomes = Outcomes(parts, self.fitness)
         self.members = Members(parts, self.fitness, self.outcomes)

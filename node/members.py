@@ -22,23 +22,15 @@ from p2pgrid.node.fitness import Fitness
 from p2pgrid.node.keeping import Kept, Source
 from p2pgrid.node.leases import SETTLED, Lapsed
 from p2pgrid.node.outcomes import Outcomes
-from p2pgrid.node.parts import Parts
+from p2pgrid.node.parts import Handler, Parts
 from p2pgrid.node.pool import Taken
 
 
-class Members:
+class Members(Handler):
     """Both sides of the conversations with other nodes."""
 
     def __init__(self, parts: Parts, fitness: Fitness, outcomes: Outcomes) -> None:
-        self.parts = parts
-        self.config = parts.config
-        self.pool = parts.pool
-        self.running = parts.running
-        self.keeping = parts.keeping
-        self.leases = parts.leases
-        self.holding = parts.holding
-        self.peers = parts.peers
-        self.out = parts.out
+        super().__init__(parts)
         self.fitness = fitness
         self.outcomes = outcomes
         self.told: dict[str, None] = {}

@@ -25,23 +25,15 @@ from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node import events as e
 from p2pgrid.node.fitness import Fitness
 from p2pgrid.node.keeping import Fresh, Kept, Promise, Source
-from p2pgrid.node.parts import Parts
+from p2pgrid.node.parts import Handler, Parts
 from p2pgrid.node.pool import Lane, Work
 
 
-class Outcomes:
+class Outcomes(Handler):
     """Decides about the tasks of the jobs kept here, whoever ran them."""
 
     def __init__(self, parts: Parts, fitness: Fitness) -> None:
-        self.parts = parts
-        self.config = parts.config
-        self.pool = parts.pool
-        self.running = parts.running
-        self.keeping = parts.keeping
-        self.leases = parts.leases
-        self.holding = parts.holding
-        self.peers = parts.peers
-        self.out = parts.out
+        super().__init__(parts)
         self.fitness = fitness
 
     def work_of(self, kept: Kept) -> Work:

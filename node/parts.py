@@ -90,3 +90,18 @@ class Parts:
             return self.pool.append(work, batch)
         except ValueError as error:
             raise PeerError(str(error)) from error
+
+
+class Handler:
+    """Whoever decides by these parts, under the names by which the code speaks of them."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.config = parts.config
+        self.pool = parts.pool
+        self.running = parts.running
+        self.keeping = parts.keeping
+        self.leases = parts.leases
+        self.holding = parts.holding
+        self.peers = parts.peers
+        self.out = parts.out
