@@ -32,7 +32,7 @@ from p2pgrid.node.events import Event, Kill, Log, Run, WorkerDied
 from p2pgrid.node.page import LOOK, START, Progress
 from p2pgrid.node.workers_child import Birth, Child, Verdict
 from p2pgrid.node.workers_home import Interpreter, ask_versions, fresh_home, link_packages
-from p2pgrid.node.workers_limits import check_memory, check_time
+from p2pgrid.node.workers_limits import check_memory, check_time, recycle
 from p2pgrid.node.workers_reaper import Reaper
 
 WATCH_S = 0.1
@@ -48,6 +48,8 @@ class PoolOptions:
 
     memory_budget: int | None = None
     """Private memory of all workers together, in bytes; above it the largest is killed. None: 80 % of the RAM."""
+    grown_max: int = 512 << 20
+    """Private memory above which an idle child is replaced by a fresh one."""
     births_max: int = 5
     """So many deaths in a row before a child was ready, within `births_s`, and the next try waits …"""
     births_s: float = 5.0
@@ -307,6 +309,9 @@ class WorkerPool:
                 child.page.words[LOOK] = 1  # a slice that turned out slow reports what it has, and sees a recall
                 check_time(child, now)
             check_memory(busy, self._budget)
+            for child in children:
+                if not child.runs:
+                    recycle(child, self._options.grown_max)
             if busy:
                 await trio.sleep(WATCH_S)
             else:

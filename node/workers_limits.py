@@ -37,5 +37,13 @@ def check_memory(children: Sequence[Child], budget: int) -> None:
             _kill(largest, f"held {format_size(exactly[largest])} of memory, {have}")
 
 
+def recycle(child: Child, grown_max: int) -> None:
+    """Replace an idle child that kept more from its tasks than a warm interpreter is worth."""
+    if child.ready and workers_memory.roughly(child.process.pid) > grown_max:
+        exact = workers_memory.exactly(child.process.pid)
+        if exact > grown_max:
+            child.condemn(Verdict("killed", f"recycled: it had grown to {format_size(exact)}", None))
+
+
 def _kill(child: Child, detail: str) -> None:
     child.condemn(Verdict("memory", detail, child.running()))

@@ -203,3 +203,25 @@ def test_a_gentle_stop_lets_runs_end(tmp_path: Path) -> None:
         assert harness.reports[number].values == {0: 0}
 
     trio.run(main)
+
+
+def keep_for_ever(size: int) -> int:
+    sys.modules["p2pgrid_test_leak"] = bytearray(b"1") * size  # type: ignore[assignment]
+    return os.getpid()
+
+
+def test_an_idle_child_that_has_grown_is_replaced(tmp_path: Path) -> None:
+    """What tasks leave behind in a process does not stay for ever; nobody is charged with its end."""
+
+    @pooled(options=PoolOptions(grown_max=64 * MIB))
+    async def wait(h: Harness) -> None:
+        before = (await h.do(keep_for_ever, [(100 * MIB,)])).values[0]
+        died = await h.death()
+        after = (await h.do(keep_for_ever, [(1,)])).values[0]
+
+        assert died.cause == "killed"
+        assert died.index is None
+        assert "recycled" in died.detail
+        assert before != after
+
+    wait(tmp_path)
