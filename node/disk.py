@@ -382,6 +382,9 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _open(path: Path) -> tuple[sqlite3.Connection, list[tuple[Row, int]]]:
+    # SQLite gives the -wal and -shm files, which hold values too, the mode that the journal has when they are made.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    path.chmod(0o600)
     db = _connect(path)
     try:
         # Schema and number in one transaction: a file that is killed half made has number 0 and no tables.
@@ -390,7 +393,6 @@ def _open(path: Path) -> tuple[sqlite3.Connection, list[tuple[Row, int]]]:
             db.execute(table)
         db.execute(f"PRAGMA user_version = {SCHEMA}")
         db.execute("COMMIT")
-        path.chmod(0o600)
         rows = [(Row(job, kind, key, meta, value), summed) for job, kind, key, summed, meta, value in db.execute(_LOAD)]
     except sqlite3.Error:
         db.close()

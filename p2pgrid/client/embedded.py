@@ -26,6 +26,7 @@ def spawn_node(directory: Path, config: dict[str, Any], log: Path) -> subprocess
     root = str(Path(p2pgrid.__file__).parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [environment.get("PYTHONPATH"), root]))
     environment["PYTHONSAFEPATH"] = "1"
+    log.touch(mode=0o600)
     with log.open("ab") as output:
         child = subprocess.Popen(
             [sys.executable, "-m", "p2pgrid.node.daemon", json.dumps(config)],

@@ -159,9 +159,16 @@ def test_small_things_are_remembered(tmp_path: Path) -> None:
 
 def test_files_are_for_this_user_alone(tmp_path: Path) -> None:
     """Inputs and results are nobody else's business."""
-    fill(tmp_path, 1)
+    tmp_path.chmod(0o755)  # a folder that its user made, open to read
+    before = os.umask(0o022)
+    try:
+        journal, _ = started(tmp_path)
+        modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+        journal.close()
+    finally:
+        os.umask(before)
 
-    assert (tmp_path / "journal.db").stat().st_mode & 0o777 == 0o600
+    assert modes == dict.fromkeys(["journal.db", "journal.db-shm", "journal.db-wal"], 0o600)
 
 
 def test_too_much_waiting_fails_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
