@@ -150,7 +150,9 @@ class Door(Handler):
     def _open(self, client: int, body: Any, now: float) -> None:
         job, spec = body
         if job not in self.keeping.jobs and len(self.keeping.jobs) >= self.config.keeping.jobs_max:
-            full = QuotaExceeded(f"this node keeps {len(self.keeping.jobs)} jobs", next="p2pgrid forget some of them")
+            full = QuotaExceeded(
+                f"this node keeps {len(self.keeping.jobs)} jobs", next="forget some of them: Grid().job(ID).forget()"
+            )
             self.out.append(e.Reply(client, m.REFUSED, 0, [job, "spec", 0, dict(error_to_wire(full))]))
             return
         kept, effects = self.keeping.open(job, spec, client)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from p2pgrid.client.connection import Connection, ConnectionLost, Welcome, connect
 from p2pgrid.client.embedded import EmbeddedNode
 from p2pgrid.core.errors import GridError, NoNode
-from p2pgrid.core.locate import default_dirs, socket_of, user_dir
+from p2pgrid.core.locate import data_dir, default_dirs, socket_of, user_dir
 
 START_S = 20.0
 """How long an embedded node may take to open its socket; 0.7 s is usual."""
@@ -79,6 +80,13 @@ class LocalFinder:
             except GridError:
                 return None
         return connection
+
+    @property
+    def flags(self) -> str:
+        """What a command needs to reach the node that was found, or nothing where it would look anyway."""
+        if self._found is None or self._found == data_dir().absolute():
+            return ""
+        return f" --dir {shlex.quote(str(self._found))}"
 
     def _was_embedded(self) -> bool:
         return self._started is not None

@@ -45,6 +45,10 @@ class Finder(Protocol):
     def again(self, hello: dict[str, Any]) -> Connection | None:
         """Try once to reach the node of before."""
 
+    @property
+    def flags(self) -> str:
+        """What a command needs to reach that node: ` --dir DIR`, or nothing where it would look anyway."""
+
 
 class Held(Protocol):
     """Somebody who holds tasks back while others are on their way."""
@@ -402,12 +406,18 @@ class Session:
             self.held.clear()
             self._kept = 0
         for upload in uploads.values():
-            upload.give_up(_of_job(gone, upload.job))
+            upload.give_up(self._of_job(gone, upload.job))
         for receiver in receivers:
-            receiver.lost(_of_job(gone, receiver.job))
+            receiver.lost(self._of_job(gone, receiver.job))
         self._requests.give_up(gone)
         with self.lock:
             self._changed.notify_all()
+
+    def _of_job(self, error: GridError, job: bytes) -> GridError:
+        if not isinstance(error, NodeGone):
+            return error
+        name, flags = job_name(job), self._finder.flags
+        return NodeGone(name, next=f"p2pgrid node{flags}, then: p2pgrid show {name}{flags}")
 
     # ---- leaving -----------------------------------------------------------------------------------------------------
 
@@ -481,10 +491,6 @@ _sessions: "weakref.WeakSet[Session]" = weakref.WeakSet()
 def sessions() -> list[Session]:
     """Return the sessions of this process that have not left."""
     return list(_sessions)
-
-
-def _of_job(error: GridError, job: bytes) -> GridError:
-    return NodeGone(job_name(job)) if isinstance(error, NodeGone) else error
 
 
 def _after_fork() -> None:

@@ -128,7 +128,7 @@ class NodeGone(GridError):
         """Name the job; the message and the command to type follow from it."""
         if job_id:
             message = message or f"the node went away while job {job_id} was running"
-            next = next or f"p2pgrid node, then: p2pgrid result {job_id}"  # noqa: A001
+            next = next or f"p2pgrid node, then: p2pgrid show {job_id}"  # noqa: A001
         super().__init__(message or "the node went away", next=next, code=code)
         self.job_id = job_id
         self.args = (job_id, message)
@@ -145,7 +145,7 @@ class Unschedulable(GridError):
     """No node satisfies the options."""
 
     code = "unschedulable"
-    advice = "relax the options, or see what the nodes have: p2pgrid members"
+    advice = "relax the options, or see what there is: p2pgrid status"
 
 
 class NotSerializable(GridError):
@@ -208,7 +208,7 @@ class QuotaExceeded(GridError):
     """Too large, or no room is left."""
 
     code = "quota-exceeded"
-    advice = "forget what is no longer needed: p2pgrid forget JOB"
+    advice = "make it smaller, or free room: p2pgrid jobs, then Grid().job(ID).forget()"
 
 
 class NotAuthorized(GridError):
@@ -229,7 +229,7 @@ class MissingModule(GridError):
     """The task imports a module that no fit node has."""
 
     code = "missing-module"
-    advice = "install it where the workers run: p2pgrid members shows their interpreters"
+    advice = "install it where the workers run: p2pgrid status shows their Python"
 
 
 class RemoteError(GridError):

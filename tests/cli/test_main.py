@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,11 @@ import pytest
 from p2pgrid import __version__
 from p2pgrid.cli.main import LATER, VERBS
 from p2pgrid.cli.node import LATER_FLAGS
+from p2pgrid.core.errors import GridError, NodeGone, NotAuthorized
 from p2pgrid.node.config import NodeConfig
 from tests.cli.conftest import Run
 from tests.cli.oracle import Oracle
+from tests.core.test_errors import TREE
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -45,6 +48,14 @@ def test_nothing_typed_shows_help_and_is_wrong(run: Run) -> None:
 
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith("Usage: p2pgrid")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TREE if kind is not NotAuthorized])
+def test_what_an_error_advises_can_be_typed_today(kind: type[GridError]) -> None:
+    """No error sends anyone to a verb that is not there yet; nobody raises NotAuthorized before there are members."""
+    advised = re.findall(r"p2pgrid ([a-z]+)", f"{kind.advice} {NodeGone('calm-river-42')}")
+
+    assert set(advised) <= set(VERBS)
 
 
 @pytest.mark.parametrize("verb", LATER)

@@ -592,7 +592,7 @@ def test_node_gone_for_good(node: ScriptedNode, connect: Connect) -> None:
     results = grid.map(square, range(5))
     node.wait_for(lambda: len(inputs(node)) == 2)
     node.stop()
-    with pytest.raises(NodeGone, match="p2pgrid result"):
+    with pytest.raises(NodeGone, match="p2pgrid show"):
         future.result(SOON_S)
     with pytest.raises(NodeGone):
         list(results)

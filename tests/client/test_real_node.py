@@ -300,7 +300,10 @@ def test_killed_node_that_stays_away() -> None:
         wait_until(lambda: future.state == "running")
         local.nodes[0].kill()
 
-        with pytest.raises(pg.NodeGone, match="p2pgrid node, then: p2pgrid result"):
+        place = f"--dir {local.nodes[0].dir}"
+        with pytest.raises(
+            pg.NodeGone, match=f"p2pgrid node {place}, then: p2pgrid show {future.id.partition('/')[0]} {place}"
+        ):
             future.result(SOON_S)
 
 

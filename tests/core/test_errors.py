@@ -82,7 +82,7 @@ def test_a_gone_node_names_the_command_that_gets_the_result() -> None:
 
     assert error.job_id == "calm-river-42"
     assert str(error) == (
-        "the node went away while job calm-river-42 was running; next: p2pgrid node, then: p2pgrid result calm-river-42"
+        "the node went away while job calm-river-42 was running; next: p2pgrid node, then: p2pgrid show calm-river-42"
     )
 
 
