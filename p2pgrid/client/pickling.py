@@ -57,13 +57,16 @@ class _Sink:
         self.parts: list[bytes] = []
         self._left = limit
 
-    def write(self, data: bytes | memoryview) -> int:
-        """Keep one piece."""
-        self._left -= len(data)
+    def write(self, data: bytes | bytearray | memoryview | pickle.PickleBuffer) -> int:
+        """Keep one piece. Large ones come as they are: a numpy array as a PickleBuffer, which has no length."""
+        if not isinstance(data, bytes):
+            data = data.raw() if isinstance(data, pickle.PickleBuffer) else memoryview(data)
+        size = len(data) if isinstance(data, bytes) else data.nbytes
+        self._left -= size
         if self._left < 0:
             raise TooLarge
         self.parts.append(data if isinstance(data, bytes) else bytes(data))
-        return len(data)
+        return size
 
 
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc]

@@ -239,3 +239,29 @@ def test_numpy_array_argument_arrives() -> None:
     (array,), _ = pickle.loads(pickled_call((np.arange(5),), {}))
 
     assert array.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("layout", ["C", "F", "strided", "read-only", "empty"])
+def test_large_numpy_array_travels_whole(layout: str) -> None:
+    """Beyond 64 KiB the pickler hands over the array's buffer itself: in every layout its bytes arrive."""
+    np = pytest.importorskip("numpy")
+    array = np.asarray(np.arange(60_000, dtype=float).reshape(100, 20, 30), order="F" if layout == "F" else "C")
+    if layout == "strided":
+        array = array[::2, :, ::3]
+    elif layout == "read-only":
+        array.flags.writeable = False
+    elif layout == "empty":
+        array = array[:0]
+
+    (arrived,), _ = pickle.loads(pickled_call((array,), {}))
+    (listed,) = pickle.loads(pickled_items([array], 0, 1 << 20))
+
+    assert np.array_equal(arrived, array)
+    assert np.array_equal(listed, array)
+
+
+def test_limit_counts_the_bytes_of_a_buffer_not_its_rows() -> None:
+    """An array whose pickle is above the limit is TooLarge, however few rows it has."""
+    np = pytest.importorskip("numpy")
+    with pytest.raises(TooLarge):
+        pickled_items([np.zeros((1, 100_000))], 0, 200_000)
