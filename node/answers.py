@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from p2pgrid.core.errors import GridError, NotFound
@@ -11,6 +12,12 @@ from p2pgrid.node.keeping import Keeping, Kept
 
 if TYPE_CHECKING:
     from p2pgrid.node.machine import Machine
+
+FAILED_SHOWN = 20
+"""Failed tasks that a listing names."""
+_TRIES = {
+    "e": "raised", "t": "ran out of time", "m": "ran out of memory", "w": "its worker died", "n": "its node vanished",
+}  # fmt: skip
 
 
 def answer(machine: Machine, verb: str, arguments: dict[str, Any], now: float) -> dict[str, Any]:
@@ -58,7 +65,7 @@ def targets(keeping: Keeping, text: str) -> list[tuple[Kept, Span | None]]:
     if len(found) > 1:
         names = ", ".join(sorted(keeping.jobs[job].name for job in found))
         msg = f"{text!r} is ambiguous: {names}"
-        raise NotFound(msg, next="give more of the id", code="ambiguous")
+        raise NotFound(msg, next="use one of these ids", code="ambiguous")
     return [(keeping.jobs[found[0]], span)]
 
 
@@ -118,6 +125,7 @@ def describe(machine: Machine, kept: Kept) -> dict[str, Any]:
         "detached": kept.spec.detach,
         "reason": kept.reason,
         "waiting": waiting_reason(machine, kept),
+        "failed_tasks": list(islice((i for lo, hi in kept.failed for i in range(lo, hi)), FAILED_SHOWN)),
     }
 
 
@@ -176,13 +184,20 @@ def _task(
     if results is not None:
         attempts, node = results.attempt, machine.config.name
     tries = [one.kind for one in sorted(kept.record.tries.get(index, ()))]
-    return {"index": index, "state": state, "node": node, "attempts": attempts, "failed_tries": tries}
+    return {
+        "index": index,
+        "state": state,
+        "node": node,
+        "attempts": attempts,
+        "failed_tries": tries,
+        "error": kept.reasons.get(index, ""),
+    }
 
 
 def _explain(machine: Machine, kept: Kept, span: Span | None) -> list[str]:
     state = state_of(machine, kept)
-    total = "an open number of" if kept.total is None else str(kept.total)
-    lines = [f"{kept.name} is {state}: {kept.done.size} of {total} tasks have ended, {kept.failed.size} of them failed"]
+    total = f"{kept.known.size} tasks so far" if kept.total is None else f"{kept.total} tasks"
+    lines = [f"{kept.name} is {state}: {kept.done.size} of {total} have ended, {kept.failed.size} of them failed"]
     reason = waiting_reason(machine, kept)
     if reason:
         lines.append(f"tasks wait: {reason}")
@@ -193,7 +208,9 @@ def _explain(machine: Machine, kept: Kept, span: Span | None) -> list[str]:
         ready = work.ready()
         if ready and not reason:
             busy = sum(1 for w in machine.running.workers.values() if w.runs)
-            lines.append(f"{ready} tasks are ready and wait for a free slot ({busy} of {machine.running.slots} busy)")
+            line = f"{ready} tasks are ready and wait for a free slot ({busy} of {machine.running.slots} busy"
+            others = {w.runs[0].taken.work.name for w in machine.running.workers.values() if w.runs} - {kept.name}
+            lines.append(line + (f", with {', '.join(sorted(others))})" if others else ")"))
     if kept.total is None and not kept.ended:
         lines.append("its client may still add tasks")
     if kept.reason:
@@ -201,7 +218,8 @@ def _explain(machine: Machine, kept: Kept, span: Span | None) -> list[str]:
     if span is not None:
         shown = _show(machine, kept, span)
         for task in shown["listed"]:
-            tries = f", failed tries: {' '.join(task['failed_tries'])}" if task["failed_tries"] else ""
+            said = ", ".join(_TRIES[kind] for kind in task["failed_tries"])
+            tries = f", earlier tries: {said}" if said else ""
             where = f" at {task['node']}" if task["node"] else ""
             lines.append(f"task {task['index']}: {task['state']}{where}, attempt {task['attempts']}{tries}")
     return lines

@@ -11,6 +11,7 @@ from p2pgrid.core import messages as m
 from p2pgrid.core.batch import decode_batch, python_minor
 from p2pgrid.core.errors import (
     GridError,
+    NotFound,
     PeerError,
     QuotaExceeded,
     error_to_wire,
@@ -289,6 +290,8 @@ class Door(Handler):
     def _logs(self, event: e.ClientSent, target: str) -> dict[str, Any] | None:
         keys: list[tuple[bytes, str, bytes]] = []
         for kept, span in answers.targets(self.keeping, target):
+            if span is not None and not kept.known.within(*span):
+                raise NotFound(f"{kept.name} has no task {span[0]}", next=f"p2pgrid show {kept.name}")
             wanted = list(kept.logs) if span is None else kept.logs.within(*span)
             newest = (i for lo, hi in reversed(wanted) for i in range(hi - 1, lo - 1, -1))
             keys += [(kept.id, "log", i.to_bytes(8, "big")) for i in islice(newest, LOGS_MAX - len(keys))]

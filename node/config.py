@@ -238,7 +238,7 @@ def _usage(message: str) -> GridError:
 def _unusable(folder: Path, why: str) -> GridError:
     return GridError(
         f"{folder} cannot be used: {why}",
-        next="make it writable and make room, or use another directory: p2pgrid node --dir DIR",
+        next="name a folder of your own with room in it: p2pgrid node --dir DIR",
         code="directory-unusable",
     )
 
@@ -263,7 +263,10 @@ def _node_name(value: Any) -> str:
 
 
 def _count(value: Any) -> int:
-    number = int(value)
+    try:
+        number = int(value)
+    except ValueError as error:
+        raise ValueError(f"a whole number is wanted, not {value!r}") from error
     if not 1 <= number <= SLOTS_MAX:
         raise ValueError(f"from 1 to {SLOTS_MAX} is accepted, not {value}")
     return number

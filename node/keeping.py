@@ -22,7 +22,7 @@ from p2pgrid.core.failure import encode_exception
 from p2pgrid.core.ids import job_name
 from p2pgrid.core.ranges import RangeSet, Span
 from p2pgrid.core.record import BatchId, Inputs, Record, Results, Spec, State, Try, unpack_spec
-from p2pgrid.core.shapes import FAILURE
+from p2pgrid.core.shapes import FAILURE, failure_text
 from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node.events import Effect, Fetch, Outcome, Reply, Row, Send, Store
 
@@ -104,6 +104,8 @@ class Kept:
     state: str = RUNNING
     reason: str = ""
     logs: RangeSet = field(default_factory=RangeSet)
+    reasons: dict[int, str] = field(default_factory=dict)
+    """What failed tasks raised, in this life of the node."""
     programs: set[int] = field(default_factory=set)
     """Clients that opened it and are connected."""
 
@@ -132,6 +134,8 @@ OVERHEAD = 512
 """Bytes that a result costs in memory besides its value, about."""
 FETCH_MAX = 1024
 """Results asked of the disk at once."""
+REASONS_MAX = 1000
+"""Failures of a job whose text is kept at hand."""
 TRIES_MAX = 256
 """How many results that may not leave memory yet are passed over in one go."""
 
@@ -461,6 +465,8 @@ class Keeping:
             kept.done.add(lo, hi)
             if shape == FAILURE:
                 kept.failed.add(lo, hi)
+                if len(kept.reasons) < REASONS_MAX:
+                    kept.reasons[lo] = failure_text(data)
             if source:
                 batch = BatchId(source.node, source.incarnation, source.number + position)
             else:

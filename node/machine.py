@@ -292,13 +292,10 @@ class Machine(Handler):
             if culprit is not None:
                 data = pack([event.cause, event.detail, event.stderr[-4096:]])
                 crash = e.Outcome(culprit, culprit + 1, CRASH, data)
+                if kept is not None and event.stderr:  # its last words are its log: nobody else can send it any more
+                    effect = self.keeping.log(kept, [(culprit, event.stderr.encode() + b"\n")])
+                    self.out += [effect] if effect is not None else []
                 self.outcomes.report(work, [crash], info.taken.attempt)
-
-    # ---- outcomes, of this node's workers and of others -------------------------------------------------------------
-
-    # ---- members: keeper's side -------------------------------------------------------------------------------------
-
-    # ---- members: holder's side -------------------------------------------------------------------------------------
 
     # ---- time -------------------------------------------------------------------------------------------------------
 

@@ -119,6 +119,7 @@ def job_json(job: dict[str, Any]) -> dict[str, Any]:
         "detached": bool(job.get("detached", False)),
         "reason": job.get("reason") or None,
         "waiting": job.get("waiting") or None,
+        "failed_tasks": list(job.get("failed_tasks", ())),
     }
 
 
@@ -154,6 +155,10 @@ def _job_text(job: dict[str, Any], tasks: dict[str, int]) -> str:
         f" hex      {job['hex']}",
     ]
     lines += [f" waits    {job['waiting']}"] if job.get("waiting") else []
+    failed = list(map(str, job.get("failed_tasks", ())))
+    if failed:
+        more = " …" if len(failed) < tasks.get("failed", 0) else ""
+        lines.append(f" failed   {', '.join(failed)}{more}; why: p2pgrid show {job['id']}/{failed[0]}")
     lines += [f" reason   {job['reason']}"] if job.get("reason") else []
     return "\n".join(plain(line) for line in lines)
 

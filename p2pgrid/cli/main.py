@@ -51,6 +51,17 @@ LATER = {
 }
 """Verbs that are reserved, and the milestone that brings them."""
 
+MEANT = {
+    "ls": "jobs",
+    "list": "jobs",
+    "ps": "jobs",
+    "kill": "cancel",
+    "start": "node",
+    "run-node": "node",
+    "up": "node",
+}
+"""What people type who come from elsewhere."""
+
 
 class Verbs(click.Group):
     """The verbs of today; each is imported when it is wanted."""
@@ -75,7 +86,8 @@ class Verbs(click.Group):
         if name in LATER:
             raise NotYet(name, LATER[name], next="p2pgrid --help shows what works today")
         if name not in VERBS:
-            raise click.UsageError(f"there is no verb {name!r}{nearest(name, VERBS)}", ctx)
+            hint = f"; did you mean {MEANT[name]}?" if name in MEANT else nearest(name, VERBS)
+            raise click.UsageError(f"there is no verb {name!r}{hint}", ctx)
         return super().resolve_command(ctx, args)
 
 

@@ -21,6 +21,8 @@ COPIES_MAX = 16
 RESOURCES_MAX = 32
 RETRY_ON_MAX = 32
 NAME_LENGTH_MAX = 64
+RESOURCE_WORDS = ("cpu", "cpus", "gpu", "gpus", "mem", "memory")
+"""What people write as an option where `resources` is meant."""
 ENV_BYTES_MAX = 64 * 1024
 
 _RESOURCE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", re.ASCII)
@@ -56,6 +58,8 @@ class TaskOptions:
         unknown = [name for name in options if name not in _CHECKS]
         if unknown:
             near = difflib.get_close_matches(unknown[0], _CHECKS, n=1, cutoff=0.0)[0]
+            if unknown[0] in RESOURCE_WORDS:
+                near = f"resources={{'{unknown[0]}': …}}"
             msg = f"no option {unknown[0]!r}: did you mean {near!r}? There are {', '.join(_CHECKS)}"
             raise TypeError(msg)
         checked: dict[str, Any] = {name: _CHECKS[name](name, value) for name, value in options.items()}

@@ -16,6 +16,7 @@ from p2pgrid.core.errors import PeerError
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.wire import unpack
 
+TEXT_SHOWN = 300
 VALUES, PACKED, FAILURE, CRASH = 0, 1, 2, 4
 """Shapes of outcomes (`node.events.Outcome`)."""
 
@@ -111,6 +112,18 @@ def _outcome(value: Any) -> tuple[int, int, int, Any]:
         case _:
             _refuse("outcome")
     return lo, hi, int(shape), data
+
+
+def failure_text(data: bytes) -> str:
+    """Return what a failed task raised, in one short line, from the bytes of an outcome; never raises."""
+    try:
+        failure = unpack(data)
+        text = failure["text"]
+        said = text if isinstance(text, str) else ""
+        line = f"{failure['qualname']}: {said}" if said else str(failure["qualname"])
+    except (PeerError, KeyError, TypeError):
+        return ""
+    return " ".join(line.split())[:TEXT_SHOWN]
 
 
 def lineage(data: bytes) -> list[tuple[str, str]]:

@@ -273,8 +273,9 @@ def test_a_crash_tells_signal_and_last_words(grid: Grid) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(pg.WorkerCrashed, match="SIGKILL") as caught:
-        grid.submit(last_words).result(60)
+        (future := grid.submit(last_words)).result(60)
     assert "the disk is on fire" in str(caught.value)
+    assert "the disk is on fire" in future.logs()
 
 
 def test_options_nobody_satisfies_are_explained_everywhere(local: LocalGrid, capfd: pytest.CaptureFixture[str]) -> None:
