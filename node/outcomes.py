@@ -203,13 +203,14 @@ class Outcomes(Handler):
         cause, detail, stderr = unpack(outcome.data)
         task = f"{kept.name}/{outcome.lo}"
         last = f"; its last lines: {stderr.strip()}" if stderr.strip() else ""
+        was = "" if cause == "exit" else "was "
         error: GridError
         if cause == "timeout":
             error = TaskTimeout(f"{task}: {detail}")
         elif cause == "memory":
             error = TaskMemoryExceeded(f"{task}: {detail}")
         else:
-            error = WorkerCrashed(f"{task}: the worker process was {detail}{last}", next=f"p2pgrid logs {task}")
+            error = WorkerCrashed(f"{task}: the worker process {was}{detail}{last}", next=f"p2pgrid logs {task}")
         return e.Outcome(outcome.lo, outcome.hi, FAILURE, pack(encode_exception(error)))
 
     def fail(self, kept: Kept, spans: Sequence[Span], error: GridError) -> None:

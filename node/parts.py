@@ -51,7 +51,7 @@ class Parts:
     def __init__(self, config: MachineConfig) -> None:
         self.config = config
         self.pool = Pool()
-        self.running = Running(config.slots, config.facts.get("resources", {}), config.running)
+        self.running = Running(config.slots, config.facts.get("resources", {}), config.running, config.name)
         self.keeping = Keeping(config.node_id, config.name, config.keeping)
         self.leases = Leases(config.leases)
         self.holding = Holding(config.holding)

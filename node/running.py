@@ -63,9 +63,10 @@ class Worker:
 class Running:
     """Slots and grains of one node."""
 
-    def __init__(self, slots: int, resources: Mapping[str, float], options: RunningOptions) -> None:
+    def __init__(self, slots: int, resources: Mapping[str, float], options: RunningOptions, node: str) -> None:
         self.workers = {i: Worker(i) for i in range(slots)}
         self.slots = slots
+        self.node = node
         self.resources = dict(resources)
         self.options = options
         self.stopping = False
@@ -210,6 +211,7 @@ class Running:
                 context={
                     "name": lane.work.name,
                     "attempt": taken.attempt,
+                    "node": self.node,
                     "prints": options.prints,
                     "env": dict(options.env or {}),
                     "cpu": lane.cpus,

@@ -38,6 +38,7 @@ from p2pgrid.node.workers_reaper import Reaper
 WATCH_S = 0.1
 WATCH_IDLE_S = 1.0
 TAKE_BACK_S = 0.005
+LAST_WORDS_MAX = 4096
 CLOSED_S = 0.5
 """A child whose pipe ended is given so long to end by itself, and to say how."""
 
@@ -246,7 +247,7 @@ class WorkerPool:
             await _ended(child.process)
             nursery.cancel_scope.cancel()
         died = await self._bury(child)
-        return child.ready, died.stderr or died.detail
+        return child.ready, died.stderr[-LAST_WORDS_MAX:] or died.detail
 
     async def _read(self, child: Child) -> None:
         try:

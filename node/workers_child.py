@@ -40,7 +40,6 @@ SOCKET_BUFFER = 1 << 20
 """A grain's results or a blob in one go: else each side waits for the other in slices of 200 KiB."""
 OUTPUT_MAX = 1 << 20
 OUTPUT_KEPT = 64 * 1024
-STDERR_MAX = 4096
 
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from p2pgrid.node.worker import main; main(sys.argv[2:])"
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -264,8 +263,8 @@ class Child:
             os.write(self._output_fd, tail)
 
     def last_lines(self) -> str:
-        """Return what the child wrote last, at most STDERR_MAX bytes."""
-        return self._tail(STDERR_MAX).decode(errors="replace").strip()
+        """Return what the child wrote last, at most OUTPUT_KEPT bytes."""
+        return self._tail(OUTPUT_KEPT).decode(errors="replace").strip()
 
     def _tail(self, size: int) -> bytes:
         end = os.fstat(self._output_fd).st_size

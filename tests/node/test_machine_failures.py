@@ -71,6 +71,28 @@ def test_after_its_first_crash_a_task_runs_alone() -> None:
     assert alone == [[3]]
 
 
+def test_what_a_dead_worker_printed_is_the_output_of_the_task_that_killed_it() -> None:
+    """`logs` shows it: WorkerCrashed and TaskTimeout tell people to look there."""
+    desk = Desk()
+    desk.ready()
+    desk.join()
+    (run,) = runs(desk.submit(1))
+    died = e.WorkerDied(0, run.run, 0, "timeout", "ran longer than 1 s", "what it printed")
+    rows = [row for one in desk.do(died) if isinstance(one, e.Store) for row in one.rows]
+
+    assert [(row.key, row.value) for row in rows if row.kind == "log"] == [(bytes(8), b"what it printed\n")]
+
+
+def test_a_run_says_on_which_node_it_is() -> None:
+    """`pg.current().node` is the name of the node."""
+    desk = Desk()
+    desk.ready()
+    desk.join()
+    (run,) = runs(desk.submit(1))
+
+    assert run.context["node"] == "n"
+
+
 def test_a_crash_without_a_culprit_lets_every_task_of_the_grain_run_alone() -> None:
     """Nobody is charged who may be innocent, and their attempt number rises."""
     desk = Desk()
