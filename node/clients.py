@@ -35,6 +35,8 @@ class Client:
 
 
 DAY_S = 86400.0
+UNIX_MAX_S = 1e11
+"""Far beyond any expiry, and still a date."""
 LOGS_MAX = 10_000
 """Tasks whose output one request returns, the last ones."""
 
@@ -273,6 +275,10 @@ class Door(Handler):
             return None
         if verb == "cancel":
             return self._cancel_target(event, str(arguments.get("target", "")))
+        if verb == "forget":
+            return self._forget_target(event, str(arguments.get("target", "")))
+        if verb == "keep":
+            return self._keep_target(event, str(arguments.get("target", "")), arguments.get("until"))
         if verb == "logs":
             return self._logs(event, str(arguments.get("target", "")))
         return self.answer(verb, arguments, now)
@@ -285,6 +291,29 @@ class Door(Handler):
             count += self._cancel_spans(kept, spans, ()).size
         _, effect = self.keeping.store([], [e.Reply(event.client, m.ANSWER, event.id, {"cancelled": count})])
         self.out.append(effect)
+        return None
+
+    def _forget_target(self, event: e.ClientSent, target: str) -> dict[str, Any] | None:
+        jobs = [kept for kept, _ in answers.targets(self.keeping, target)]
+        for kept in jobs:
+            if not kept.ended:
+                self._cancel_spans(kept, None, (), "forgotten")
+            self.out += self.keeping.delete(kept.id)
+        # Rows are synced in their order: with this one all before it are gone.
+        _, effect = self.keeping.store([], [e.Reply(event.client, m.ANSWER, event.id, {"forgotten": len(jobs)})])
+        self.out.append(effect)
+        return None
+
+    def _keep_target(self, event: e.ClientSent, target: str, until: object) -> dict[str, Any] | None:
+        if not isinstance(until, int | float) or not 0 <= until < UNIX_MAX_S:
+            msg = f"until={until!r:.40}: expected unix seconds"
+            raise GridError(msg, code="usage", next="for a week more: job.keep_until(time.time() + 7 * 86400)")
+        jobs = answers.targets(self.keeping, target)
+        if len(jobs) != 1:
+            raise NotFound(f"{target!r} names {len(jobs)} jobs, one is wanted", code="ambiguous")
+        kept = jobs[0][0]
+        answer = {"expires": max(kept.record.expires, float(until))}
+        self.out.append(self.keeping.keep_until(kept, until, [e.Reply(event.client, m.ANSWER, event.id, answer)]))
         return None
 
     def _logs(self, event: e.ClientSent, target: str) -> dict[str, Any] | None:

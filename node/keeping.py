@@ -247,6 +247,8 @@ class Keeping:
             case "attempt":
                 lo, hi, attempt = unpack(row.meta)
                 record.attempts.join(lo, hi, attempt)
+            case "expiry":
+                record.expires = max(record.expires, float(unpack(row.meta)))
             case "log":
                 index = int.from_bytes(row.key, "big")
                 kept.logs.add(index, index + 1)
@@ -728,6 +730,12 @@ class Keeping:
                 out += [Reply(client, m.STATE, 0, [job, ABANDONED, "expired"]) for client in kept.watches]
             out += self.delete(job)
         return gone, out
+
+    def keep_until(self, kept: Kept, until_s: float, promises: Iterable[Promise]) -> Effect:
+        """Let a job expire at `until_s`, in unix seconds, or later: its time only grows."""
+        kept.record.expires = max(kept.record.expires, until_s)
+        rows = [Row(kept.id, "expiry", b"", pack(kept.record.expires), b"")]
+        return self.store(rows, promises)[1]
 
     def delete(self, job: Job) -> list[Effect]:
         """Forget everything about a job, on disk as well."""

@@ -133,7 +133,7 @@ class Job:
 
     def keep_until(self, when: float) -> None:
         """Keep it until `when`, in unix seconds."""
-        self._ask("keep", until=when)
+        self._ask("keep", until=float(when))
 
     def forget(self) -> None:
         """Remove it and its results from the grid."""

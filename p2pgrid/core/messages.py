@@ -37,6 +37,8 @@ REQUESTS = {
     "explain": "{target}",
     "logs": "{target}",
     "cancel": "{target}",
+    "forget": "{target} -> {forgotten: jobs}; cancels what still runs",
+    "keep": "{target, until: unix seconds} -> {expires}; an expiry only grows",
     "find": "{target} -> {job: 16 bytes, lo, hi} of an id, prefix, name or `last`",
     "stop": "{}  (embedded or by `p2pgrid stop`)",
     "workers": "{} -> [{worker, pid, state, job, index}]",

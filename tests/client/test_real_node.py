@@ -538,3 +538,19 @@ def test_many_threads_submit(grid: Grid) -> None:
         thread.join()
 
     assert all(sorted(got[k]) == [(k * 1000 + i) ** 2 for i in range(300)] for k in range(10))
+
+
+def test_a_job_is_kept_longer_and_forgotten() -> None:
+    """Job.keep_until and Job.forget; after that nobody knows it."""
+    with LocalGrid(slots=1) as local:
+        grid = local.grid(0)
+        job = grid.start(abs, range(3))
+        later = job.expires + 1000.0
+        job.keep_until(later)
+        assert job.wait(SOON_S)
+        assert job.expires == later
+        job.forget()
+
+        with pytest.raises(pg.NotFound):
+            job.results(timeout=SOON_S)
+        assert grid.jobs() == []

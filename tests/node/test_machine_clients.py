@@ -381,3 +381,42 @@ def test_options_that_are_none_are_refused_with_their_batch(options: dict[str, A
     desk.say(m.INPUT, [JOB, 1, 2, batch(1, 2)])
 
     assert replies(desk.sync(), m.ACK)[-1] == [JOB, "input", 1]
+
+
+# ---- forgetting and keeping ------------------------------------------------------------------------------------------
+
+
+def test_a_forgotten_job_is_gone_from_memory_and_disk_and_what_ran_is_killed() -> None:
+    """The answer comes once that is synced; a restart knows nothing of it."""
+    desk = Desk()
+    desk.ready()
+    desk.join()
+    (run,) = runs(desk.submit(3))
+    desk.sync()
+    out = desk.say(m.REQUEST, ["forget", {"target": JOB.hex()}], id_=9)
+
+    assert [(one.worker, one.run) for one in kills(out)] == [(0, run.run)]
+    assert replies(out, m.STATE) == [[JOB, "cancelled", "forgotten"]]
+    assert replies(out, m.ANSWER) == []
+    assert e.Store(0, [e.Row(JOB, "*", b"", b"", None)]) in out
+    assert replies(desk.sync(), m.ANSWER) == [{"forgotten": 1}]
+    assert desk.answer("jobs") == {"jobs": []}
+    assert desk.machine.pool.works == {}
+    assert runs(desk.do(e.WorkerDied(0, run.run, 0, "killed", "killed"), e.WorkerReady(0))) == []
+
+
+def test_a_kept_job_expires_later_and_never_earlier_also_after_a_restart() -> None:
+    """`keep_until` only adds; the journal knows it."""
+    desk = Desk()
+    desk.ready()
+    desk.join()
+    desk.submit(1)
+    desk.sync()
+    later = UNIX_0 + 1e7
+    out = desk.say(m.REQUEST, ["keep", {"target": "last", "until": later}], id_=9)
+    rows = [e.Row(JOB, "spec", b"", spec(), b""), *(row for one in out if isinstance(one, e.Store) for row in one.rows)]
+
+    assert replies(desk.sync(), m.ANSWER) == [{"expires": later}]
+    desk.say(m.REQUEST, ["keep", {"target": "last", "until": UNIX_0}], id_=9)
+    assert replies(desk.sync(), m.ANSWER) == [{"expires": later}]
+    assert Desk(rows=rows).machine.keeping.jobs[JOB].expires_s == later
