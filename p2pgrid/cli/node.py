@@ -74,7 +74,8 @@ def node(setting: Setting, /, **flags: Any) -> int:
                 raise NotYet(f"{flag} (${variable})", milestone, next=f"unset {variable}")
     from p2pgrid.node.config import from_flags
 
-    typed = {name: list(value) if isinstance(value, tuple) else value for name, value in flags.items() if value or value == ""}
+    given = {name: value for name, value in flags.items() if value or value == ""}
+    typed = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
     place = {} if setting.dir is None else {"dir": setting.dir}
     config = from_flags({**typed, **place, "json": setting.json or None})
     # Only now, for trio and the worker pool take longer to import than a wrong flag takes to tell.
