@@ -1,11 +1,7 @@
-r"""Who this node is: its Ed25519 key, the PeerId made from it, and the proof that it belongs to its grid.
+"""Who this node is: its Ed25519 key, the PeerId made from it, and the proof that it belongs to its grid.
 
 A node that finds no grid founds one: a fresh grid key signs this node as admin and is thrown away; its public half
-names the grid. The chain of links has the layout of DESIGN §3:
-
-    chain = msgpack [[body, signature], …]
-    body  = msgpack ["n", subject, roles, signed at, until or 0, inviter and voucher or b""]
-    signature = Ed25519 of "p2pgrid link 1\0" + grid's public key + body
+names the grid (`core.chains` has the layout, `core.trust` the rules).
 
 Rule: private keys never leave this file but as a `NodeKey`, and never get into a log, a crash report or a worker.
 """
@@ -20,19 +16,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from p2pgrid.core.errors import GridError, PeerError
+from p2pgrid.core.chains import Reason, Refused, found
+from p2pgrid.core.errors import GridError
 from p2pgrid.core.ids import grid_name, node_name
-from p2pgrid.core.wire import pack, unpack
+from p2pgrid.core.trust import Judge
 
-SUBMIT, WORK, ADMIN, OBSERVE = 1, 2, 4, 8
-ALL_ROLES = SUBMIT | WORK | ADMIN | OBSERVE
 KEY_FILE = "node.key"
 GRID_FILE = "grid.json"
-LINK_WORD = b"p2pgrid link 1\0"
-CHAIN_BYTES_MAX = 4096
 
 _KEY_LENGTH = 32
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
@@ -88,35 +80,6 @@ def base58(data: bytes) -> str:
     return _BASE58[0] * zeros + "".join(reversed(digits))
 
 
-def sign_link(signer: Ed25519PrivateKey, grid: bytes, subject: bytes, roles: int, signed_at: int) -> list[bytes]:
-    """Return a node link without an end, as [body, signature]."""
-    body = pack(["n", subject, roles, signed_at, 0, b""])
-    return [body, signer.sign(LINK_WORD + grid + body)]
-
-
-def founding_subject(grid: bytes, chain: bytes) -> bytes:
-    """Return the node that the first link of a chain admits, its signature checked.
-
-    Raises:
-        PeerError: it is no chain of this grid.
-    """
-    match unpack(chain, limit=CHAIN_BYTES_MAX):
-        case [[bytes(body), bytes(signature)], *_]:
-            pass
-        case _:
-            raise PeerError("a chain that is not a list of links")
-    match unpack(body, limit=CHAIN_BYTES_MAX):
-        case ["n", bytes(subject), int(), int(), int(), bytes()] if len(subject) == _KEY_LENGTH:
-            pass
-        case _:
-            raise PeerError("a chain that does not begin with a node link")
-    try:
-        Ed25519PublicKey.from_public_bytes(grid).verify(signature, LINK_WORD + grid + body)
-    except (InvalidSignature, ValueError) as error:
-        raise PeerError("a chain that this grid did not sign") from error
-    return subject
-
-
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
@@ -161,7 +124,7 @@ def _membership(path: Path, public: bytes, wall_s: float) -> tuple[bytes, tuple[
     except FileNotFoundError:
         grid_key = Ed25519PrivateKey.generate()
         grid = grid_key.public_key().public_bytes_raw()
-        chain = pack([sign_link(grid_key, grid, public, ALL_ROLES, int(wall_s))])
+        chain = found(grid_key, public, wall_s)
         kept = {"v": 1, "grid": grid.hex(), "chains": [chain.hex()]}
         write_private(path, json.dumps(kept, indent=1).encode() + b"\n")
         return grid, (chain,), True
@@ -169,8 +132,8 @@ def _membership(path: Path, public: bytes, wall_s: float) -> tuple[bytes, tuple[
         kept = json.loads(text)
         grid = bytes.fromhex(kept["grid"])
         chains = tuple(bytes.fromhex(chain) for chain in kept["chains"])
-        mine = any(founding_subject(grid, chain) == public for chain in chains)
-    except (ValueError, TypeError, KeyError, PeerError) as error:
+        mine = any(_admits(Judge(grid), chain, public) for chain in chains)
+    except (ValueError, TypeError, KeyError, Refused) as error:
         raise GridError(
             f"{path} is not a membership: {error}",
             next="put the right file back, or move it away: p2pgrid node founds a new grid",
@@ -183,6 +146,21 @@ def _membership(path: Path, public: bytes, wall_s: float) -> tuple[bytes, tuple[
             code="directory-unusable",
         )
     return grid, chains, False
+
+
+def _admits(judge: Judge, chain: bytes, public: bytes) -> bool:
+    """Whether the chain is ours. Dates do not matter: what is over is for the others to say, and the node still starts.
+
+    Raises:
+        Refused: it is no chain of this grid, whoever's it is.
+    """
+    try:
+        judge.check(chain, public, 0)
+    except Refused as refused:
+        if refused.reason is not Reason.ANOTHERS:
+            raise
+        return False
+    return True
 
 
 def write_private(path: Path, data: bytes) -> None:

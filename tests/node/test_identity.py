@@ -8,16 +8,15 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from p2pgrid.core.errors import GridError, PeerError
+from p2pgrid.core.chains import ALL_ROLES
+from p2pgrid.core.errors import GridError
 from p2pgrid.core.ids import grid_name, node_name
+from p2pgrid.core.trust import Judge
 from p2pgrid.core.wire import unpack
 from p2pgrid.node.identity import (
-    ALL_ROLES,
     GRID_FILE,
     KEY_FILE,
-    LINK_WORD,
     base58,
-    founding_subject,
     open_identity,
     peer_id,
 )
@@ -59,17 +58,18 @@ def test_the_grid_key_signs_the_node_as_admin_and_is_thrown_away(tmp_path: Path)
     assert unpack(body) == ["n", identity.public, ALL_ROLES, int(WALL_S), 0, b""]
     assert len(signature) == 64
     assert kept == {"v": 1, "grid": identity.grid.hex(), "chains": [identity.chains[0].hex()]}
-    assert founding_subject(identity.grid, identity.chains[0]) == identity.public
+    assert Judge(identity.grid).check(identity.chains[0], identity.public, WALL_S) == ALL_ROLES
 
 
 def test_a_chain_of_another_grid_is_refused(tmp_path: Path) -> None:
-    """The grid's key is in every signature."""
-    identity = open_identity(tmp_path, None, WALL_S)
+    """The grid's key is in every signature: the file must hold what belongs together."""
+    open_identity(tmp_path, None, WALL_S)
+    path = tmp_path / GRID_FILE
+    kept = json.loads(path.read_text())
     stranger = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
-    with pytest.raises(PeerError):
-        founding_subject(stranger, identity.chains[0])
-
-    assert LINK_WORD.endswith(b"\0")
+    path.write_text(json.dumps({**kept, "grid": stranger.hex()}))
+    with pytest.raises(GridError, match="of another grid"):
+        open_identity(tmp_path, None, WALL_S)
 
 
 def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
