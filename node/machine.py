@@ -237,7 +237,7 @@ class Machine(Handler):
         info = self.running.find(event.worker, event.run)
         if info is None:
             return  # of a run that was taken from it meanwhile
-        self.running.progressed(info, event.outcomes, event.busy_s, self.pool)
+        self.running.progressed(info, event.outcomes, event.busy_s, self.pool, now)
         returned = list(event.returned)
         for lo, hi in returned:
             info.left.discard(lo, hi)

@@ -19,6 +19,10 @@ from p2pgrid.core.ranges import RangeSet
 from p2pgrid.node.events import Effect, Kill, Outcome, Recall, Run, SetTimer
 from p2pgrid.node.pool import Job, Lane, Pool, Taken, segments
 
+OVERLAP = 5
+OVERLAP_S = 0.05
+"""A run that took so much longer than its tasks kept the processor busy was waiting, with many of them at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunningOptions:
@@ -43,6 +47,8 @@ class RunInfo:
     taken: Taken
     left: RangeSet
     since_s: float
+    queued: bool = False
+    """Whether it stood behind another one first."""
 
     @property
     def job(self) -> Job:
@@ -72,6 +78,8 @@ class Running:
         self.stopping = False
         self._runs = 0
         self._seconds_per_task: OrderedDict[bytes, float] = OrderedDict()
+        self._overlapping: dict[bytes, None] = {}
+        """Functions whose tasks mostly wait, many of them at once in one worker (`async def`)."""
         self._waiting: tuple[Lane, float] | None = None  # a wide lane that slots are being kept free for
         self._recall_due = False
 
@@ -174,6 +182,8 @@ class Running:
         front = worker.runs[0].taken.lane
         if front.cpus > 1 or front.resources or self._seconds_per_task.get(front.fn, 1.0) > self.options.grain_s:
             return True
+        if front.fn in self._overlapping:
+            return True
         for lane in pool.candidates():
             if not eligible(lane):
                 continue
@@ -192,13 +202,15 @@ class Running:
         most = self.options.grain_items if lane.packed else self.options.grain_calls
         per_task = max(per_task, 1e-9)
         # Shared out towards the end, but not into crumbs: handing over costs as much as some milliseconds of work.
+        if lane.fn in self._overlapping:
+            return max(1, min(most, -(-lane.ready.size // self.slots)))
         fair = max(-(-lane.ready.size // (2 * self.slots)), int(self.options.crumb_s / per_task))
         return max(1, min(most, fair, int(self.options.grain_s / per_task)))
 
     def _start(self, worker: Worker, pool: Pool, lane: Lane, now: float, out: list[Effect]) -> None:
         taken = pool.take(lane, self.grain(lane))
         self._runs += 1
-        worker.runs.append(RunInfo(self._runs, taken, RangeSet(taken.spans), now))
+        worker.runs.append(RunInfo(self._runs, taken, RangeSet(taken.spans), now, queued=bool(worker.runs)))
         options = lane.options
         memory = options.resources.get("mem")
         out.append(
@@ -231,13 +243,19 @@ class Running:
         """Return a run that is with a worker."""
         return next((r for r in self.workers[worker].runs if r.run == run), None)
 
-    def progressed(self, info: RunInfo, outcomes: Sequence[Outcome], busy_s: float, pool: Pool) -> None:
+    def progressed(
+        self, info: RunInfo, outcomes: Sequence[Outcome], busy_s: float, pool: Pool, now: float
+    ) -> None:  # fmt: skip
         """Note which tasks of a run have ended and how long they took."""
         count = sum(info.left.discard(outcome.lo, outcome.hi) for outcome in outcomes)
         pool.served(info.taken.work, busy_s * max(info.taken.lane.cpus, 1))
         if not count:
             return
         fn, sample = info.taken.lane.fn, busy_s / count
+        if not info.queued and now - info.since_s > max(OVERLAP_S, OVERLAP * busy_s):
+            self._overlapping[fn] = None
+            if len(self._overlapping) > self.options.rates_kept:
+                del self._overlapping[next(iter(self._overlapping))]
         known = self._seconds_per_task.pop(fn, sample)
         self._seconds_per_task[fn] = known + 0.3 * (sample - known)
         if len(self._seconds_per_task) > self.options.rates_kept:

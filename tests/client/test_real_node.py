@@ -554,3 +554,16 @@ def test_a_job_is_kept_longer_and_forgotten() -> None:
         with pytest.raises(pg.NotFound):
             job.results(timeout=SOON_S)
         assert grid.jobs() == []
+
+
+def test_async_tasks_wait_together(grid: Grid) -> None:
+    """A hundred coroutines that only wait share two slots, as they would share an event loop."""
+
+    async def pause(x: int) -> int:
+        await asyncio.sleep(0.2)
+        return x
+
+    start = time.monotonic()
+
+    assert list(grid.map(pause, range(100))) == list(range(100))
+    assert time.monotonic() - start < 5 * 2.0  # one after the other it would be 10 s even on two slots; goal 1 s
