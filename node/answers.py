@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from p2pgrid.core.errors import GridError, NotFound
 from p2pgrid.core.ids import match, parse_target
 from p2pgrid.core.ranges import RangeSet, Span
-from p2pgrid.node.keeping import Keeping, Kept
+from p2pgrid.node.keeping import Keeping
+from p2pgrid.node.kept import Kept
 
 if TYPE_CHECKING:
     from p2pgrid.node.machine import Machine

@@ -20,7 +20,7 @@ from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.shapes import from_client
 from p2pgrid.node import answers
 from p2pgrid.node import events as e
-from p2pgrid.node.keeping import ABANDONED, Kept, Promise
+from p2pgrid.node.kept import ABANDONED, Kept, Promise
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, Parts
 from p2pgrid.node.pool import Work
@@ -83,7 +83,7 @@ class Door(Handler):
 
     def gone(self, event: e.ClientGone, now: float) -> None:
         client = self.clients.pop(event.client, None)
-        self.keeping.unwatch(event.client)
+        self.keeping.readers.unwatch(event.client)
         if client is None:
             return
         if client.session and not any(c.session == client.session for c in self.clients.values()):
@@ -221,17 +221,17 @@ class Door(Handler):
         job, had = body
         kept = self._kept(job, client)
         if kept is not None:
-            self.out += self.keeping.watch(kept, client, had)
+            self.out += self.keeping.readers.watch(kept, client, had)
 
     def _unwatch(self, client: int, body: Any, now: float) -> None:
         kept = self.keeping.jobs.get(body[0])
         if kept is not None:
-            self.keeping.unwatch(client, kept)
+            self.keeping.readers.unwatch(client, kept)
 
     def _got(self, client: int, body: Any, now: float) -> None:
         kept = self.keeping.jobs.get(body[0])
         if kept is not None:
-            self.out += self.keeping.got(kept, client, body[1])
+            self.out += self.keeping.readers.got(kept, client, body[1])
 
     def _cancel(self, client: int, body: Any, now: float) -> None:
         job, spans = body

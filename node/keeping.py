@@ -9,138 +9,37 @@ Rule: this file knows neither workers nor the pool nor peers. It says which task
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
-from collections import OrderedDict
+from bisect import bisect_right, insort
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from p2pgrid.core import messages as m
 from p2pgrid.core.batch import content_id
-from p2pgrid.core.errors import PeerError, ResultLost
-from p2pgrid.core.failure import encode_exception
+from p2pgrid.core.errors import PeerError
 from p2pgrid.core.ids import job_name
 from p2pgrid.core.ranges import RangeSet, Span
-from p2pgrid.core.record import BatchId, Inputs, Record, Results, Spec, State, Try, unpack_spec
+from p2pgrid.core.record import BatchId, Inputs, Record, Results, State, Try, unpack_spec
 from p2pgrid.core.shapes import FAILURE, failure_text
 from p2pgrid.core.wire import pack, unpack
-from p2pgrid.node.events import Effect, Fetch, Outcome, Reply, Row, Send, Store
+from p2pgrid.node.events import Effect, Outcome, Reply, Row, Send, Store
+from p2pgrid.node.kept import (
+    ABANDONED,
+    CANCELLED,
+    DONE,
+    FAILED,
+    Fresh,
+    Job,
+    KeepingOptions,
+    Kept,
+    Mark,
+    Promise,
+    Source,
+)
+from p2pgrid.node.reading import Readers
 
-Job = bytes
-Mark = tuple[str, bytes]
-"""What of a job is to be synced besides inputs: ("spec", b""), ("code", id), ("close", b"")."""
-
-RUNNING, DONE, FAILED, CANCELLED, ABANDONED = "running", "done", "failed", "cancelled", "abandoned"
-
-
-@dataclass(frozen=True, slots=True)
-class KeepingOptions:
-    """Bounds; bytes unless a name says otherwise."""
-
-    window_bytes: int = 64 << 20
-    """Results sent to a reader and not yet taken in."""
-    recent_bytes: int = 64 << 20
-    """Synced results that stay in memory for the next reader."""
-    step_bytes: int = 8 << 20
-    """Results read from disk at once for a late reader."""
-    log_bytes: int = 64 << 10
-    jobs_max: int = 100_000
-    retry_s: float = 5.0
-    """How long after a failed write results are written again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Which batch of which node outcomes came in; outcome number i of it is batch `number` + i."""
-
-    node: str
-    name: str
-    incarnation: int
-    number: int
-
-
-@dataclass(slots=True)
-class Fresh:
-    """Outcomes that readers were given and that are still to be kept."""
-
-    attempt: int
-    seal: bool
-    batches: list[tuple[BatchId, Outcome]] = field(default_factory=list)
-    new: list[Span] = field(default_factory=list)
-    """The tasks that are done with them."""
-
-
-@dataclass(slots=True)
-class Watch:
-    """A client that reads a job."""
-
-    client: int
-    sent: RangeSet
-    unread: int = 0
-    behind: bool = False
-    fetching: int = 0
-    ended: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class Kept:
-    """One job whose record is kept here."""
-
-    id: Job
-    name: str
-    spec: Spec
-    record: Record
-    done: RangeSet = field(default_factory=RangeSet)
-    failed: RangeSet = field(default_factory=RangeSet)
-    cancelled: RangeSet = field(default_factory=RangeSet)
-    known: RangeSet = field(default_factory=RangeSet)
-    """Tasks whose inputs were appended."""
-    durable: RangeSet = field(default_factory=RangeSet)
-    """Tasks whose inputs are synced; `synced` names what else is."""
-    synced: set[Mark] = field(default_factory=set)
-    order: list[tuple[int, BatchId, int]] = field(default_factory=list)
-    """Result batches by first index, with their size."""
-    watches: dict[int, Watch] = field(default_factory=dict)
-    state: str = RUNNING
-    reason: str = ""
-    logs: RangeSet = field(default_factory=RangeSet)
-    reasons: dict[int, str] = field(default_factory=dict)
-    """What failed tasks raised, in this life of the node."""
-    programs: set[int] = field(default_factory=set)
-    """Clients that opened it and are connected."""
-
-    @property
-    def total(self) -> int | None:
-        """How many tasks the job has, once that is known."""
-        return self.record.closed
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing of it will run any more."""
-        return self.state != RUNNING
-
-    @property
-    def open_tasks(self) -> RangeSet:
-        """Tasks that are known and neither done nor cancelled."""
-        return self.known - self.done - self.cancelled
-
-    @property
-    def expires_s(self) -> float:
-        """Unix time at which it is deleted."""
-        return self.record.expires
-
-
-OVERHEAD = 512
-"""Bytes that a result costs in memory besides its value, about."""
-FETCH_MAX = 1024
-"""Results asked of the disk at once."""
 REASONS_MAX = 1000
 """Failures of a job whose text is kept at hand."""
-TRIES_MAX = 256
-"""How many results that may not leave memory yet are passed over in one go."""
-
-Promise = Reply | Send
-"""What is said once the rows are synced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,10 +84,7 @@ class Keeping:
         self._unsynced: dict[int, Unsynced] = {}
         self._appended: dict[int, Appended] = {}
         self._marked: dict[int, tuple[Job, Mark]] = {}
-        self._fetches: dict[int, tuple[Job, int, list[BatchId]]] = {}
-        self._recent: OrderedDict[tuple[Job, BatchId], tuple[int, Any, int]] = OrderedDict()
-        self._recent_size = 0
-        self._pinned: set[tuple[Job, BatchId]] = set()
+        self.readers = Readers(self.jobs, node, node_name, options, self._token)
         self._failed: list[Unsynced] = []
 
     # ---- a life begins ----------------------------------------------------------------------------------------------
@@ -266,18 +162,21 @@ class Keeping:
 
     def store(self, rows: Sequence[Row], promises: Iterable[Promise] = ()) -> tuple[int, Store]:
         """Return the effect that writes rows; `promises` are sent once they are synced."""
-        self._tokens += 1
+        token = self._token()
         promised = list(promises)
         if promised:
-            self._promises[self._tokens] = promised
-        return self._tokens, Store(self._tokens, rows)
+            self._promises[token] = promised
+        return token, Store(token, rows)
+
+    def _token(self) -> int:
+        self._tokens += 1
+        return self._tokens
 
     def stored(self, token: int) -> list[Effect]:
         """The rows of a token are synced: keep the promises that waited for them."""
         unsynced = self._unsynced.pop(token, None)
         if unsynced is not None:
-            self._pinned.difference_update(unsynced.keys)
-            self._trim()
+            self.readers.unpin(unsynced.keys)
         appended = self._appended.pop(token, None)
         if appended is not None and appended.job in self.jobs:
             self.jobs[appended.job].durable.add(appended.lo, appended.hi)
@@ -476,7 +375,7 @@ class Keeping:
                 batch = BatchId(self._node, self._incarnation, self._number)
             fresh.batches.append((batch, outcome))
             entries.append([lo, hi, shape, data, name, attempt])
-        return fresh, self._deliver(kept, entries) if entries else []
+        return fresh, self.readers.deliver(kept, entries) if entries else []
 
     def keep(self, kept: Kept, fresh: Fresh, promises: Iterable[Promise] = ()) -> list[Effect]:
         """Put what was taken in into record and journal.
@@ -499,7 +398,7 @@ class Keeping:
                 kept.record.seals.join(lo, hi, (0, batch))
             meta = pack([*batch, lo, hi, failed, fresh.attempt, content, fresh.seal, size])
             rows.append(Row(kept.id, "result", pack(batch), meta, value))
-            self._remember(kept.id, batch, shape, data, size)
+            self.readers.remember(kept.id, batch, shape, data, size)
             keys.append((kept.id, batch))
         promises = list(promises)
         if not rows:
@@ -508,155 +407,6 @@ class Keeping:
         token, effect = self.store(rows, promises)
         self._unsynced[token] = Unsynced(keys, rows, promises)
         return [effect]
-
-    def _remember(self, job: Job, batch: BatchId, shape: int, data: Any, size: int) -> None:
-        self._recent[job, batch] = (shape, data, size)
-        self._recent_size += size + OVERHEAD
-        self._pinned.add((job, batch))
-
-    def _trim(self) -> None:
-        tries = TRIES_MAX
-        while self._recent_size > self.options.recent_bytes and self._recent and tries:
-            key, entry = self._recent.popitem(last=False)
-            if key in self._pinned:
-                self._recent[key] = entry
-                tries -= 1
-            else:
-                self._recent_size -= entry[2] + OVERHEAD
-
-    def _deliver(self, kept: Kept, entries: list[list[Any]]) -> list[Effect]:
-        out: list[Effect] = []
-        for watch in kept.watches.values():
-            if watch.behind or watch.fetching:
-                continue  # it catches up in order when it asks for more
-            if watch.unread > self.options.window_bytes:
-                watch.behind = True
-                continue
-            send = entries
-            if watch.sent:
-                send = [e for e in entries if watch.sent.missing(e[0], e[1])]
-            for entry in send:
-                watch.sent.add(entry[0], entry[1])
-                watch.unread += _size(entry[3])
-            if send:
-                out.append(Reply(watch.client, m.RESULT, 0, [kept.id, send]))
-        return out
-
-    # ---- readers ----------------------------------------------------------------------------------------------------
-
-    def watch(self, kept: Kept, client: int, had: RangeSet) -> list[Effect]:
-        """Let a client read a job from now on; it has the results `had` already."""
-        watch = kept.watches[client] = Watch(client, had)
-        watch.behind = True
-        out: list[Effect] = []
-        if kept.cancelled and not kept.ended:
-            out.append(Reply(client, m.CANCELLED, 0, [kept.id, kept.cancelled.flat()]))
-        return out + self._catch_up(kept, watch)
-
-    def got(self, kept: Kept, client: int, size: int) -> list[Effect]:
-        """A reader took that many bytes in."""
-        watch = kept.watches.get(client)
-        if watch is None:
-            return []
-        watch.unread = max(0, watch.unread - size)
-        return self._catch_up(kept, watch)
-
-    def fetched(self, token: int, rows: Sequence[Row]) -> list[Effect]:
-        """Give a reader what came from disk."""
-        job, client, batches = self._fetches.pop(token, (b"", -1, []))
-        kept = self.jobs.get(job)
-        watch = kept.watches.get(client) if kept is not None else None
-        if kept is None or watch is None or watch.fetching != token:
-            return []
-        watch.fetching = 0
-        values = {row.key: row.value for row in rows}
-        entries = []
-        for batch in batches:
-            value = values.get(pack(batch))
-            if value is None:
-                entries += self._lost(kept, batch, watch.sent)
-            else:
-                entries.append(self._entry(kept, batch, *unpack(value)))
-        return self._send(kept, watch, entries) + self._catch_up(kept, watch)
-
-    def _lost(self, kept: Kept, batch: BatchId, sent: RangeSet) -> list[list[Any]]:
-        """The only copy is damaged: its readers are told, they do not wait for ever."""
-        results = kept.record.results[batch]
-        error = ResultLost("the result of this task is damaged on disk", next="submit it again")
-        data = pack(encode_exception(error))
-        return [
-            [i, i + 1, FAILURE, data, self._node_name, results.attempt]
-            for lo, hi in sent.missing(results.lo, results.hi)
-            for i in range(lo, hi)
-        ]
-
-    def _entry(self, kept: Kept, batch: BatchId, shape: int, data: Any) -> list[Any]:
-        results = kept.record.results[batch]
-        name = self._node_name if batch.node == self._node else batch.node[-8:]
-        return [results.lo, results.hi, shape, data, name, results.attempt]
-
-    def _send(self, kept: Kept, watch: Watch, entries: list[list[Any]]) -> list[Effect]:
-        for lo, hi, _, data, _, _ in entries:
-            watch.sent.add(lo, hi)
-            watch.unread += _size(data)
-        return [Reply(watch.client, m.RESULT, 0, [kept.id, entries])] if entries else []
-
-    def _catch_up(self, kept: Kept, watch: Watch) -> list[Effect]:
-        """Send what a reader misses, from memory or by way of the disk, as far as its window allows."""
-        out: list[Effect] = []
-        if watch.fetching:
-            return out
-        if watch.behind:
-            watch.behind = False
-            entries: list[list[Any]] = []
-            batches: list[BatchId] = []
-            budget = self.options.window_bytes - watch.unread
-            step = self.options.step_bytes
-            for batch, size in self._missing(kept, watch.sent):
-                if budget <= 0 or step <= 0 or len(batches) >= FETCH_MAX:
-                    watch.behind = True
-                    break
-                budget -= size
-                recent = self._recent.get((kept.id, batch))
-                if recent is None:
-                    batches.append(batch)
-                    step -= size
-                else:
-                    entries.append(self._entry(kept, batch, recent[0], recent[1]))
-            out += self._send(kept, watch, entries)
-            if batches:
-                self._tokens += 1
-                watch.fetching = self._tokens
-                watch.behind = True
-                self._fetches[self._tokens] = (kept.id, watch.client, batches)
-                out.append(Fetch(self._tokens, [(kept.id, "result", pack(batch)) for batch in batches]))
-        if kept.ended and not watch.behind and not watch.ended:
-            watch.ended = True
-            out.append(Reply(watch.client, m.STATE, 0, [kept.id, kept.state, kept.reason]))
-        return out
-
-    def _missing(self, kept: Kept, had: RangeSet) -> Iterable[tuple[BatchId, int]]:
-        """Yield the batches whose tasks a reader lacks and their sizes, in order of index, one where two overlap."""
-        missing = kept.done - had
-        covered = RangeSet()
-        for lo, hi in missing:
-            at = bisect_left(kept.order, (lo, BatchId("", 0, 0), 0))
-            while at > 0 and kept.record.results[kept.order[at - 1][1]].hi > lo:
-                at -= 1
-            for place in range(at, len(kept.order)):
-                start, batch, size = kept.order[place]
-                if start >= hi:
-                    break
-                results = kept.record.results[batch]
-                if results.hi > lo and covered.missing(results.lo, results.hi):
-                    covered.add(results.lo, results.hi)
-                    yield batch, size
-
-    def unwatch(self, client: int, kept: Kept | None = None) -> None:
-        """A reader left (one job, or all)."""
-        for one in [kept] if kept is not None else self.jobs.values():
-            one.watches.pop(client, None)
-            one.programs.discard(client)
 
     # ---- the end of a job -------------------------------------------------------------------------------------------
 
@@ -678,7 +428,7 @@ class Keeping:
         _, effect = self.store([self._end(kept)])
         out: list[Effect] = [effect]
         for watch in kept.watches.values():
-            out += self._catch_up(kept, watch)
+            out += self.readers.catch_up(kept, watch)
         return out
 
     def tried(self, kept: Kept, task: int, one: Try) -> Effect:
@@ -699,7 +449,8 @@ class Keeping:
     def waits_for_disk(self, kept: Kept, source: Source, count: int) -> bool:
         """Whether a batch of another node came before and is not synced yet."""
         return any(
-            (kept.id, BatchId(source.node, source.incarnation, source.number + i)) in self._pinned for i in range(count)
+            self.readers.is_pinned((kept.id, BatchId(source.node, source.incarnation, source.number + i)))
+            for i in range(count)
         )
 
     def next_number(self) -> int:
@@ -740,11 +491,7 @@ class Keeping:
     def delete(self, job: Job) -> list[Effect]:
         """Forget everything about a job, on disk as well."""
         kept = self.jobs.pop(job)
-        for batch in kept.record.results:
-            entry = self._recent.pop((job, batch), None)
-            if entry is not None:
-                self._recent_size -= entry[2] + OVERHEAD
-            self._pinned.discard((job, batch))
+        self.readers.forget((job, batch) for batch in kept.record.results)
         rows = [Row(job, "*", b"", b"", None)]
         return [Store(0, rows)]
 
@@ -758,8 +505,3 @@ class Keeping:
             if results.lo <= task < results.hi:
                 return results
         return None
-
-
-def _size(data: Any) -> int:
-    """Return how many bytes of result these are; a reader counts its credit in the same way."""
-    return len(data) if isinstance(data, bytes) else sum(map(len, data))

@@ -28,7 +28,7 @@ from p2pgrid.node import answers
 from p2pgrid.node import events as e
 from p2pgrid.node.clients import Door
 from p2pgrid.node.fitness import Fitness
-from p2pgrid.node.keeping import Kept
+from p2pgrid.node.kept import Kept
 from p2pgrid.node.members import Members
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, MachineConfig, Parts
@@ -214,7 +214,7 @@ class Machine(Handler):
             logs = [[int.from_bytes(row.key, "big"), row.value] for row in event.rows]
             self.out.append(e.Reply(client, m.ANSWER, id_, {"logs": sorted(logs)}))
         else:
-            self.out += self.keeping.fetched(event.token, event.rows)
+            self.out += self.keeping.readers.fetched(event.token, event.rows)
 
     # ---- clients ----------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from p2pgrid.core.record import Try
 from p2pgrid.core.shapes import from_peer
 from p2pgrid.node import events as e
 from p2pgrid.node.fitness import Fitness
-from p2pgrid.node.keeping import Kept, Source
+from p2pgrid.node.kept import Kept, Source
 from p2pgrid.node.leases import SETTLED, Lapsed
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, Parts

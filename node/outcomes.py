@@ -24,7 +24,7 @@ from p2pgrid.core.shapes import CRASH, FAILURE, lineage
 from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node import events as e
 from p2pgrid.node.fitness import Fitness
-from p2pgrid.node.keeping import Fresh, Kept, Promise, Source
+from p2pgrid.node.kept import Fresh, Kept, Promise, Source
 from p2pgrid.node.parts import Handler, Parts
 from p2pgrid.node.pool import Lane, Work
 

@@ -15,7 +15,8 @@ from p2pgrid.core.errors import (
 )
 from p2pgrid.node import events as e
 from p2pgrid.node.holding import Holding, HoldingOptions
-from p2pgrid.node.keeping import Keeping, KeepingOptions
+from p2pgrid.node.keeping import Keeping
+from p2pgrid.node.kept import KeepingOptions
 from p2pgrid.node.leases import LeaseOptions, Leases
 from p2pgrid.node.pool import Lane, Pool, Work
 from p2pgrid.node.running import Running, RunningOptions

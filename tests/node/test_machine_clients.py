@@ -10,7 +10,7 @@ from p2pgrid.core import messages as m
 from p2pgrid.core.batch import CALLS, encode_batch
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.node import events as e
-from p2pgrid.node.keeping import KeepingOptions
+from p2pgrid.node.kept import KeepingOptions
 from tests.node.desk import CODE, JOB, UNIX_0, Desk, batch, replies, runs, spec, tasks
 from tests.node.driver import Client, Task, World
 
@@ -336,8 +336,8 @@ def test_memory_of_synced_results_is_bounded_whatever_their_size() -> None:
         desk.finish(run, b"")
         desk.sync()
 
-    assert len(desk.machine.keeping._recent) < 25
-    assert not desk.machine.keeping._pinned
+    assert len(desk.machine.keeping.readers._recent) < 25
+    assert not desk.machine.keeping.readers._pinned
     assert not desk.machine.keeping._unsynced
     assert not desk.machine.keeping._promises
 

@@ -1,0 +1,115 @@
+"""What a node knows of one job that is kept here: its record, what of it is where, who reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from p2pgrid.core.ranges import RangeSet, Span
+from p2pgrid.core.record import BatchId, Record, Spec
+from p2pgrid.node.events import Outcome, Reply, Send
+
+Job = bytes
+Promise = Reply | Send
+"""What is said once the rows are synced."""
+
+Mark = tuple[str, bytes]
+"""What of a job is to be synced besides inputs: ("spec", b""), ("code", id), ("close", b"")."""
+
+RUNNING, DONE, FAILED, CANCELLED, ABANDONED = "running", "done", "failed", "cancelled", "abandoned"
+
+
+@dataclass(frozen=True, slots=True)
+class KeepingOptions:
+    """Bounds; bytes unless a name says otherwise."""
+
+    window_bytes: int = 64 << 20
+    """Results sent to a reader and not yet taken in."""
+    recent_bytes: int = 64 << 20
+    """Synced results that stay in memory for the next reader."""
+    step_bytes: int = 8 << 20
+    """Results read from disk at once for a late reader."""
+    log_bytes: int = 64 << 10
+    jobs_max: int = 100_000
+    retry_s: float = 5.0
+    """How long after a failed write results are written again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Which batch of which node outcomes came in; outcome number i of it is batch `number` + i."""
+
+    node: str
+    name: str
+    incarnation: int
+    number: int
+
+
+@dataclass(slots=True)
+class Fresh:
+    """Outcomes that readers were given and that are still to be kept."""
+
+    attempt: int
+    seal: bool
+    batches: list[tuple[BatchId, Outcome]] = field(default_factory=list)
+    new: list[Span] = field(default_factory=list)
+    """The tasks that are done with them."""
+
+
+@dataclass(slots=True)
+class Watch:
+    """A client that reads a job."""
+
+    client: int
+    sent: RangeSet
+    unread: int = 0
+    behind: bool = False
+    fetching: int = 0
+    ended: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Kept:
+    """One job whose record is kept here."""
+
+    id: Job
+    name: str
+    spec: Spec
+    record: Record
+    done: RangeSet = field(default_factory=RangeSet)
+    failed: RangeSet = field(default_factory=RangeSet)
+    cancelled: RangeSet = field(default_factory=RangeSet)
+    known: RangeSet = field(default_factory=RangeSet)
+    """Tasks whose inputs were appended."""
+    durable: RangeSet = field(default_factory=RangeSet)
+    """Tasks whose inputs are synced; `synced` names what else is."""
+    synced: set[Mark] = field(default_factory=set)
+    order: list[tuple[int, BatchId, int]] = field(default_factory=list)
+    """Result batches by first index, with their size."""
+    watches: dict[int, Watch] = field(default_factory=dict)
+    state: str = RUNNING
+    reason: str = ""
+    logs: RangeSet = field(default_factory=RangeSet)
+    reasons: dict[int, str] = field(default_factory=dict)
+    """What failed tasks raised, in this life of the node."""
+    programs: set[int] = field(default_factory=set)
+    """Clients that opened it and are connected."""
+
+    @property
+    def total(self) -> int | None:
+        """How many tasks the job has, once that is known."""
+        return self.record.closed
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing of it will run any more."""
+        return self.state != RUNNING
+
+    @property
+    def open_tasks(self) -> RangeSet:
+        """Tasks that are known and neither done nor cancelled."""
+        return self.known - self.done - self.cancelled
+
+    @property
+    def expires_s(self) -> float:
+        """Unix time at which it is deleted."""
+        return self.record.expires
