@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from p2pgrid.node.workers import WorkerPool
-from tests.node.pool_harness import CALLS, Gate, Harness, all_gone, at_gate, bad_python, pooled, wait_at
+from tests.node.pool_harness import CALLS, TUPLES, Gate, Harness, all_gone, at_gate, bad_python, pooled, wait_at
 
 # ---- recall and kill -------------------------------------------------------------------------------------------------
 
@@ -226,3 +226,36 @@ def test_a_child_that_never_starts_is_not_tried_for_ever(tmp_path: Path) -> None
         assert "no such luck" in said[0].text
 
     trio.run(main)
+
+
+def slow_at(gate: str, bad: int, index: int) -> int:
+    if index == bad:
+        wait_at(gate, index)
+    return index
+
+
+@pytest.mark.parametrize("shape", [CALLS, TUPLES])
+def test_a_recall_frees_what_lies_behind_a_long_task(tmp_path: Path, shape: int) -> None:
+    """The child is deep in task 3 and cannot answer; the tasks behind it come back all the same, and only once."""
+
+    @pooled()
+    async def wait(h: Harness) -> None:
+        with Gate(h.pool._scratch.parent) as gate:
+            first = h.start(slow_at, [(gate.path, 3, i) for i in range(10)], shape=shape)
+            second = h.start(slow_at, [(gate.path, 3, i) for i in range(20, 30)], shape=shape)
+            await gate.arrival()
+            h.pool.recall(0)
+            await h.until(lambda: h.reports[first].returned and h.reports[second].returned)
+
+            assert h.reports[first].returned == [(4, 10)]
+            assert h.reports[second].returned == [(0, 10)]
+
+            gate.open()
+            done = await h.finished(first)
+            await h.finished(second)
+
+            assert done.values == {i: i for i in range(4)}
+            assert h.reports[first].returned == [(4, 10)]
+            assert h.reports[second].returned == [(0, 10)]
+
+    wait(tmp_path)
