@@ -65,3 +65,16 @@ P_RESULTS_ACK = 102  # [[job16, inc, no], …]      fsynced at the keeper
 P_DROP = 103  # [job16, [lo, hi, …] or None]      done elsewhere or cancelled: stop and forget these
 P_WORK = 104  # []                                there is uncovered work here: ask
 P_RETURN = 105  # [job16, [lo, hi, …], why]       a holder gives ranges back unstarted (unfit, draining)
+
+# ---- membership (control stream); read by `core.shapes.from_neighbour` ----------------------------------------------
+# `accused`: the incarnation of the receiver that the sender holds for suspect, dead or left, else 0: it can refute.
+# update = [node id, incarnation, status, by, card or None]   status and card: core.member; by: who says so
+P_PING = 110  # [seq, incarnation of the sender, accused]      also a leaf's heartbeat
+P_ACK = 111  # [seq, incarnation of the probed, accused]       seq of the PING, or of the PING_REQ it answers
+P_PING_REQ = 112  # [seq, subject, accused]                    probe it for me
+P_NACK = 113  # [seq]                                          I am here, the subject has not answered me so far
+P_GOSSIP = 114  # [[update, …]]                                news
+P_DIGEST = 115  # [hashes]                                     anti-entropy: 8 bytes for each of core.member.BUCKETS
+P_RECORDS = 116  # [[bucket, …], [update, …]]                  all I know in buckets that differ; send what is newer
+P_CLOCK = 117  # [seq]                                         what time is it?
+P_CLOCK_IS = 118  # [seq, unix time]

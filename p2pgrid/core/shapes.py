@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 from p2pgrid.core import messages as m
 from p2pgrid.core.batch import ID_BYTES, TASKS_MAX
 from p2pgrid.core.errors import PeerError
+from p2pgrid.core.member import BUCKETS, INCARNATION_MAX, LEFT, LIFE_BYTES, Card, Update
 from p2pgrid.core.ranges import RangeSet
-from p2pgrid.core.wire import unpack
+from p2pgrid.core.wire import pack, unpack
 
 TEXT_SHOWN = 300
 VALUES, PACKED, FAILURE, CRASH = 0, 1, 2, 4
@@ -191,6 +192,76 @@ def _nothing(body: Any) -> tuple[()]:
     return ()
 
 
+# ---- membership -----------------------------------------------------------------------------------------------------
+
+NODE_ID_MAX = 128
+ADDRESSES_MAX = 16
+ADDRESS_MAX = 256
+LOAD_MAX = 16
+FACTS_BYTES_MAX = 4096
+UPDATES_MAX = 1024
+
+
+def _node(value: Any) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= NODE_ID_MAX or not value.isascii():
+        _refuse("node id")
+    return value
+
+
+def _incarnation(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < INCARNATION_MAX:
+        _refuse("incarnation")
+    return value
+
+
+def _facts(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        _refuse("facts")
+    if len(pack(value)) > FACTS_BYTES_MAX:
+        _refuse("facts (too long)")
+    return value
+
+
+def _card(value: Any) -> Card:
+    incarnation, seq, life, leaf, addresses, facts, load = _fields(value, 7)
+    if len(_data(life)) != LIFE_BYTES or not isinstance(leaf, bool):
+        _refuse("card")
+    if len(_list(addresses)) > ADDRESSES_MAX or len(_list(load)) > LOAD_MAX:
+        _refuse("card (too long)")
+    if any(len(_text(address)) > ADDRESS_MAX for address in addresses):
+        _refuse("address")
+    load = tuple(_whole(number) for number in load)
+    return Card(_incarnation(incarnation), _whole(seq), life, leaf, tuple(addresses), _facts(facts), load)
+
+
+def _update(value: Any) -> Update:
+    node, incarnation, status, by, card = _fields(value, 5)
+    if type(status) is not int or not 0 <= status <= LEFT:
+        _refuse("status")
+    read = None if card is None else _card(card)
+    if read is not None and read.incarnation > _incarnation(incarnation):
+        _refuse("card (of a later life than its member)")
+    return Update(_node(node), _incarnation(incarnation), status, _node(by), read)
+
+
+def _updates(value: Any) -> list[Update]:
+    if len(_list(value)) > UPDATES_MAX:
+        _refuse("list of updates (too long)")
+    return [_update(one) for one in value]
+
+
+def _hashes(value: Any) -> tuple[int, ...]:
+    if len(_data(value)) != 8 * BUCKETS:
+        _refuse("digest")
+    return tuple(int.from_bytes(value[at : at + 8], "big") for at in range(0, len(value), 8))
+
+
+def _buckets(value: Any) -> list[int]:
+    if len(_list(value)) > BUCKETS or not all(type(one) is int and 0 <= one < BUCKETS for one in value):
+        _refuse("list of buckets")
+    return list(value)
+
+
 _CLIENT: dict[int, Callable[[Any], Any]] = {
     m.OPEN: _array(_job, _data),
     m.CODE: _array(_job, _job, _data),
@@ -229,4 +300,23 @@ def from_client(kind: int, body: Any) -> Any:
 def from_peer(kind: int, body: Any) -> Any:
     """Return the body of a member's frame, read; None for a type of a later version. Raises PeerError."""
     read = _PEER.get(kind)
+    return None if read is None else read(body)
+
+
+_NEIGHBOUR: dict[int, Callable[[Any], Any]] = {
+    m.P_PING: _array(_whole, _incarnation, _incarnation),
+    m.P_ACK: _array(_whole, _incarnation, _incarnation),
+    m.P_PING_REQ: _array(_whole, _node, _incarnation),
+    m.P_NACK: _array(_whole),
+    m.P_GOSSIP: _array(_updates),
+    m.P_DIGEST: _array(_hashes),
+    m.P_RECORDS: _array(_buckets, _updates),
+    m.P_CLOCK: _array(_whole),
+    m.P_CLOCK_IS: _array(_whole, _seconds),
+}
+
+
+def from_neighbour(kind: int, body: Any) -> Any:
+    """Return the body of a frame about membership, read; None for another type. Raises PeerError."""
+    read = _NEIGHBOUR.get(kind)
     return None if read is None else read(body)
