@@ -81,10 +81,10 @@ def test_s1_an_ended_connection_frees_its_slot() -> None:
 
 
 def test_s12_silent_strangers_do_not_keep_peers_out() -> None:
-    """A hundred say nothing; a member is served at once, and when they have gone nothing of them is left."""
+    """A hundred say nothing where eighty have room: a member is served at once, and nothing of them is left."""
 
     async def crowd() -> tuple[float, Door]:
-        async with listening() as node:
+        async with listening(make(connections_max=80)) as node:
             await must_serve(node)
             before = open_things()
             strangers = [await trio.open_tcp_stream("127.0.0.1", node.port) for _ in range(100)]
@@ -541,6 +541,34 @@ def test_s9_full_pipes_in_both_directions_do_not_block_each_other() -> None:
 
     print(f"streams answered beside bulk, each way: {answered}")
     assert min(answered) > 3
+
+
+def test_s9_who_cannot_write_still_reads() -> None:
+    """While a write is stuck, streams that want an acknowledgement are opened, and data behind them arrives."""
+
+    async def stick() -> bool:
+        arrived = trio.Event()
+
+        async def note(stream: INetStream) -> None:
+            await read_exactly(stream, 5)
+            arrived.set()
+            await trio.sleep_forever()
+
+        node = make()
+        node.host.set_stream_handler(SLOW, note)
+        async with listening(node), silent() as peer:
+            connection: Any = await peer.dial(node)
+            stream = await peer.open(node, SLOW)
+            (inbound,) = (each.muxed_conn for each in node.connections())
+            async with inbound._write_lock:
+                for _ in range(20):
+                    await connection.muxed_conn.open_stream()
+                await stream.write(b"hello")
+                with trio.move_on_after(5):
+                    await arrived.wait()
+            return arrived.is_set()
+
+    assert run(stick)
 
 
 def test_s10_a_read_that_is_given_up_loses_no_bytes() -> None:
