@@ -21,6 +21,13 @@ T = TypeVar("T")
 _DONE = (FINISHED, CANCELLED_AND_NOTIFIED)
 
 
+births = threading.Lock()
+"""Held while a future gets its guard, and while one without a guard is decided; with one its state changes under it.
+
+So whoever waits sees a future finish once, before or after: `as_completed` counts the finished under the guards of all.
+"""
+
+
 class Tasks(Protocol):
     """What a future needs of its job."""
 
@@ -69,11 +76,12 @@ class Future(concurrent.futures.Future[Any]):
         """What waiters wait on, with their lists; `concurrent.futures` takes it before it looks at anything else."""
         guard = self._guard
         if guard is None:
-            self.__dict__.setdefault("_waiters", [])
-            self.__dict__.setdefault("_done_callbacks", [])
-            # One wins (setdefault is atomic). The reader sets the state before it looks for a guard, a waiter makes
-            # the guard before it looks at the state: one of them sees the other.
-            guard = self.__dict__.setdefault("_guard", threading.Condition())
+            with births:
+                guard = self._guard
+                if guard is None:
+                    self._waiters: list[Any] = []
+                    self._done_callbacks: list[Any] = []
+                    guard = self._guard = threading.Condition()
             if self._state is PENDING:
                 self._tasks.awaited()
         return guard
@@ -96,15 +104,18 @@ class Future(concurrent.futures.Future[Any]):
         self._settle(CANCELLED_AND_NOTIFIED)
 
     def _settle(self, state: str) -> None:
-        self._state = state
-        if self._guard is not None:
-            self.announce()
+        with births:
+            if self._guard is None:
+                self._state = state
+                return
+        self.announce(state)
 
-    def announce(self) -> None:
-        """Wake who waits and call who asked to be called; the state is set already."""
+    def announce(self, state: str) -> None:
+        """Set the state of a future that somebody waits for, wake them and call who asked to be called."""
         guard = self._guard
         assert guard is not None
         with guard:
+            self._state = state
             for waiter in self._waiters:
                 if self._state is CANCELLED_AND_NOTIFIED:
                     waiter.add_cancelled(self)

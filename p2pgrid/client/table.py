@@ -5,7 +5,7 @@ from concurrent.futures import Future as PlainFuture
 from concurrent.futures._base import FINISHED
 from typing import Any
 
-from p2pgrid.client.future import Future
+from p2pgrid.client.future import Future, births
 from p2pgrid.client.receiver import FAILED, PICKLES, Segment, failure, size_of, values, why_none
 from p2pgrid.client.session import Session
 from p2pgrid.core.ids import job_name
@@ -52,6 +52,7 @@ class FutureTable:
     def _decide_each(self, lo: int, data: list[bytes], place: tuple[str, int]) -> None:
         take = self.futures.pop
         loads = pickle.loads
+        ready: list[Future] = []
         for index, one in enumerate(data, lo):
             future = take(index, None)
             if future is None:
@@ -63,9 +64,16 @@ class FutureTable:
                     future.decide(None, error, place)
                     continue
             future._place = place  # noqa: SLF001
-            future._state = FINISHED  # noqa: SLF001
-            if future._guard is not None:  # noqa: SLF001
-                future.announce()
+            ready.append(future)
+        watched: list[Future] = []
+        with births:
+            for future in ready:
+                if future._guard is None:  # noqa: SLF001
+                    future._state = FINISHED  # noqa: SLF001
+                else:
+                    watched.append(future)
+        for future in watched:
+            future.announce(FINISHED)
 
     def _decide_packed(self, lo: int, hi: int, data: bytes, place: tuple[str, int]) -> None:
         wanted = [index for index in range(lo, hi) if index in self.futures]
