@@ -104,8 +104,8 @@ def waiting_reason(machine: Machine, kept: Kept) -> str:
     work = machine.pool.works.get(kept.id)
     if work is None or kept.ended:
         return ""
-    stuck = [lane for lane in work.lanes.values() if lane.ready and not machine.fits_somewhere(lane)]
-    return "; ".join(dict.fromkeys(machine.why_waits(lane) for lane in stuck))
+    stuck = [lane for lane in work.lanes.values() if lane.ready and not machine.fitness.somewhere(lane)]
+    return "; ".join(dict.fromkeys(machine.fitness.why(lane) for lane in stuck))
 
 
 def describe(machine: Machine, kept: Kept) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def _show(machine: Machine, kept: Kept, span: Span | None) -> dict[str, Any]:
     stuck = RangeSet()
     if work is not None:
         for lane in work.lanes.values():
-            if lane.ready and not machine.fits_somewhere(lane):
+            if lane.ready and not machine.fitness.somewhere(lane):
                 stuck.update(lane.ready)
     rest = ((kept.known - kept.done) - kept.cancelled) - running
     shown: dict[str, Any] = {

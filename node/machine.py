@@ -32,7 +32,6 @@ from p2pgrid.node.kept import Kept
 from p2pgrid.node.members import Members
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, MachineConfig, Parts
-from p2pgrid.node.pool import Lane
 from p2pgrid.node.running import RunInfo
 
 __all__ = ["Machine", "MachineConfig"]
@@ -102,14 +101,6 @@ class Machine(Handler):
         if parts.stopping and self.loaded:
             self._settle_stop()
         yield self.out.copy()
-
-    def fits_somewhere(self, lane: Lane) -> bool:
-        """Whether any member known now may run the tasks of a lane."""
-        return self.fitness.somewhere(lane)
-
-    def why_waits(self, lane: Lane) -> str:
-        """Return, clause by clause, why no node may run the tasks of a lane."""
-        return self.fitness.why(lane)
 
     def wall(self, now: float) -> float:
         """Return unix time."""

@@ -129,18 +129,11 @@ class Members(Handler):
         work = taken.work
         batches = []
         codes: dict[bytes, bytes] = {}
-        for start, hi in taken.spans:
-            lo = start
-            while lo < hi:
-                found = work.locate(lo)
-                assert found is not None, "a granted task without inputs"
-                run, lane = found
-                end = min(hi, run.hi)
-                codes[run.fn] = work.codes[run.fn]
-                a, b = (lo, end) if run.shape == CALLS else (run.lo, run.hi)
-                data, _ = run.cut(a, b)
-                batches.append([a, b, encode_batch([run.fn], [lane.raw], [(b - a, 0, 0, run.shape, data)])])
-                lo = end
+        for run, lane, lo, end in taken.pieces():
+            codes[run.fn] = work.codes[run.fn]
+            a, b = (lo, end) if run.shape == CALLS else (run.lo, run.hi)
+            data, _ = run.cut(a, b)
+            batches.append([a, b, encode_batch([run.fn], [lane.raw], [(b - a, 0, 0, run.shape, data)])])
         ranges = [[lo, hi, taken.attempt, taken.alone] for lo, hi in taken.spans]
         return [list(rid), work.job, work.name, ranges, [list(item) for item in codes.items()], batches]
 

@@ -119,6 +119,18 @@ class Taken:
         """How many tasks these are."""
         return sum(hi - lo for lo, hi in self.spans)
 
+    def pieces(self) -> Iterator[tuple[InputRun, Lane, int, int]]:
+        """Yield (run, lane, lo, hi): the tasks cut where one input run ends and the next begins."""
+        for start, hi in self.spans:
+            lo = start
+            while lo < hi:
+                found = self.work.locate(lo)
+                assert found is not None, "a taken task without inputs"
+                run, lane = found
+                end = min(hi, run.hi)
+                yield run, lane, lo, end
+                lo = end
+
 
 class Pool:
     """Ready tasks of all works on this node."""
@@ -370,17 +382,9 @@ class Pool:
 
 def segments(taken: Taken) -> list[Segment]:
     """Return what a worker needs to run these tasks."""
-    work = taken.work
     out: list[Segment] = []
-    for start, hi in taken.spans:
-        lo = start
-        while lo < hi:
-            found = work.locate(lo)
-            assert found is not None, "a ready task without inputs"
-            run, lane = found
-            end = min(hi, run.hi)
-            data, offset = run.cut(lo, end)
-            key = b"" if run.shape == CALLS else run.lo.to_bytes(8, "big")
-            out.append(Segment(lo, end, lane.fn, run.shape, data, offset, key))
-            lo = end
+    for run, lane, lo, end in taken.pieces():
+        data, offset = run.cut(lo, end)
+        key = b"" if run.shape == CALLS else run.lo.to_bytes(8, "big")
+        out.append(Segment(lo, end, lane.fn, run.shape, data, offset, key))
     return out

@@ -31,7 +31,6 @@ class RunningOptions:
     grain_s: float = 0.05
     grain_calls: int = 64
     grain_items: int = 20_000
-    in_flight: int = 2
     crumb_s: float = 0.003
     """Work that is not worth sharing out."""
     recall_after_s: float = 0.03

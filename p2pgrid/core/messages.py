@@ -27,7 +27,6 @@ NOTICE = 36  # [job16, text]                   a line for the person: why tasks 
 ANSWER = 37  # answer of a REQUEST
 ERROR = 38  # {"code", "message", "next"}      of a REQUEST (id), or of the connection (id 0)
 REFUSED = 39  # [job16, what, lo, {"code", "message", "next"}]   an OPEN, CODE, INPUT or CLOSE was not accepted
-QUEUED = 40  # [job16, [lo, hi, …]]            task ranges that went back to waiting (a worker died); informational
 CANCELLED = 41  # [job16, [lo, hi, …]]         these tasks will have no result: somebody cancelled them, the job goes on
 
 REQUESTS = {

@@ -20,7 +20,6 @@ FRAME_MAX_LOCAL = 320 * 1024 * 1024
 """Local socket and worker pipe: one batch of values (at most 256 MiB) and its envelope."""
 FRAME_MAX_CONTROL = 64 * 1024
 """Control frames between members."""
-DEPTH_NOTE = "msgpack bounds nesting itself (its C unpacker refuses more than 512 levels)"
 
 _LENGTH = struct.Struct(">I")
 _packer = msgpack.Packer(use_bin_type=True, autoreset=True)
