@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from p2pgrid.core.chains import ALL_ROLES
+from p2pgrid.core.member import Card
+
 Job = bytes  # 16 bytes
 NodeId = str  # a PeerId in text form
 
@@ -181,10 +184,20 @@ class TimerFired:
 
 @dataclass(frozen=True, slots=True)
 class PeerUp:
-    """A member became reachable."""
+    """A member became reachable: it said HELLO. `roles` are those its certificate gives (core.chains)."""
 
     peer: NodeId
     facts: Mapping[str, Any]
+    card: Card | None = None
+    roles: int = ALL_ROLES
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRoles:
+    """The certificate of a connected member was replaced by another."""
+
+    peer: NodeId
+    roles: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +218,39 @@ class PeerSent:
 
 
 @dataclass(frozen=True, slots=True)
+class Belongs:
+    """To which grid this node belongs, and with which roles: right after Loaded, and whenever it changes.
+
+    With another `grid` (its public key) all peers of the former one were reported down before.
+    """
+
+    grid: bytes
+    name: str
+    roles: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listens:
+    """Where peers can dial this node: multiaddrs without the PeerId. Whenever they change."""
+
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stalled:
+    """The shell's own loop stood still that long (SIGSTOP, suspend); comes before anything that queued meanwhile."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class WallClock:
+    """Wall clock minus monotonic clock, once a minute."""
+
+    offset_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """The node shall end: start nothing new, give running tasks `grace_s`, then emit Stopped."""
 
@@ -213,7 +259,8 @@ class Stop:
 
 Event = (
     Loaded | Stored | StoreFailed | Fetched | ClientJoined | ClientSent | ClientGone | WorkerReady | WorkerDone
-    | WorkerDied | TimerFired | PeerUp | PeerDown | PeerSent | Stop
+    | WorkerDied | TimerFired | PeerUp | PeerDown | PeerRoles | PeerSent | Belongs | Listens | Stalled | WallClock
+    | Stop
 )  # fmt: skip
 
 
@@ -237,6 +284,35 @@ class Send:
     peer: NodeId
     kind: int
     body: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """Keep a connection with this member, by whichever of the addresses answers; said again when they change."""
+
+    peer: NodeId
+    addresses: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    """A connection with this member is not wanted any more."""
+
+    peer: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Introduce:
+    """What this node says of itself from now on, in the HELLO of its connections."""
+
+    card: Card
+
+
+@dataclass(frozen=True, slots=True)
+class GridClock:
+    """Grid time minus own clock in seconds; None while no other clock is known."""
+
+    offset_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,4 +392,7 @@ class Stopped:
     waiting: Sequence[str] = field(default=())
 
 
-Effect = Reply | Send | Store | Fetch | Run | Recall | Kill | SetTimer | Log | Stopped
+Effect = (
+    Reply | Send | Connect | Disconnect | Introduce | GridClock | Store | Fetch | Run | Recall | Kill | SetTimer | Log
+    | Stopped
+)  # fmt: skip

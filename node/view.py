@@ -37,6 +37,7 @@ from p2pgrid.core.member import (
     fingerprint,
     merge,
     positions,
+    shown,
 )
 from p2pgrid.core.wire import pack
 from p2pgrid.node.events import NodeId, Send
@@ -114,9 +115,7 @@ Effect = Send | Verdict | Cloned | Forgotten
 
 def wire(update: Update) -> list[Any]:
     """Return an update as it travels (`core.shapes` reads it)."""
-    card = update.card
-    shown = None if card is None else [*card[:4], list(card.addresses), card.facts, list(card.load)]
-    return [*update[:4], shown]
+    return [*update[:4], None if update.card is None else shown(update.card)]
 
 
 class View:

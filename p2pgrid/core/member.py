@@ -71,6 +71,11 @@ class Update(NamedTuple):
     card: Card | None
 
 
+def shown(card: Card) -> list[Any]:
+    """Return a card as it travels; `core.shapes.read_card` reads it."""
+    return [*card[:4], list(card.addresses), card.facts, list(card.load)]
+
+
 def newer(a: Card, b: Card) -> Card:
     """Return the later of two cards of one member."""
     if a[:2] != b[:2]:

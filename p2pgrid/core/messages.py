@@ -40,6 +40,16 @@ REQUESTS = {
     "keep": "{target, until: unix seconds} -> {expires}; an expiry only grows",
     "find": "{target} -> {job: 16 bytes, lo, hi} of an id, prefix, name or `last`",
     "stop": "{}  (embedded or by `p2pgrid stop`)",
+    "members": "{} -> {members: [{id, name, status, addresses, slots, roles, pythons, version, facts}]}",
+    "top": "{} -> {nodes: [{id, name, status, slots, busy, queued, jobs, done, messages}], jobs: as in `jobs`}",
+    "invite": "{roles: text, expires: seconds, member_until: unix seconds or 0} -> {invite, roles, join_until, ...}",
+    "join": "{invite, leave: bool} -> {grid, id, name, reached: members that answered, joined: False if it was in it}",
+    "leave": "{} -> {left: name of the grid, grid: name of the new one}",
+    "promote": "{target: node, roles: text} -> {id, name, roles}",
+    "revoke": "{target: node or invite, with_admitted: bool} -> {revoked, kept, cut: [{id, name}]}",
+    "grid": "{} -> {id, name, admins, members, invites, revoked, warnings}",
+    "export": "{passphrase} -> {text, key}",
+    "recover": "{text, passphrase} -> {roles}",
     "workers": "{} -> [{worker, pid, state, job, index}]",
 }
 
@@ -64,6 +74,12 @@ P_RESULTS_ACK = 102  # [[job16, inc, no], …]      fsynced at the keeper
 P_DROP = 103  # [job16, [lo, hi, …] or None]      done elsewhere or cancelled: stop and forget these
 P_WORK = 104  # []                                there is uncovered work here: ask
 P_RETURN = 105  # [job16, [lo, hi, …], why]       a holder gives ranges back unstarted (unfit, draining)
+P_ASK = 106  # [rid, verb, {arguments}]           a request of a client at another node (see ASKED); rid as in P_WANT
+P_ANSWER = 107  # [rid, {answer}]
+P_ERROR = 108  # [rid, {"code", "message", "next"}]
+
+ASKED = ("jobs", "show", "explain", "cancel", "logs", "load")
+"""What a node answers for a client at another node, about its own jobs."""
 
 # ---- membership (control stream); read by `core.shapes.from_neighbour` ----------------------------------------------
 # `accused`: the incarnation of the receiver that the sender holds for suspect, dead or left, else 0: it can refute.
@@ -77,3 +93,15 @@ P_DIGEST = 115  # [hashes]                                     anti-entropy: 8 b
 P_RECORDS = 116  # [[bucket, …], [update, …]]                  all I know in buckets that differ; send what is newer
 P_CLOCK = 117  # [seq]                                         what time is it?
 P_CLOCK_IS = 118  # [seq, unix time]
+
+# ---- the connection itself (control stream); the shell's own: no machine sees them ----------------------------------
+L_HELLO = 120  # {"v": 1, "version", "card": card as in update}     first on every control stream
+L_GOODBYE = (
+    121  # [why]                           "stopping" "leaving" "replaced" "dropped": no failure, no redial storm
+)
+L_REVOCATIONS = 122  # [[revocation, …]]           core.revocation, packed; right after HELLO, then as news
+L_REVOKED = 123  # [digest]                        anti-entropy: 32 bytes over all revocations ever heard
+L_CHAIN = 124  # [chain]                           one more chain for you (a joiner's node link, a promotion)
+L_SHOW = 125  # [chain]                            what I show from now on, instead of that of the handshake
+L_PING = 126  # [seq]                              measures the control round trip while bulk is under way
+L_PONG = 127  # [seq]

@@ -145,6 +145,17 @@ def _request(body: Any) -> tuple[str, dict[str, Any]]:
     return _text(verb), arguments
 
 
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        _refuse("mapping")
+    return value
+
+
+def _ask(body: Any) -> tuple[tuple[int, int], str, dict[str, Any]]:
+    rid, verb, arguments = _fields(body, 3)
+    return _rid(rid), _text(verb), _mapping(arguments)
+
+
 def _claims(value: Any) -> dict[bytes, tuple[RangeSet, RangeSet]]:
     rows = [_fields(one, 3) for one in _list(value)]
     return {_job(job): (_ranges(held), _ranges(running)) for job, held, running in rows}
@@ -222,7 +233,8 @@ def _facts(value: Any) -> dict[str, Any]:
     return value
 
 
-def _card(value: Any) -> Card:
+def read_card(value: Any) -> Card:
+    """Return what a member says of itself, read. Raises PeerError unless it is well formed."""
     incarnation, seq, life, leaf, addresses, facts, load = _fields(value, 7)
     if len(_data(life)) != LIFE_BYTES or not isinstance(leaf, bool):
         _refuse("card")
@@ -238,7 +250,7 @@ def _update(value: Any) -> Update:
     node, incarnation, status, by, card = _fields(value, 5)
     if type(status) is not int or not 0 <= status <= LEFT:
         _refuse("status")
-    read = None if card is None else _card(card)
+    read = None if card is None else read_card(card)
     if read is not None and read.incarnation > _incarnation(incarnation):
         _refuse("card (of a later life than its member)")
     return Update(_node(node), _incarnation(incarnation), status, _node(by), read)
@@ -285,6 +297,9 @@ _PEER: dict[int, Callable[[Any], Any]] = {
     m.P_DROP: _array(_job, _some_ranges),
     m.P_WORK: _nothing,
     m.P_RETURN: _array(_job, _ranges, _text),
+    m.P_ASK: _ask,
+    m.P_ANSWER: _array(_rid, _mapping),
+    m.P_ERROR: _array(_rid, _mapping),
 }
 
 
