@@ -40,6 +40,13 @@ def answer(machine: Machine, verb: str, arguments: dict[str, Any], now: float) -
             return {"lines": _explain(machine, *_single(machine, target))}
         case "workers":
             return {"workers": _workers(machine)}
+        case "members":
+            return {"members": machine.member_rows(now)}
+        case "load":
+            return {"node": _load(machine)}
+        case "top":
+            jobs = [describe(machine, kept) for kept in _newest(machine.keeping)]
+            return {"nodes": [_load(machine)], "jobs": jobs}
     msg = f"this node does not know the request {verb!r}"
     raise GridError(msg, next="install the same version on both sides: p2pgrid --version")
 
@@ -123,6 +130,7 @@ def describe(machine: Machine, kept: Kept) -> dict[str, Any]:
         "expires": kept.expires_s,
         "program": kept.spec.program,
         "owner": machine.config.node_id,
+        "owner_name": machine.config.name,
         "detached": kept.spec.detach,
         "reason": kept.reason,
         "waiting": waiting_reason(machine, kept),
@@ -240,9 +248,23 @@ def _workers(machine: Machine) -> list[dict[str, Any]]:
     return rows
 
 
+def _busy(machine: Machine) -> int:
+    return sum(1 for worker in machine.running.workers.values() if worker.runs)
+
+
+def _load(machine: Machine) -> dict[str, Any]:
+    """Return what this node does now, as `top` shows it."""
+    config = machine.config
+    return {
+        "id": config.node_id, "name": config.name, "status": "alive", "slots": config.slots, "busy": _busy(machine),
+        "queued": machine.pool.ready(), "done": machine.running.done,
+        "jobs": sum(not kept.ended for kept in machine.keeping.jobs.values()),
+    }  # fmt: skip
+
+
 def _status(machine: Machine) -> dict[str, Any]:
     config = machine.config
-    busy = sum(1 for worker in machine.running.workers.values() if worker.runs)
+    busy = _busy(machine)
     open_jobs = [kept for kept in machine.keeping.jobs.values() if not kept.ended]
     return {
         "node": {
@@ -251,9 +273,8 @@ def _status(machine: Machine) -> dict[str, Any]:
             "pid": config.pid, "clients": len(machine.clients),
         },
         "grid": {
-            "name": config.grid, "nodes": 1 + len(machine.peers),
-            "slots": config.slots + sum(int(facts.get("slots", 0)) for facts in machine.peers.values()),
+            "name": machine.parts.grid_name, "nodes": machine.alive(), "slots": machine.parts.grid_slots(),
         },
         "jobs": {"open": len(open_jobs), "all": len(machine.keeping.jobs), "ready": machine.pool.ready()},
-        "warnings": [],
+        "warnings": [machine.parts.refusing] if machine.parts.refusing else [],
     }  # fmt: skip

@@ -11,6 +11,7 @@ from p2pgrid.core import messages as m
 from p2pgrid.core.batch import decode_batch, python_minor
 from p2pgrid.core.errors import (
     GridError,
+    NotAuthorized,
     NotFound,
     PeerError,
     QuotaExceeded,
@@ -56,6 +57,8 @@ class Door(Handler):
         self.clients: dict[int, Client] = {}
         self.held_back: dict[bytes, list[e.ClientSent]] = {}
         """Inputs that came before the functions of their job were read from disk."""
+        self.elsewhere: Callable[[e.ClientSent, str, dict[str, Any], float], bool] = lambda *_: False
+        """Whether a request is being answered with the help of other nodes."""
         self.log_requests: dict[int, tuple[int, int]] = {}
         self._frames: dict[int, Callable[[int, Any, float], None]] = {
             m.OPEN: self._open,
@@ -75,7 +78,7 @@ class Door(Handler):
             self.parts.timer(("orphan", event.session), None)
         self.parts.timer(("linger",), None)
         welcome = {
-            "v": 1, "id": self.config.node_id, "name": self.config.name, "grid": self.config.grid,
+            "v": 1, "id": self.config.node_id, "name": self.config.name, "grid": self.parts.grid_name,
             "slots": self.parts.grid_slots(), "nodes": 1 + len(self.peers), "version": self.config.version,
             "python": list(self.config.python), "embedded": self.config.embedded, "pid": self.config.pid,
         }  # fmt: skip
@@ -152,6 +155,10 @@ class Door(Handler):
 
     def _open(self, client: int, body: Any, now: float) -> None:
         job, spec = body
+        if job not in self.keeping.jobs and self.parts.refusing:
+            cloned = NotAuthorized(self.parts.refusing, next="p2pgrid status; stop one of the two")
+            self.out.append(e.Reply(client, m.REFUSED, 0, [job, "spec", 0, dict(error_to_wire(cloned))]))
+            return
         if job not in self.keeping.jobs and len(self.keeping.jobs) >= self.config.keeping.jobs_max:
             full = QuotaExceeded(
                 f"this node keeps {len(self.keeping.jobs)} jobs", next="forget some of them: Grid().job(ID).forget()"
@@ -259,13 +266,18 @@ class Door(Handler):
     # ---- requests ----------------------------------------------------------------------------------------------------
 
     def _request(self, event: e.ClientSent, body: tuple[str, dict[str, Any]], now: float) -> None:
+        if not self.elsewhere(event, *body, now):
+            self.alone(event, *body, now)
+
+    def alone(self, event: e.ClientSent, verb: str, arguments: dict[str, Any], now: float) -> None:
+        """Answer a request by what this node knows."""
         try:
-            answer = self._answer(event, *body, now)
+            answer = self._answer(event, verb, arguments, now)
         except GridError as error:
-            self.out.append(e.Reply(event.client, m.ERROR, event.id, dict(error_to_wire(error))))
+            self.out.append(self.parts.reply(event.client, m.ERROR, event.id, dict(error_to_wire(error))))
             return
         if answer is not None:
-            self.out.append(e.Reply(event.client, m.ANSWER, event.id, answer))
+            self.out.append(self.parts.reply(event.client, m.ANSWER, event.id, answer))
 
     def _answer(self, event: e.ClientSent, verb: str, arguments: dict[str, Any], now: float) -> dict[str, Any] | None:
         if verb == "stop":
@@ -284,14 +296,15 @@ class Door(Handler):
         return self.answer(verb, arguments, now)
 
     def _cancel_target(self, event: e.ClientSent, target: str) -> dict[str, Any] | None:
-        count = 0
-        jobs = answers.targets(self.keeping, target)
-        for kept, span in jobs:
-            spans = None if span is None else RangeSet([span])
-            count += self._cancel_spans(kept, spans, ()).size
-        _, effect = self.keeping.store([], [e.Reply(event.client, m.ANSWER, event.id, {"cancelled": count})])
+        answer = {"cancelled": self.cancel_here(target)}
+        _, effect = self.keeping.store([], [self.parts.reply(event.client, m.ANSWER, event.id, answer)])
         self.out.append(effect)
         return None
+
+    def cancel_here(self, target: str) -> int:
+        """Cancel tasks of jobs of this node; return how many."""
+        jobs = answers.targets(self.keeping, target)
+        return sum(self._cancel_spans(kept, None if span is None else RangeSet([span]), ()).size for kept, span in jobs)
 
     def _forget_target(self, event: e.ClientSent, target: str) -> dict[str, Any] | None:
         jobs = [kept for kept, _ in answers.targets(self.keeping, target)]

@@ -302,6 +302,14 @@ class Disconnect:
 
 
 @dataclass(frozen=True, slots=True)
+class Drop:
+    """A member broke the protocol: end its connection, say so once, and let it try again later."""
+
+    peer: NodeId
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Introduce:
     """What this node says of itself from now on, in the HELLO of its connections."""
 
@@ -393,6 +401,6 @@ class Stopped:
 
 
 Effect = (
-    Reply | Send | Connect | Disconnect | Introduce | GridClock | Store | Fetch | Run | Recall | Kill | SetTimer | Log
-    | Stopped
+    Reply | Send | Connect | Disconnect | Drop | Introduce | GridClock | Store | Fetch | Run | Recall | Kill
+    | SetTimer | Log | Stopped
 )  # fmt: skip

@@ -18,23 +18,31 @@ from typing import Any
 
 from p2pgrid.core import messages as m
 from p2pgrid.core.batch import decode_batch
-from p2pgrid.core.errors import (
-    ObjectLost,
-)
+from p2pgrid.core.errors import ObjectLost, PeerError
 from p2pgrid.core.ranges import RangeSet, Span
-from p2pgrid.core.shapes import CRASH
+from p2pgrid.core.shapes import CRASH, from_peer
 from p2pgrid.core.wire import pack
 from p2pgrid.node import answers
 from p2pgrid.node import events as e
 from p2pgrid.node.clients import Door
 from p2pgrid.node.fitness import Fitness
+from p2pgrid.node.inquiries import TIMER as INQUIRY
+from p2pgrid.node.inquiries import Inquiries
 from p2pgrid.node.kept import Kept
 from p2pgrid.node.members import Members
+from p2pgrid.node.neighbours import CLONED, Neighbours
+from p2pgrid.node.neighbours import TIMER as NEIGHBOURS
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, MachineConfig, Parts
 from p2pgrid.node.running import RunInfo
 
 __all__ = ["Machine", "MachineConfig"]
+
+
+CLOCK_APART_S = 300.0
+"""Further from the grid's clocks than that, this node's own is not believed, nor the grid's: nothing expires here."""
+_GIVES_NOTHING = frozenset({e.Stored, e.Listens, e.WallClock})
+"""Events that give workers nothing new to do."""
 
 
 class Machine(Handler):
@@ -48,11 +56,30 @@ class Machine(Handler):
         self.outcomes = Outcomes(parts, self.fitness)
         self.members = Members(parts, self.fitness, self.outcomes)
         self.door = Door(parts, self.outcomes, self._feed, lambda *asked: answers.answer(self, *asked), self._on_stop)
+        self.neighbours = Neighbours(parts, rng)
+        self.inquiries = Inquiries(parts, self.door, self._name_of)
         self.clients = self.door.clients
         self.wall_offset_s = 0.0
         self.loaded = False
         self._restoring: dict[int, bytes] = {}
         self._stopped = False
+        self._timers: dict[str, Callable[..., None]] = {
+            "recall": self._on_recall,
+            "beat": self._on_beat,
+            "ask": lambda _: None,  # feeding asks again
+            "offer": lambda _: self.members.told.clear(),
+            "lease": self.members.leases_due,
+            "debt": self._on_debt,
+            "orphan": lambda _, session: self.door.abandon(session),
+            "stuck": lambda now, job, lane: self.outcomes.notice(job, lane, now),
+            "expire": self._expire,
+            "write": lambda _: self.out.extend(self.keeping.write_again()),
+            "grace": lambda _: self.out.extend(self.running.kill_all()),
+            "linger": self._linger,
+            NEIGHBOURS: self._on_neighbours,
+            CLONED: lambda _: self.neighbours.alone_again(),
+            INQUIRY: lambda now, number: self.inquiries.due(number, now),
+        }
         self._events: dict[type, Callable[[Any, float], None]] = {
             e.Loaded: self._on_loaded,
             e.Stored: self._on_stored,
@@ -65,9 +92,14 @@ class Machine(Handler):
             e.WorkerDone: self._on_worker_done,
             e.WorkerDied: self._on_worker_died,
             e.TimerFired: self._on_timer,
-            e.PeerUp: self.members.up,
-            e.PeerDown: self.members.down,
-            e.PeerSent: self.members.sent,
+            e.PeerUp: self._on_peer_up,
+            e.PeerDown: self._on_peer_down,
+            e.PeerRoles: self._on_peer_roles,
+            e.PeerSent: self._on_peer_sent,
+            e.Belongs: self.neighbours.belongs,
+            e.Listens: self.neighbours.listens,
+            e.Stalled: self._on_stalled,
+            e.WallClock: self._on_wall_clock,
             e.Stop: self._on_stop,
         }
 
@@ -85,7 +117,7 @@ class Machine(Handler):
         assert not parts.later, "the shell left an event half done"
         self.out.clear()
         kind = type(event)
-        parts.hungry = kind is not e.Stored  # the one frequent event that gives workers nothing new
+        parts.hungry = kind not in _GIVES_NOTHING
         self._events[kind](event, now)
         if parts.hungry and self.loaded:
             self._feed(now)
@@ -99,12 +131,25 @@ class Machine(Handler):
             if parts.hungry:
                 self._feed(now)
         if parts.stopping and self.loaded:
-            self._settle_stop()
+            self._settle_stop(now)
         yield self.out.copy()
 
     def wall(self, now: float) -> float:
-        """Return unix time."""
-        return now + self.wall_offset_s
+        """Return unix time, by the clocks of the grid if there are others."""
+        return now + self.wall_offset_s + (self.neighbours.offset_s or 0.0)
+
+    def alive(self) -> int:
+        """Return how many members live, this node among them, as far as it knows."""
+        seen = self.neighbours.view
+        return 1 + len(self.peers) if seen is None else sum(1 for _ in seen.live())
+
+    def member_rows(self, _now: float) -> list[dict[str, Any]]:
+        """Return every member that is known, as the request `members` shows it."""
+        return self.neighbours.rows()
+
+    def _name_of(self, peer: str) -> str:
+        """Return what people call a member."""
+        return next((row["name"] for row in self.neighbours.rows() if row["id"] == peer), peer[-8:])
 
     # ---- a life begins ----------------------------------------------------------------------------------------------
 
@@ -112,6 +157,7 @@ class Machine(Handler):
         self.wall_offset_s = event.wall_offset_s
         self.keeping.load(event.rows, event.incarnation)
         self.holding.begin(event.incarnation)
+        self.neighbours.loaded(event)
         self.loaded = True
         codes: dict[bytes, list[bytes]] = {}
         for row in event.rows:
@@ -203,18 +249,51 @@ class Machine(Handler):
         elif event.token in self.door.log_requests:
             client, id_ = self.door.log_requests.pop(event.token)
             logs = [[int.from_bytes(row.key, "big"), row.value] for row in event.rows]
-            self.out.append(e.Reply(client, m.ANSWER, id_, {"logs": sorted(logs)}))
+            self.out.append(self.parts.reply(client, m.ANSWER, id_, {"logs": sorted(logs)}))
         else:
             self.out += self.keeping.readers.fetched(event.token, event.rows)
 
-    # ---- clients ----------------------------------------------------------------------------------------------------
+    # ---- members ----------------------------------------------------------------------------------------------------
 
-    # ---- requests ---------------------------------------------------------------------------------------------------
+    def _on_peer_up(self, event: e.PeerUp, now: float) -> None:
+        self.parts.roles[event.peer] = event.roles
+        self.members.up(event, now)
+        self.neighbours.up(event, now)
+
+    def _on_peer_down(self, event: e.PeerDown, now: float) -> None:
+        self.members.down(event, now)
+        self.neighbours.down(event, now)
+        self.inquiries.gone(event.peer, now)
+
+    def _on_peer_roles(self, event: e.PeerRoles, now: float) -> None:
+        self.parts.roles[event.peer] = event.roles
+
+    def _on_peer_sent(self, event: e.PeerSent, now: float) -> None:
+        """Take in a frame; a malformed one is refused as a whole, and its sender loses the connection."""
+        try:
+            if m.P_PING <= event.kind <= m.P_CLOCK_IS:
+                self.parts.hungry = False
+                self.neighbours.sent(event, now)
+                return
+            self.neighbours.heard(event.peer, now)
+            match event.kind:
+                case m.P_ASK:
+                    self.inquiries.asked(event.peer, from_peer(event.kind, event.body), now)
+                case m.P_ANSWER:
+                    self.inquiries.answered(event.peer, from_peer(event.kind, event.body), now)
+                case m.P_ERROR:
+                    self.inquiries.refused(event.peer, from_peer(event.kind, event.body), now)
+                case _:
+                    self.members.sent(event, now)
+        except PeerError as error:
+            self.out.append(e.Drop(event.peer, f"a malformed frame of type {event.kind}: {error}"))
 
     # ---- feeding workers, asking and offering -----------------------------------------------------------------------
 
     def _feed(self, now: float) -> None:
         self.parts.hungry = False
+        if self.parts.refusing:
+            return
         self.out += self.running.feed(self.pool, self.fitness.eligible, now)
         if self.peers:
             self.members.feed(now)
@@ -292,45 +371,45 @@ class Machine(Handler):
 
     def _on_timer(self, event: e.TimerFired, now: float) -> None:
         self.parts.timers.pop(event.key, None)
-        match event.key:
-            case ("recall",):
-                self.out += self.running.recall(now)
-            case ("beat",):
-                foreign = [job for job, work in self.pool.works.items() if work.keeper is not None]
-                running = {job: self.running.first_of_each(job) for job in foreign}
-                self.out += self.holding.beat(running)
-            case ("ask",):
-                pass  # feeding asks again
-            case ("offer",):
-                self.members.told.clear()
-            case ("lease",):
-                self.members.leases_due(now)
-            case ("orphan", bytes(session)):
-                self.door.abandon(session)
-            case ("stuck", bytes(job), int(lane)):
-                self.outcomes.notice(job, lane, now)
-            case ("expire",):
-                self._expire(now)
-            case ("write",):
-                self.out += self.keeping.write_again()
-            case ("debt", str(peer)):
-                for job in self.holding.forget(peer):
-                    self.pool.close(job)
-                    self.out += self.running.cancel(job, None)
-            case ("grace",):
-                self.out += self.running.kill_all()
-            case ("linger",):
-                self._linger(now)
-            case _:
-                msg = f"a timer nobody set: {event.key}"
-                raise AssertionError(msg)
+        name, *rest = event.key
+        self._timers[name](now, *rest)
+
+    def _on_recall(self, now: float) -> None:
+        self.out += self.running.recall(now)
+
+    def _on_beat(self, now: float) -> None:
+        foreign = [job for job, work in self.pool.works.items() if work.keeper is not None]
+        self.out += self.holding.beat({job: self.running.first_of_each(job) for job in foreign})
+
+    def _on_debt(self, now: float, peer: str) -> None:
+        for job in self.holding.forget(peer):
+            self.pool.close(job)
+            self.out += self.running.cancel(job, None)
+
+    def _on_neighbours(self, now: float) -> None:
+        self.parts.hungry = False
+        self.neighbours.tick(now)
+
+    def _on_stalled(self, event: e.Stalled, now: float) -> None:
+        """Our own loop stood still: the silence of others meanwhile was ours."""
+        self.neighbours.stalled(event.seconds, now)
+        self.leases.stalled(event.seconds)
+        for key, at_s in list(self.parts.timers.items()):
+            if key[0] in {"orphan", "debt", "linger"}:
+                self.parts.timer(key, at_s + event.seconds)
+
+    def _on_wall_clock(self, event: e.WallClock, now: float) -> None:
+        self.wall_offset_s = event.offset_s
+        self.neighbours.wall_clock(event, now)
 
     def _expire(self, now: float) -> None:
+        self.parts.timer(("expire",), now + 600.0)
+        if abs(self.neighbours.offset_s or 0.0) > CLOCK_APART_S:
+            return  # whoever's clock is wrong, nothing is deleted by it
         gone, effects = self.keeping.expired(self.wall(now))
         self.out += effects
         for job in gone:
             self.outcomes.forget(job)
-        self.parts.timer(("expire",), now + 600.0)
 
     def _linger(self, now: float) -> None:
         """An embedded node ends after its last client and its last detached job."""
@@ -349,9 +428,10 @@ class Machine(Handler):
         if self.running.busy():
             self.parts.timer(("grace",), now + event.grace_s)
 
-    def _settle_stop(self) -> None:
+    def _settle_stop(self, now: float) -> None:
         if not self._stopped and not self.running.busy() and not self.keeping.unsettled:
             self._stopped = True
             self.members.hand_back()
+            self.neighbours.leave(now)
             waiting = [answers.hand_over(kept) for kept in self.keeping.jobs.values() if not kept.ended]
             self.out.append(e.Stopped(waiting))

@@ -73,12 +73,10 @@ class Members(Handler):
             self.parts.timer(("lease",), due)
 
     def sent(self, event: e.PeerSent, now: float) -> None:
-        try:
-            body = from_peer(event.kind, event.body)
-            if body is not None:
-                self._peer_frames[event.kind](event.peer, body, now)
-        except PeerError as error:
-            self.out.append(e.Log("warning", f"a malformed frame of type {event.kind} from {event.peer}: {error}"))
+        """Take in a frame about work; a type of a later version is passed over. Raises PeerError if it is malformed."""
+        body = from_peer(event.kind, event.body)
+        if body is not None:
+            self._peer_frames[event.kind](event.peer, body, now)
 
     def feed(self, now: float) -> None:
         if self.holding.hints and not self.parts.stopping:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from p2pgrid.core import messages as m
 from p2pgrid.core.batch import InputBatch
 from p2pgrid.core.errors import (
     PeerError,
@@ -35,6 +36,8 @@ class MachineConfig:
     version: str = ""
     python: tuple[int, int] = (3, 11)
     pid: int = 0
+    preset: str = "lan"
+    """Of liveness and member view: local, lan, wan or edge."""
     orphan_after_s: float = 60.0
     linger_s: float = 2.0
     notice_after_s: float = 10.0
@@ -56,7 +59,17 @@ class Parts:
         self.keeping = Keeping(config.node_id, config.name, config.keeping)
         self.leases = Leases(config.leases)
         self.holding = Holding(config.holding)
+        self.grid_name = config.grid
         self.peers: dict[str, Mapping[str, Any]] = {}
+        """The members that are connected, and their facts."""
+        self.roles: dict[str, int] = {}
+        """What the certificates of members give them, also of some that are not connected now."""
+        self.suspects: set[str] = set()
+        """Members that get no new work."""
+        self.refusing = ""
+        """Why this node takes no work at all: somebody else has its identity."""
+        self.askers: dict[int, tuple[str, tuple[int, int]]] = {}
+        """Requests of members, as if of clients with numbers below zero: who asked, under which number."""
         self.out: list[e.Effect] = []
         """The effects so far of the event that is being handled, in order."""
         self.later: list[Callable[[], None]] = []
@@ -84,7 +97,15 @@ class Parts:
             self.timer(key, at_s)
 
     def grid_slots(self) -> int:
+        """Return how many tasks this node and the connected members run at once."""
         return self.config.slots + sum(int(facts.get("slots", 0)) for facts in self.peers.values())
+
+    def reply(self, client: int, kind: int, id_: int, body: Any) -> e.Reply | e.Send:
+        """Return what answers a request of a client, or of a member in the name of one of its clients."""
+        if client >= 0:
+            return e.Reply(client, kind, id_, body)
+        peer, rid = self.askers.pop(client)
+        return e.Send(peer, m.P_ANSWER if kind == m.ANSWER else m.P_ERROR, [list(rid), body])
 
     def append(self, work: Work, batch: InputBatch) -> list[Lane]:
         try:

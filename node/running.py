@@ -81,6 +81,8 @@ class Running:
         """Functions whose tasks mostly wait, many of them at once in one worker (`async def`)."""
         self._waiting: tuple[Lane, float] | None = None  # a wide lane that slots are being kept free for
         self._recall_due = False
+        self.done = 0
+        """Tasks that have ended here, in this life."""
 
     # ---- what is running --------------------------------------------------------------------------------------------
 
@@ -250,6 +252,7 @@ class Running:
         pool.served(info.taken.work, busy_s * max(info.taken.lane.cpus, 1))
         if not count:
             return
+        self.done += count
         fn, sample = info.taken.lane.fn, busy_s / count
         if not info.queued and now - info.since_s > max(OVERLAP_S, OVERLAP * busy_s):
             self._overlapping[fn] = None

@@ -161,6 +161,11 @@ class View:
         """What this node says of itself."""
         return self.members[self.me].known.card
 
+    @property
+    def lost(self) -> Mapping[NodeId, None]:
+        """Nodes outside the view that are asked now and then, should they be reachable."""
+        return self._lost
+
     def show(
         self, now: float, *, addresses: tuple[str, ...] | None = None, facts: dict[str, Any] | None = None,
         load: tuple[int, ...] | None = None,
@@ -234,7 +239,10 @@ class View:
             if known[:2] == before[:2]:
                 if aloud:
                     self._tell(Update(update.id, *known[:2], update.by, known.card), now)
-                return []
+                if known.card.addresses == before.card.addresses and known.card.facts == before.card.facts:
+                    return []
+                # Nothing new about its life, but whoever looks at the card shall look again.
+                return [Verdict(update.id, known.incarnation, known.status, update.by, known.card.leaf)]
         entry.accusers = {update.by: None} if known.status == SUSPECT else {}
         self._count_gone(update.id, entry, now)
         if aloud:

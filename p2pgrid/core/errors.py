@@ -55,6 +55,7 @@ EXIT_CODES: dict[str, ExitCode] = {
     "node-gone": ExitCode.NO_NODE,
     "not-found": ExitCode.NOT_FOUND,
     "ambiguous": ExitCode.NOT_FOUND,
+    "elsewhere": ExitCode.NOT_FOUND,
     "not-authorized": ExitCode.REFUSED,
     "quota-exceeded": ExitCode.REFUSED,
     "timed-out": ExitCode.TIMED_OUT,
@@ -292,7 +293,7 @@ _BY_CODE: dict[str, type[GridError]] = {
         RemoteError,
     )
 }
-_BY_CODE["ambiguous"] = NotFound
+_BY_CODE["ambiguous"] = _BY_CODE["elsewhere"] = NotFound
 
 
 def error_to_wire(error: GridError) -> WireError:

@@ -210,6 +210,7 @@ ADDRESSES_MAX = 16
 ADDRESS_MAX = 256
 LOAD_MAX = 16
 FACTS_BYTES_MAX = 4096
+SLOTS_MAX = 65_536
 UPDATES_MAX = 1024
 
 
@@ -225,11 +226,31 @@ def _incarnation(value: Any) -> int:
     return value
 
 
+def _is_amount(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+_FACTS: dict[str, Callable[[Any], bool]] = {
+    "resources": lambda value: isinstance(value, dict) and all(map(_is_amount, value.values())),
+    "slots": lambda value: type(value) is int and 0 <= value <= SLOTS_MAX,
+    "cpus": _is_amount,
+    "ram": _is_amount,
+    "minor": lambda value: type(value) is int,
+    "tags": lambda value: isinstance(value, list) and all(isinstance(tag, str) for tag in value),
+    "pythons": lambda value: isinstance(value, list),
+    **dict.fromkeys(("id", "name", "arch", "os", "host", "python", "version"), lambda value: isinstance(value, str)),
+}
+"""What decisions depend on must be of the right kind; other facts are only shown and matched."""
+
+
 def _facts(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         _refuse("facts")
     if len(pack(value)) > FACTS_BYTES_MAX:
         _refuse("facts (too long)")
+    for key, is_right in _FACTS.items():
+        if key in value and not is_right(value[key]):
+            _refuse(f"fact {key!r}")
     return value
 
 

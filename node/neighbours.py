@@ -1,0 +1,299 @@
+"""Neighbours: who is in the grid with this node, who of them lives, and what time it is among them (DESIGN §6).
+
+It wires `liveness` (who answers), `view` (what is told of whom) and `gridtime` to the machine: a verdict of the one
+goes to the other, a member that becomes known is connected to, one that was reset is suspected at once. Everything else
+a node does with members looks at `parts`: `peers` (connected, with facts), `roles`, `suspects`, `refusing`.
+
+Rule: before `Belongs` there is no grid, and nothing here does anything; so it is in tests of the machine alone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from typing import Any
+
+from p2pgrid.core import messages as m
+from p2pgrid.core.chains import role_names
+from p2pgrid.core.member import ALIVE, DEAD, LEFT, STATUS_NAMES, SUSPECT, Card, Known, Update, Verdict
+from p2pgrid.core.shapes import from_neighbour
+from p2pgrid.core.wire import pack, unpack
+from p2pgrid.node import events as e
+from p2pgrid.node import liveness, view
+from p2pgrid.node.gridtime import GridTime, GridTimeOptions
+from p2pgrid.node.liveness import Liveness
+from p2pgrid.node.parts import Handler, Parts
+from p2pgrid.node.view import Cloned, Forgotten, View
+
+TIMER = "neighbours"
+CLONED = "cloned"
+CONNECTED_MAX = 128
+"""Up to so many members a node keeps a connection with every other; above, with whom it observes, and the first met."""
+OFFSET_STEP_S = 1.0
+"""A change of grid time by less is not worth telling the shell."""
+CLONED_FOR_S = 150.0
+"""A clone that is still there shows itself again within `ViewOptions.clone_again_s` and a round of anti-entropy."""
+LIFE_ROW = (bytes(16), "life", b"incarnation")
+"""Where the journal keeps the incarnation; no job has that id."""
+
+
+class Neighbours(Handler):
+    """The other members, as this node sees them."""
+
+    def __init__(self, parts: Parts, rng: random.Random) -> None:
+        super().__init__(parts)
+        self.rng = rng
+        self.grid = b""
+        self.roles = 0
+        self.view: View | None = None
+        self._liveness: Liveness
+        self._time: GridTime
+        self._wall_offset_s = 0.0
+        self._persisted = 0
+        self._addresses: tuple[str, ...] = ()
+        self._introduced: Card | None = None
+        self._wanted: dict[str, tuple[str, ...]] = {}
+        """Whom the shell keeps a connection with, and by which addresses."""
+        self._offset_s: float | None = None
+
+    # ---- this node --------------------------------------------------------------------------------------------------
+
+    def loaded(self, event: e.Loaded) -> None:
+        """Take in what a former life left."""
+        self._wall_offset_s = event.wall_offset_s
+        rows = [unpack(row.meta) for row in event.rows if (row.job, row.kind, row.key) == LIFE_ROW]
+        self._persisted = max([event.incarnation - 1, *(number for number in rows if type(number) is int)])
+
+    def belongs(self, event: e.Belongs, now: float) -> None:
+        self.parts.grid_name = event.name
+        self.roles = event.roles
+        if event.grid == self.grid:
+            return
+        for peer in list(self._wanted):
+            self._leave_alone(peer)
+        self.grid = event.grid
+        self._introduced = None
+        preset = self.config.preset
+        self._liveness = Liveness(self.config.node_id, liveness.PRESETS[preset], self.rng)
+        self._time = GridTime(GridTimeOptions(), self.rng)
+        self._time.wall_offset(self._wall_offset_s)
+        born = self._liveness.begin(self._persisted, now + self._wall_offset_s, now)
+        life = self.rng.randbytes(8)
+        card = Card(born.incarnation, 0, life, born.leaf, self._addresses, dict(self.config.facts), ())
+        self.view = View(self.config.node_id, view.PRESETS[preset], self.rng)
+        self.view.begin(card, now)
+        self._settle(now)
+
+    def listens(self, event: e.Listens, now: float) -> None:
+        self._addresses = event.addresses
+        if self.view is not None:
+            self.view.show(now, addresses=event.addresses)
+            self._settle(now)
+
+    def wall_clock(self, event: e.WallClock, now: float) -> None:
+        self._wall_offset_s = event.offset_s
+        if self.view is not None:
+            self._time.wall_offset(event.offset_s)
+            self._settle(now)
+
+    def stalled(self, seconds: float, now: float) -> None:
+        if self.view is not None:
+            self._liveness.stalled(seconds)
+            self.view.stalled(seconds)
+            self._time.stalled(seconds)
+            self._settle(now)
+
+    def leave(self, now: float) -> None:
+        """Say good-bye: this node ends."""
+        if self.view is not None and self.peers:
+            self._perform(self.view.judged(self._liveness.leave(), now), now, of_view=True)
+
+    @property
+    def offset_s(self) -> float | None:
+        """Grid time minus own clock; None while no other clock is known."""
+        return None if self.view is None else self._time.offset_s()
+
+    # ---- members ----------------------------------------------------------------------------------------------------
+
+    def up(self, event: e.PeerUp, now: float) -> None:
+        if self.view is None:
+            return
+        if event.card is not None:
+            said = Update(event.peer, event.card.incarnation, ALIVE, event.peer, event.card)
+            self._perform(self.view.received(event.peer, m.P_GOSSIP, ([said],), now), now, of_view=True)
+        self._perform(self.view.met(event.peer, now), now, of_view=True)
+        self._perform(self._time.met(event.peer, now), now, of_view=True)
+        self._liveness.heard(event.peer, now)
+        self._settle(now)
+
+    def down(self, event: e.PeerDown, now: float) -> None:
+        if self.view is not None and event.reset:
+            self._perform(self._liveness.refused(event.peer, now), now, of_view=False)
+            self._settle(now)
+
+    def heard(self, peer: str, now: float) -> None:
+        """Any frame of a member shows that it lives."""
+        if self.view is not None:
+            self._liveness.heard(peer, now)
+
+    def sent(self, event: e.PeerSent, now: float) -> None:
+        """Take in a frame about membership. Raises PeerError if it is malformed, before anything has changed."""
+        body = from_neighbour(event.kind, event.body)
+        if body is None or self.view is None:
+            return
+        if event.kind <= m.P_NACK:
+            self._perform(self._liveness.received(event.peer, event.kind, body, now), now, of_view=False)
+        else:
+            self._liveness.heard(event.peer, now)
+            if event.kind <= m.P_RECORDS:
+                self._perform(self.view.received(event.peer, event.kind, body, now), now, of_view=True)
+            else:
+                self._perform(self._time.received(event.peer, event.kind, body, now), now, of_view=True)
+        self._settle(now)
+
+    # ---- effects of the policies ------------------------------------------------------------------------------------
+
+    def _perform(self, effects: Iterable[Any], now: float, *, of_view: bool) -> None:
+        for effect in effects:
+            match effect:
+                case Verdict() if of_view:
+                    self._learned(effect, now)
+                    self._perform(self._liveness.judged(effect, now), now, of_view=False)
+                case Verdict():
+                    assert self.view is not None, "a verdict without a grid"
+                    self._perform(self.view.judged(effect, now), now, of_view=True)
+                    self._learned(effect, now)
+                case Forgotten():
+                    self._liveness.forget(effect.id)
+                    self._forgotten(effect.id)
+                case Cloned():
+                    self._cloned(effect, now)
+                case e.Send():
+                    if effect.peer in self.peers:
+                        self.out.append(effect)
+                case _:
+                    self.out.append(effect)
+
+    def _learned(self, verdict: Verdict, now: float) -> None:
+        """Somebody's state has changed: this node's own, if it had to refute, or a member's."""
+        if verdict.id == self.config.node_id:
+            if verdict.status == ALIVE and verdict.incarnation > self._persisted:
+                self._persisted = verdict.incarnation
+                self.out.append(e.Store(0, [e.Row(*LIFE_ROW, pack(verdict.incarnation), b"")]))
+            return
+        suspects = self.parts.suspects
+        if verdict.status == SUSPECT:
+            suspects.add(verdict.id)
+        elif verdict.id in suspects:
+            suspects.discard(verdict.id)
+            if verdict.status == ALIVE:
+                self.parts.hungry = True
+        if verdict.status == LEFT:
+            self._leave_alone(verdict.id)
+        elif verdict.status != DEAD:
+            self._want(verdict.id)
+            if verdict.id in self.peers and self.view is not None and verdict.id in self.view.members:
+                self.peers[verdict.id] = self.view.members[verdict.id].known.card.facts
+
+    def _want(self, peer: str) -> None:
+        assert self.view is not None, "a member without a grid"
+        entry = self.view.members.get(peer)
+        if entry is None:
+            return
+        addresses = entry.known.card.addresses
+        if self._wanted.get(peer) == addresses:
+            return
+        if peer not in self._wanted and len(self._wanted) >= CONNECTED_MAX and peer not in self._liveness.subjects():
+            return
+        self._wanted[peer] = addresses
+        self.out.append(e.Connect(peer, addresses))
+
+    def _leave_alone(self, peer: str) -> None:
+        if self._wanted.pop(peer, None) is not None:
+            self.out.append(e.Disconnect(peer))
+
+    def _forgotten(self, peer: str) -> None:
+        """Out of the view. One that seemed dead is still looked for: a cut may outlast the memory of the dead."""
+        self.parts.suspects.discard(peer)
+        assert self.view is not None, "forgotten without a grid"
+        lost = self.view.lost
+        for other in [one for one in self._wanted if one not in self.view.members and one not in lost]:
+            self._leave_alone(other)
+
+    def _cloned(self, effect: Cloned, now: float) -> None:
+        """Two nodes live with one identity: neither can be told from the other, so both refuse work."""
+        theirs = ", ".join(effect.theirs) or "an unknown address"
+        text = f"another node runs with this node's identity, at {theirs}: both refuse work"
+        if not self.parts.refusing:
+            self.out.append(e.Log("warning", f"{text}; stop one, remove its node.key and grid.json, and join it again"))
+        self.parts.refusing = text
+        self.parts.timer((CLONED,), now + CLONED_FOR_S)
+
+    def alone_again(self) -> None:
+        """The clone has not been seen for long."""
+        self.parts.refusing = ""
+        self.parts.hungry = True
+        self.out.append(e.Log("info", "no other node runs with this node's identity any more: it works again"))
+
+    # ---- time -------------------------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        assert self.view is not None, "a timer without a grid"
+        self._perform(self._liveness.tick(now), now, of_view=False)
+        self._perform(self.view.tick(now), now, of_view=True)
+        self._perform(self._time.tick(sorted(self.peers), now), now, of_view=True)
+        self._settle(now)
+
+    def _settle(self, now: float) -> None:
+        """Tell the shell what has changed, and be woken in time. A node that is alone needs no waking."""
+        assert self.view is not None, "nothing to settle without a grid"
+        if self.view.card is not self._introduced:
+            self._introduced = self.view.card
+            self.out.append(e.Introduce(self._introduced))
+        offset_s = self._time.offset_s()
+        if (offset_s is None) != (self._offset_s is None) or (
+            offset_s is not None and self._offset_s is not None and abs(offset_s - self._offset_s) > OFFSET_STEP_S
+        ):
+            self._offset_s = offset_s
+            self.out.append(e.GridClock(offset_s))
+        if not self.peers and len(self.view.members) == 1:
+            self.parts.timer((TIMER,), None)
+            return
+        times = (self._liveness.next_s(), self.view.next_s(), self._time.next_s())
+        due = min((at for at in times if at is not None), default=None)
+        before = self.parts.timers.get((TIMER,))
+        if due is not None and (before is None or due < before):
+            self.parts.timer((TIMER,), max(due, now))
+
+    # ---- answers ----------------------------------------------------------------------------------------------------
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return every member that is known, this node first, as the request `members` shows it."""
+        own = Card(0, 0, bytes(8), leaf=False, addresses=self._addresses, facts=dict(self.config.facts), load=())
+        me = Known(0, ALIVE, own if self.view is None else self.view.card)
+        rows = [self._row(self.config.node_id, me)]
+        if self.view is not None:
+            others = sorted(
+                self.view.members.items(), key=lambda item: (str(item[1].known.card.facts.get("name")), item[0])
+            )
+            rows += [self._row(node, entry.known) for node, entry in others if node != self.config.node_id]
+        return rows
+
+    def _row(self, node: str, known: Known) -> dict[str, Any]:
+        facts = known.card.facts
+        mine = node == self.config.node_id
+        roles = self.roles if mine else self.parts.roles.get(node, 0)
+        pythons = facts.get("pythons")
+        slots = facts.get("slots")
+        return {
+            "id": node,
+            "name": str(facts.get("name") or node[-8:]),
+            "status": STATUS_NAMES[known.status],
+            "addresses": list(known.card.addresses),
+            "slots": slots if isinstance(slots, int) else 0,
+            "roles": role_names(roles),
+            "pythons": pythons if isinstance(pythons, list) else [],
+            "version": str(facts.get("version", "")),
+            "facts": dict(facts),
+            "connected": mine or node in self.peers,
+        }
