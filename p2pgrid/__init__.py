@@ -13,6 +13,7 @@ _HOMES = {
     "p2pgrid.client.grid": ("Grid",),
     "p2pgrid.client.job": ("Job",),
     "p2pgrid.client.localgrid": ("LocalGrid",),
+    "p2pgrid.client.members": ("Member",),
     "p2pgrid.client.results": ("Results",),
     "p2pgrid.core.current": ("current", "progress"),
     "p2pgrid.core.errors": (
@@ -25,9 +26,9 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _LATER = {"File": "At home", "Ref": "Peer to peer", "Simulator": "The simulator"}
 
 __all__ = [
-    "DependencyFailed", "Future", "Grid", "GridError", "Job", "LocalGrid", "MissingModule", "NoNode", "NodeGone",
-    "NotAuthorized", "NotFound", "NotSerializable", "ObjectLost", "QuotaExceeded", "RemoteError", "ResultLost",
-    "Results", "TaskCancelled", "TaskMemoryExceeded", "TaskTimeout", "Unschedulable", "VersionMismatch",
+    "DependencyFailed", "Future", "Grid", "GridError", "Job", "LocalGrid", "Member", "MissingModule", "NoNode",
+    "NodeGone", "NotAuthorized", "NotFound", "NotSerializable", "ObjectLost", "QuotaExceeded", "RemoteError",
+    "ResultLost", "Results", "TaskCancelled", "TaskMemoryExceeded", "TaskTimeout", "Unschedulable", "VersionMismatch",
     "WorkerCrashed", "as_completed", "current", "get", "map", "progress", "put", "start", "submit", "wait",
 ]  # fmt: skip
 

@@ -20,6 +20,7 @@ from p2pgrid.client.future import Future as Future
 from p2pgrid.client.grid import Grid as Grid
 from p2pgrid.client.job import Job as Job
 from p2pgrid.client.localgrid import LocalGrid as LocalGrid
+from p2pgrid.client.members import Member as Member
 from p2pgrid.client.results import Results as Results
 from p2pgrid.core.current import current as current
 from p2pgrid.core.current import progress as progress
@@ -80,8 +81,8 @@ from p2pgrid.core.errors import (
 
 __version__: str
 __all__ = [
-    "DependencyFailed", "Future", "Grid", "GridError", "Job", "LocalGrid", "MissingModule", "NoNode", "NodeGone",
-    "NotAuthorized", "NotFound", "NotSerializable", "ObjectLost", "QuotaExceeded", "RemoteError", "ResultLost",
-    "Results", "TaskCancelled", "TaskMemoryExceeded", "TaskTimeout", "Unschedulable", "VersionMismatch",
+    "DependencyFailed", "Future", "Grid", "GridError", "Job", "LocalGrid", "Member", "MissingModule", "NoNode",
+    "NodeGone", "NotAuthorized", "NotFound", "NotSerializable", "ObjectLost", "QuotaExceeded", "RemoteError",
+    "ResultLost", "Results", "TaskCancelled", "TaskMemoryExceeded", "TaskTimeout", "Unschedulable", "VersionMismatch",
     "WorkerCrashed", "as_completed", "current", "get", "map", "progress", "put", "start", "submit", "wait",
 ]  # fmt: skip

@@ -103,6 +103,10 @@ class Connection:
                 raise ConnectionLost(str(error)) from error
         return frames
 
+    def patience(self, timeout_s: float) -> None:
+        """Let `receive` wait at most so long for each part of a frame; then it raises ConnectionLost."""
+        self._socket.settimeout(max(timeout_s, 0.001))
+
     def drain(self, timeout_s: float) -> None:
         """Wait until all is sent, at most so long."""
         with self._lock:

@@ -23,9 +23,17 @@ _said: set[str] = set()
 class LocalFinder:
     """Finds a node by its directory: given, or the usual ones; starts one where that is allowed."""
 
-    def __init__(self, directory: str | os.PathLike[str] | None, *, embedded: bool | None, timeout_s: float) -> None:
-        """Look at `directory` only, if given."""
+    def __init__(
+        self,
+        directory: str | os.PathLike[str] | None,
+        *,
+        embedded: bool | None,
+        timeout_s: float,
+        invite: str | None = None,
+    ) -> None:
+        """Look at `directory` only, if given; a node that has to be started joins by `invite`, if given."""
         self._timeout_s = timeout_s
+        self._invite = invite
         own = Path(directory).expanduser().absolute() if directory is not None else _from_environment()
         home = own or _directory_for_here()
         self._may_start = embedded is not False
@@ -102,11 +110,12 @@ class LocalFinder:
 
     def _start(self, hello: dict[str, Any]) -> Connection:
         """Start a node and wait for its socket. Of two that start at once one gives way; either serves both."""
-        self._started = EmbeddedNode(self._home)
+        self._started = EmbeddedNode(self._home, self._invite)
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
             connection = self._try(self._home, hello)
             if connection is not None:
+                self._started.greeted()
                 return connection
             failed = self._started.failure()
             if failed:

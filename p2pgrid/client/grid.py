@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,9 +17,11 @@ from typing import Any, Literal, NoReturn, Self
 
 from p2pgrid.client.calls import Calls, JobOver
 from p2pgrid.client.discovery import LocalFinder
+from p2pgrid.client.embedded import invite_text
 from p2pgrid.client.feed import Feed
 from p2pgrid.client.future import Future
 from p2pgrid.client.job import Job, find, future_of
+from p2pgrid.client.members import Member, call_of, chosen, members_from, only
 from p2pgrid.client.pickling import Call, Functions, pickled_call
 from p2pgrid.client.results import NoResults, Results
 from p2pgrid.client.session import LEAVE_S, Session, sessions
@@ -34,6 +36,8 @@ from p2pgrid.core.units import parse_duration
 
 JOB_ID_BYTES = 16
 BUFFER_DEFAULT = 100_000
+JOIN_S = 60.0
+"""How long joining may take: the network is started for it, and every address of the invite is tried."""
 
 
 class _Shared:
@@ -89,26 +93,35 @@ class Grid(Executor):
 
         Args:
             dir: the directory of the node; else `$P2PGRID_DIR`, the user's data folder, `/run/p2pgrid`.
-            join: an invite; comes with "A grid of real nodes".
+            join: an invite, or `@file`: the node joins that grid before this returns. One that is started for it can
+                be reached by the others then, not from this machine alone; one that runs takes its jobs along, unless
+                it is in a grid with others already.
             embedded: False never starts a node; True starts or attaches on `dir` and looks nowhere else.
             reconnect: wait up to `timeout` for a node that went away, instead of raising NodeGone at once.
             timeout: seconds that anything may take which needs no work done.
-            unpickle: "never" comes with "A grid of real nodes".
+            unpickle: "never" comes later.
 
         Raises:
             NoNode: none answers and none was to be started, or it did not start.
+            GridError: it cannot join: `bad-invite`, nobody of that grid answers, …
         """
-        if join is not None:
-            _not_yet("Grid(join=)", "A grid of real nodes")
+        invite = None if join is None else invite_text(join)
         if unpickle not in ("members", "never"):
             msg = f"unpickle={unpickle!r}: expected 'members' or 'never'"
             raise ValueError(msg)
         if unpickle == "never":
-            _not_yet("Grid(unpickle='never')", "A grid of real nodes")
+            _not_yet("Grid(unpickle='never')", "No owner to lose")
         if current() is not None:
             _not_yet("Grid() inside a task", "Peer to peer")
-        finder = LocalFinder(dir, embedded=embedded, timeout_s=timeout)
-        self._share(_Shared(Session(finder, timeout_s=timeout, reconnect=reconnect)), TaskOptions(), is_view=False)
+        finder = LocalFinder(dir, embedded=embedded, timeout_s=timeout, invite=invite)
+        session = Session(finder, timeout_s=timeout, reconnect=reconnect)
+        if invite is not None:
+            try:
+                session.request("join", {"invite": invite, "leave": False}, max(timeout, JOIN_S))
+            except BaseException:
+                session.leave()
+                raise
+        self._share(_Shared(session), TaskOptions(), is_view=False)
 
     def _share(self, shared: _Shared, options: TaskOptions, *, is_view: bool) -> None:
         self._shared = shared
@@ -356,7 +369,7 @@ class Grid(Executor):
     @property
     def _max_workers(self) -> int:
         """Slots in the grid now; Dask reads it."""
-        return self._session.welcome.slots
+        return self._session.slots()
 
     def put(self, value: Any) -> NoReturn:
         """Reserved."""
@@ -366,13 +379,38 @@ class Grid(Executor):
         """Reserved."""
         _not_yet("get", "Peer to peer")
 
-    def run(self, fn_or_argv: Any, /, *args: Any, where: str | None = None) -> NoReturn:
-        """Reserved."""
-        _not_yet("run", "At home")
+    def run(
+        self, fn_or_argv: Callable[..., Any] | Sequence[str], /, *args: Any, where: str | None = None
+    ) -> dict[str, Future]:
+        """Run something once on every alive node that takes work, busy or not; return a Future for each.
 
-    def members(self) -> NoReturn:
-        """Reserved."""
-        _not_yet("members", "A grid of real nodes")
+        A node that goes away first: its Future fails as Unschedulable once it has been gone for ten seconds (it may
+        come back), or at once if it was gone before its task was accepted.
+
+        Args:
+            fn_or_argv: a function, or a command as a list of texts; then each result is a
+                `subprocess.CompletedProcess` with text output, whatever the command's exit code.
+            args: arguments of the function.
+            where: only nodes that satisfy this, as in `options`.
+
+        Returns:
+            Futures by node name; a second node of one name is `name#` and a prefix of its id.
+
+        Raises:
+            Unschedulable: no node satisfies `where` and the options of this view; the message says which clause.
+        """
+        fn, args, kwargs = call_of(fn_or_argv, args)
+        futures = {}
+        for key, member in chosen(self.members(), self._options, where).items():
+            view = self.options(where=only(member), strict=True)
+            futures[key] = view.submit(fn, *args, **kwargs)
+        if self._own is not None:
+            self._own += futures.values()
+        return futures
+
+    def members(self) -> list[Member]:
+        """Return who is in the grid, this node included, as it knows them now; dead and left ones for 60 s."""
+        return members_from(self._session.request("members", {}))
 
     # ---- leaving -----------------------------------------------------------------------------------------------------
 

@@ -60,6 +60,7 @@ class Job:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the job ended, at most `timeout` seconds; say whether it did."""
+        self._found(None)
         stream = Stream(self._session, self._job, mine=False)
         # All results count as had, so that only the end of the job is sent.
         stream.had.add(0, BEYOND_ALL)
@@ -84,7 +85,7 @@ class Job:
             stable: hand out only what is on disk. With one node a result is read from there anyway.
         """
         del stable
-        self._shown(timeout)
+        self._found(timeout)
         stream = Stream(self._session, self._job, mine=False)
         results = Results(self._session, self._job, stream, None, buffer=0, timeout=timeout, owned=False)
         self._session.add(stream)
@@ -92,7 +93,7 @@ class Job:
 
     def as_completed(self, timeout: float | None = None) -> Iterator[Future]:
         """Yield a decided future for each task as it ends."""
-        self._shown(timeout)
+        self._found(timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         stream = Stream(self._session, self._job, mine=False, ordered=False)
         table = FutureTable(self._session, self._job)
@@ -138,6 +139,10 @@ class Job:
     def forget(self) -> None:
         """Remove it and its results from the grid."""
         self._ask("forget")
+
+    def _found(self, timeout: float | None) -> None:
+        """Raise NotFound if this node has no results of it; one that another has is named in the message."""
+        self._ask("find", timeout)
 
     def _shown(self, timeout: float | None = None) -> dict[str, Any]:
         shown: dict[str, Any] = self._ask("show", timeout)["job"]

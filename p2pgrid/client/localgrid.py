@@ -1,131 +1,51 @@
 """`LocalGrid`: real node processes on this machine, for tests and for trying things out."""
 
-import contextlib
-import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
-from p2pgrid.client.embedded import spawn_node
+from p2pgrid.client.embedded import secret_file
 from p2pgrid.client.grid import Grid
+from p2pgrid.client.localnode import LocalNode
+from p2pgrid.client.members import ALIVE
 from p2pgrid.core.errors import GridError, NoNode
-from p2pgrid.core.locate import node_file
 
-START_S = 30.0
-STOP_S = 15.0
-POLL_S = 0.01
-LOG_TAIL_BYTES = 2000
-
-
-class LocalNode:
-    """One node process with a directory of its own."""
-
-    def __init__(self, name: str, directory: Path, config: dict[str, Any]) -> None:
-        """Describe a node; `start` starts it."""
-        self.name = name
-        self.dir = directory
-        self._config = config
-        self._child: subprocess.Popen[bytes] | None = None
-        self._guard: subprocess.Popen[bytes] | None = None
-
-    @property
-    def id(self) -> str:
-        """Its PeerId."""
-        return str(node_file(self.dir).get("id", ""))
-
-    @property
-    def pid(self) -> int | None:
-        """Its process, or None while it does not run."""
-        return self._child.pid if self._child is not None and self._child.poll() is None else None
-
-    def start(self) -> None:
-        """Start it (again, on its directory) and return when it answers.
-
-        Raises:
-            NoNode: it does not come up.
-        """
-        if self.pid is not None:
-            return
-        log = self.dir / "node.log"
-        self._child = spawn_node(self.dir, self._config, log)
-        self._guard = _guarded(self._child.pid)
-        deadline = time.monotonic() + START_S
-        while node_file(self.dir).get("pid") != self._child.pid:
-            if self._child.poll() is not None or time.monotonic() > deadline:
-                self.kill()
-                tail = log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
-                msg = f"node {self.name} did not start: {tail.strip()}"
-                raise NoNode(msg, next=f"read {log}")
-            time.sleep(POLL_S)
-
-    def stop(self) -> None:
-        """Ask it to end (SIGTERM), and wait for that."""
-        if self._child is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            self._child.terminate()
-        try:
-            self._child.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self.kill()
-        self._dismiss_guard()
-
-    def kill(self) -> None:
-        """Kill it (SIGKILL), as a crash would."""
-        if self._child is not None:
-            if self._child.poll() is None:
-                os.kill(self._child.pid, signal.SIGKILL)
-            self._child.wait()
-        self._dismiss_guard()
-
-    def _dismiss_guard(self) -> None:
-        guard, self._guard = self._guard, None
-        if guard is not None:
-            guard.kill()
-            guard.communicate()
-
-    def invite(self) -> NoReturn:
-        """Reserved."""
-        msg = 'invite comes with "A grid of real nodes"'
-        raise GridError(msg, code="not-yet")
-
-    def __repr__(self) -> str:
-        return f"<LocalNode {self.name} pid {self.pid}>"
-
-
-def _guarded(pid: int) -> subprocess.Popen[bytes]:
-    """Start a process that ends node `pid` once this program is gone, killed or not: its end of a pipe closes."""
-    return subprocess.Popen(
-        ["/bin/sh", "-c", 'read -r _; kill -TERM "$1"', "sh", str(pid)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+READY_S = 60.0
+POLL_S = 0.05
+LOG_TAIL_CHARS = 300
 
 
 class LocalGrid:
-    """A grid of node processes on this machine, on loopback, in temporary directories; a context manager."""
+    """A grid of node processes on this machine, on loopback, in temporary directories; a context manager.
+
+    The first node founds the grid; the others are started with one invite of it.
+
+    Attributes:
+        nodes: the node processes, `LocalNode`: `.id .name .pid .dir`, `.kill() .stop() .start() .invite()`.
+    """
 
     def __init__(self, nodes: int = 1, slots: int = 1, **node_flags: Any) -> None:
         """Describe it; entering the `with` starts it.
 
         Args:
-            nodes: how many; more than one comes with "A grid of real nodes".
+            nodes: how many.
             slots: tasks at once, per node.
-            node_flags: what else the nodes are configured with, as flags of `p2pgrid node`.
+            node_flags: what else the nodes are configured with, as flags of `p2pgrid node`; `name` may be a list.
         """
-        if nodes != 1:
-            msg = f'LocalGrid(nodes={nodes}) comes with "A grid of real nodes"'
-            raise GridError(msg, code="not-yet", next="LocalGrid(nodes=1)")
-        self._names = [f"n{i}" for i in range(nodes)]
-        self._config = {"slots": slots, "python": [sys.executable], **node_flags}
+        if nodes < 1:
+            msg = f"nodes={nodes}: expected at least 1"
+            raise ValueError(msg)
+        names = node_flags.pop("name", None) or [f"n{i}" for i in range(nodes)]
+        self._names = [names] if isinstance(names, str) else list(names)
+        if len(self._names) != nodes:
+            msg = f"name={names!r}: expected {nodes} of them"
+            raise ValueError(msg)
+        defaults = {"python": [sys.executable], "listen": ["127.0.0.1:0"], "preset": "local"}
+        self._config = {"slots": slots, **defaults, **node_flags}
         self._root: Path | None = None
         self._grids: list[Grid] = []
         self.nodes: list[LocalNode] = []
@@ -136,20 +56,62 @@ class LocalGrid:
         self._grids.append(grid)
         return grid
 
+    def wait_members(self, n: int | None = None, timeout: float = READY_S) -> None:
+        """Wait until every node that runs here sees `n` nodes alive, those that run here among them.
+
+        Args:
+            n: how many; by default as many as run here. Say more where others have joined.
+            timeout: seconds.
+
+        Raises:
+            GridError: it did not come to that (code `timed-out`); the message says who misses whom.
+            NoNode: a node ended meanwhile, by itself.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            running = [node for node in self.nodes if node.pid is not None]
+            wanted = len(running) if n is None else n
+            views = {node.name: _alive(node) for node in running}
+            ids = {node.id for node in running}
+            if running and all(ids <= view.keys() and len(view) == wanted for view in views.values()):
+                return
+            for node in self.nodes:
+                if node.has_failed:
+                    msg = f"node {node.name} ended: {node.log_tail()[-LOG_TAIL_CHARS:]}"
+                    raise NoNode(msg)
+            if time.monotonic() > deadline:
+                msg = f"after {timeout:g} s not every node sees {wanted} alive: {_who_misses_whom(running, views)}"
+                raise GridError(msg, code="timed-out")
+            time.sleep(POLL_S)
+
     def __enter__(self) -> Self:
-        """Start all nodes and wait until they answer."""
+        """Start all nodes; return when all are alive in all views."""
         root = self._root = Path(tempfile.mkdtemp(prefix="p2pgrid-"))
         self.nodes = [
-            LocalNode(name, root / name, {"dir": str(root / name), "name": name, **self._config})
-            for name in self._names
+            LocalNode(name, root / f"n{i}", {"dir": str(root / f"n{i}"), "name": name, **self._config})
+            for i, name in enumerate(self._names)
         ]
         try:
-            for node in self.nodes:
-                node.start()
+            self._start(root)
         except BaseException:
             self.close()
             raise
         return self
+
+    def _start(self, root: Path) -> None:
+        first, *others = self.nodes
+        first.start()
+        if not others:
+            return
+        invite = secret_file(root / "invite", first.invite())
+        for node in others:
+            node.join = invite
+            node.launch()
+        for node in others:
+            node.wait_answering()
+        self.wait_members(len(self.nodes))
+        for node in others:
+            node.join = ""
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         """End every process that was started, and remove the directories."""
@@ -160,6 +122,25 @@ class LocalGrid:
         for grid in self._grids:
             grid.abandon()
         for node in self.nodes:
-            node.stop()
+            node.ask_to_end()
+        for node in self.nodes:
+            node.wait_ended()
         if self._root is not None:
             shutil.rmtree(self._root, ignore_errors=True)
+
+
+def _alive(node: LocalNode) -> dict[str, str]:
+    """Return names by id of those that a node sees alive."""
+    return {member.id: member.name for member in node.members() if member.status == ALIVE}
+
+
+def _who_misses_whom(running: list[LocalNode], views: dict[str, dict[str, str]]) -> str:
+    said = []
+    for node in running:
+        view = views[node.name]
+        missing = [other.name for other in running if other.id not in view]
+        seen = ", ".join(sorted(view.values())) or "nobody (it does not answer)"
+        lacks = f", not {', '.join(missing)}" if missing else ""
+        tail = f" (its log ends: {node.log_tail()[-LOG_TAIL_CHARS:]})" if missing else ""
+        said.append(f"{node.name} sees {seen}{lacks}{tail}")
+    return "; ".join(said)

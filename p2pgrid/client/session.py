@@ -14,6 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +35,9 @@ UNSENT_BYTES_MAX = 256 * 1024 * 1024
 CREDIT_STEP_BYTES = 128 * 1024
 RETRY_FIRST_S, RETRY_MAX_S = 0.05, 0.2
 LEAVE_S = 3.0
+REFRESH_S = 2.0
+"""How old the count of slots in the grid may be."""
+REFRESH_WAIT_S = 1.0
 
 
 class Finder(Protocol):
@@ -89,6 +93,7 @@ class Session:
         self.program = Path(sys.argv[0] or "python").name if getattr(sys, "argv", None) else "python"
         self._connection: Connection | None = finder.connect(self._hello())
         self.welcome: Welcome = self._connection.welcome
+        self._refreshed_s = time.monotonic()
         self._start_reader()
         _sessions.add(self)
 
@@ -261,6 +266,17 @@ class Session:
             raise GridError(msg, code="timed-out", next="see how it is: p2pgrid status") from None
         finally:
             self._requests.forget(id_)
+
+    def slots(self) -> int:
+        """Return how many tasks the grid runs at once, as of at most a few seconds ago where the node answers."""
+        now = time.monotonic()
+        in_reader = threading.current_thread() is self._reader  # where nobody may wait
+        if now - self._refreshed_s > REFRESH_S and not in_reader and not self.over and self.down is None:
+            self._refreshed_s = now
+            with contextlib.suppress(GridError):
+                grid = self.request("status", {}, REFRESH_WAIT_S)["grid"]
+                self.welcome = replace(self.welcome, slots=grid["slots"], nodes=grid["nodes"])
+        return self.welcome.slots
 
     # ---- the reader --------------------------------------------------------------------------------------------------
 

@@ -531,6 +531,7 @@ def test_start_returns_once_durable(tmp_path: Path) -> None:
 def test_job_results_wait_and_failures(node: ScriptedNode, connect: Connect) -> None:
     """A job gives its values in order, its futures as they complete, and its failures."""
     node.answers["show"] = {"job": {"done": 9, "failed": 1, "total": 10, "state": "failed", "name": "", "expires": 1.0}}
+    node.answers["find"] = {"job": b"", "lo": None, "hi": None}
     grid = connect()
     job = grid.start(fail_at_five, range(10))
 
@@ -748,7 +749,7 @@ def test_reserved_names_say_when(connect: Connect) -> None:
     """What comes later says with what."""
     grid = connect()
     uses: list[Callable[[], Any]] = [
-        lambda: grid.put(1), grid.members, lambda: grid.run(["ls"]), lambda: Grid(join="x"),
+        lambda: grid.put(1), lambda: grid.get(1), lambda: Grid(unpickle="never"),
     ]  # fmt: skip
     for use in uses:
         with pytest.raises(GridError, match="comes with"):
