@@ -1,0 +1,199 @@
+"""The heap driver with a network of connections: nodes that know an address, dial, are cut off, frozen and killed.
+
+What the shell does is done here in virtual time: `Connect` keeps a connection as long as both ends live and nothing is
+cut, `PeerUp` brings the card that was introduced, a reset is told only where a new connection was refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from p2pgrid.core.chains import ALL_ROLES
+from p2pgrid.core.member import Card
+from p2pgrid.core.wire import pack, unpack
+from p2pgrid.node import events as e
+from tests.node.driver import UNIX_0, Faults, Node, World
+
+GRID = b"g" * 32
+REDIAL_S = 1.0
+
+
+class GridWorld(World):
+    """Nodes and the connections between them."""
+
+    nodes: dict[str, GridNode]  # type: ignore[assignment]
+
+    def __init__(self, seed: int, faults: Faults | None = None) -> None:
+        super().__init__(seed, faults)
+        self.links: set[frozenset[str]] = set()
+        self.cut: set[frozenset[str]] = set()
+
+    def join(self, name: str, *known: str, **config: Any) -> GridNode:
+        """Add a node that was told the addresses of `known` ones."""
+        node = self.nodes[name] = GridNode(self, name, config, known)
+        node.start()
+        return node
+
+    def grid(self, count: int, **config: Any) -> list[GridNode]:
+        """Add nodes that join by the first, and wait until all see all."""
+        nodes = [self.join(f"n{i}", *(["n0"] if i else []), **config) for i in range(count)]
+        assert self.run(lambda: all(node.sees("alive") == count for node in nodes), 10.0), "they never met"
+        return nodes
+
+    def part(self, some: list[GridNode], others: list[GridNode]) -> None:
+        """Cut every connection between two sets of nodes: silence, no reset."""
+        for a in some:
+            for b in others:
+                pair = frozenset((a.name, b.name))
+                self.cut.add(pair)
+                self.at(5.0, lambda pair=pair: self.broken(pair))  # type: ignore[misc]
+
+    def broken(self, pair: frozenset[str]) -> None:
+        """Notice that a cut connection is dead."""
+        if pair in self.links and pair in self.cut:
+            self.links.discard(pair)
+            for name in sorted(pair):
+                (other,) = pair - {name}
+                self.nodes[name].hear(e.PeerDown(other, reset=False))
+
+    def heal(self) -> None:
+        self.cut.clear()
+
+    def deliver(self, source: Node, effect: e.Send) -> None:
+        if frozenset((source.name, effect.peer)) in self.links:
+            super().deliver(source, effect)
+
+    def _arrive(self, source: Node, life: int, effect: e.Send, body: Any) -> None:
+        pair = frozenset((source.name, effect.peer))
+        target = self.nodes[effect.peer]
+        if pair in self.links and pair not in self.cut and target.alive and source.life == life:
+            target.hear(e.PeerSent(source.name, effect.kind, body))
+
+
+class GridNode(Node):
+    """A node that belongs to a grid."""
+
+    world: GridWorld
+
+    def __init__(self, world: GridWorld, name: str, config: dict[str, Any], known: tuple[str, ...]) -> None:
+        super().__init__(world, name, {key: value for key, value in config.items() if key not in {"roles", "clock_s"}})
+        self.known = known
+        self.roles = config.get("roles", ALL_ROLES)
+        self.clock_s = config.get("clock_s", 0.0)
+        self.card: Card | None = None
+        self.wanted: set[str] = set()
+        self.dropped: list[tuple[str, str]] = []
+        self.offset_s: float | None = None
+        self.frozen: list[e.Event] | None = None
+        self._frozen_s = 0.0
+
+    def start(self) -> None:
+        """Begin a life."""
+        peers, self.world.nodes = self.world.nodes, {}  # nobody is met but by dialling
+        try:
+            super().start()
+        finally:
+            self.world.nodes = peers
+        self.wanted = set(self.known)
+        self.handle(e.WallClock(UNIX_0 - self.world.now + 1000.0 + self.clock_s))
+        self.handle(e.Belongs(GRID, "test-grid", self.roles))
+        self.handle(e.Listens((f"/ip4/10.0.0.{len(peers)}/tcp/9471",)))
+        self._dial(self.life)
+
+    def _dial(self, life: int) -> None:
+        if not self.alive or self.life != life:
+            return
+        for name in sorted(self.wanted):
+            self._connect(name)
+        self.world.at(REDIAL_S * self.world.rng.uniform(0.5, 1.5), lambda: self._dial(life))
+
+    def _connect(self, name: str) -> None:
+        pair = frozenset((self.name, name))
+        other = self.world.nodes.get(name)
+        able = other is not None and other.alive and other.frozen is None and self.frozen is None
+        if name == self.name or not able or pair in self.world.links or pair in self.world.cut:
+            return
+        self.world.links.add(pair)
+        assert other is not None
+        self._meet(other)
+        other._meet(self)
+
+    def _meet(self, peer: Node) -> None:
+        assert isinstance(peer, GridNode)
+        card = peer.card
+        assert card is not None, "a node without a card cannot be met"
+        self.world.at(0.005, lambda: self.hear(e.PeerUp(peer.name, card.facts, card, peer.roles)))
+
+    def hear(self, event: e.Event) -> None:
+        """Take in an event of the network, now or when the loop goes on."""
+        if self.frozen is not None:
+            self.frozen.append(event)
+        elif self.alive:
+            self.handle(event)
+
+    def handle(self, event: e.Event) -> None:
+        if self.frozen is not None:
+            self.frozen.append(event)
+            return
+        super().handle(event)
+
+    def _perform(self, effect: e.Effect) -> None:
+        match effect:
+            case e.Connect(peer, _):
+                self.wanted.add(peer)
+                self.world.at(0.002, lambda: self._connect(peer) if self.alive else None)
+            case e.Disconnect(peer):
+                self.wanted.discard(peer)
+            case e.Introduce(card):
+                self.card = card
+            case e.Drop(peer, why):
+                self.dropped.append((peer, why))
+            case e.GridClock(offset_s):
+                self.offset_s = offset_s
+            case e.Send(peer, kind, body):
+                super()._perform(e.Send(peer, kind, unpack(pack(body))))
+            case _:
+                super()._perform(effect)
+
+    # ---- what happens to it ----
+
+    def crash(self, *, with_disk: bool = True, reset: bool = True) -> None:
+        """Die; with `reset` its peers are told at once and refused when they dial again."""
+        self.alive = False
+        self.life += 1
+        if not with_disk:
+            self.disk.clear()
+        for client in self.clients.values():
+            client.connected = False
+        self.clients.clear()
+        for pair in [pair for pair in self.world.links if self.name in pair]:
+            (other,) = pair - {self.name}
+            peer = self.world.nodes[other]
+            life = self.life
+
+            def lost(pair: frozenset[str] = pair, peer: GridNode = peer, life: int = life) -> None:
+                if pair in self.world.links and (self.life == life or not self.alive):
+                    self.world.links.discard(pair)
+                    peer.hear(e.PeerDown(self.name, reset=reset))
+
+            self.world.at(0.02 if reset else 10.0, lost)
+
+    def freeze(self) -> None:
+        """SIGSTOP."""
+        self.frozen = []
+        self._frozen_s = self.world.now
+
+    def thaw(self) -> None:
+        """SIGCONT: the shell sees the stall first, then what has queued."""
+        queued, self.frozen = self.frozen or [], None
+        self.handle(e.Stalled(self.world.now - self._frozen_s))
+        for event in queued:
+            self.handle(event)
+
+    # ---- what it sees ----
+
+    def rows(self) -> dict[str, str]:
+        return {row["id"]: row["status"] for row in self.machine.member_rows(self.world.now)}
+
+    def sees(self, status: str) -> int:
+        return sum(one == status for one in self.rows().values())
