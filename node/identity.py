@@ -12,13 +12,13 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from p2pgrid.core.chains import Reason, Refused, found
+from p2pgrid.core.chains import TIME_MAX_S, Reason, Refused, found, public_of
 from p2pgrid.core.errors import GridError
 from p2pgrid.core.ids import grid_name, node_name
 from p2pgrid.core.trust import Judge
@@ -30,6 +30,7 @@ _KEY_LENGTH = 32
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _PEER_ID_HEAD = bytes((0x00, 0x24, 0x08, 0x01, 0x12, 0x20))
 """Identity multihash (0x00) of 36 bytes: the protobuf {type = Ed25519 (1), data = 32 bytes}."""
+_PEER_ID_LENGTH_MAX = 64
 _KEY_WORD = "p2pgrid-ed25519"
 
 
@@ -69,6 +70,24 @@ def peer_id(public: bytes) -> str:
     return base58(_PEER_ID_HEAD + public)
 
 
+def peer_public(text: str) -> bytes:
+    """Return the Ed25519 public key that a PeerId is made of.
+
+    Raises:
+        ValueError: it is no PeerId, or one of another kind of key.
+    """
+    number = 0
+    for letter in text if len(text) <= _PEER_ID_LENGTH_MAX else "":
+        number = number * 58 + _BASE58.index(letter)  # ValueError if it is none
+    length = len(_PEER_ID_HEAD) + _KEY_LENGTH
+    data = number.to_bytes(length, "big") if number < 256**length else b""
+    public = data[len(_PEER_ID_HEAD) :]
+    if peer_id(public) != text or not public:
+        msg = f"not the id of a node: {text[:80]!r}"
+        raise ValueError(msg)
+    return public
+
+
 def base58(data: bytes) -> str:
     """Return `data` in the alphabet of Bitcoin, as libp2p writes ids."""
     number = int.from_bytes(data, "big")
@@ -78,6 +97,26 @@ def base58(data: bytes) -> str:
         digits.append(_BASE58[digit])
     zeros = len(data) - len(data.lstrip(b"\0"))
     return _BASE58[0] * zeros + "".join(reversed(digits))
+
+
+def found_grid(public: bytes, wall_s: float) -> tuple[bytes, bytes]:
+    """Return the public half of a fresh grid key and the chain by which it makes this node an admin.
+
+    The private half is gone when this returns.
+    """
+    grid_key = Ed25519PrivateKey.generate()
+    seconds = min(max(wall_s, 0), TIME_MAX_S)  # a clock that is years off shall not keep a node from starting
+    return public_of(grid_key), found(grid_key, public, seconds)
+
+
+def write_membership(folder: Path, grid: bytes, chains: Sequence[bytes]) -> None:
+    """Write which grid this node belongs to, and why; on the disk when this returns.
+
+    Raises:
+        GridError: the directory cannot be used.
+    """
+    kept = {"v": 1, "grid": grid.hex(), "chains": [chain.hex() for chain in chains]}
+    write_private(folder / GRID_FILE, json.dumps(kept, indent=1).encode() + b"\n")
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
@@ -122,11 +161,8 @@ def _membership(path: Path, public: bytes, wall_s: float) -> tuple[bytes, tuple[
         with _explained(path):
             text = path.read_bytes()
     except FileNotFoundError:
-        grid_key = Ed25519PrivateKey.generate()
-        grid = grid_key.public_key().public_bytes_raw()
-        chain = found(grid_key, public, wall_s)
-        kept = {"v": 1, "grid": grid.hex(), "chains": [chain.hex()]}
-        write_private(path, json.dumps(kept, indent=1).encode() + b"\n")
+        grid, chain = found_grid(public, wall_s)
+        write_membership(path.parent, grid, (chain,))
         return grid, (chain,), True
     try:
         kept = json.loads(text)

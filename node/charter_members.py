@@ -1,0 +1,191 @@
+"""The members that this node has met: the chains they showed, what was signed for them here, where they were.
+
+A revocation keeps what the revoked key let in only if it is listed, so a node remembers the chains of others as long as
+it can: `members.msgpack`, written lazily, but at once when something was signed here.
+
+Rule: bounded everywhere; whoever was seen longest ago goes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from p2pgrid.core.chains import CHAIN_BYTES_MAX, KEY_LENGTH, Refused, read_chain
+from p2pgrid.core.revocation import vouchers_of
+from p2pgrid.node.charter_files import DamagedError, read_kept, set_aside, write_kept
+
+MEMBERS_FILE = "members.msgpack"
+MEMBERS_MAX = 4096
+CHAINS_MAX = 4
+VOUCHERS_MAX = 8
+ADDRESSES_MAX = 8
+ADDRESS_LENGTH_MAX = 256
+SIGNED_MAX = 256
+"""Invites and exported keys that are remembered, of each."""
+
+
+@dataclass(slots=True)
+class Known:
+    """What is remembered of one member.
+
+    Attributes:
+        chains: what it showed, the newest last.
+        given: what was signed here for it and it has not shown yet.
+        vouchers: targets that close the invites by which it came (`core.revocation.vouchers_of`); kept beside the
+            chains, for a thief would show other chains until these are forgotten.
+        addresses: where it was last reached.
+        seen_s: unix seconds by this machine.
+    """
+
+    chains: list[bytes] = field(default_factory=list)
+    given: list[bytes] = field(default_factory=list)
+    vouchers: list[bytes] = field(default_factory=list)
+    addresses: tuple[str, ...] = ()
+    seen_s: int = 0
+
+
+class Roster:
+    """Members by public key, the one seen last at the end; and the chains of the keys made here, by public key."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / MEMBERS_FILE
+        self.members: dict[bytes, Known] = {}
+        self.invites: dict[bytes, bytes] = {}
+        self.exported: dict[bytes, bytes] = {}
+        self.dirty = False
+
+    def load(self, grid: bytes) -> list[str]:
+        """Take in what was kept; return what is to be told about it."""
+        try:
+            kept = read_kept(self._path, grid)
+            members = [_member(row) for row in _list(kept, "members")]
+            invites, exported = (
+                {read_chain(_chain(one))[-1].subject: one for one in _list(kept, name)[-SIGNED_MAX:]}
+                for name in ("invites", "exported")
+            )
+        except DamagedError as error:
+            return [set_aside(self._path, error)]
+        self.members = dict(members[-MEMBERS_MAX:])
+        self.invites, self.exported = invites, exported
+        return []
+
+    def write(self, grid: bytes) -> None:
+        """Write all of it. Raises GridError: the directory cannot be used."""
+        members = [
+            [public, known.seen_s, known.chains, known.given, known.vouchers, list(known.addresses)]
+            for public, known in self.members.items()
+        ]
+        invites, exported = list(self.invites.values()), list(self.exported.values())
+        write_kept(self._path, grid, members=members, invites=invites, exported=exported)
+        self.dirty = False
+
+    def forget_all(self) -> None:
+        """Forget everything, on the disk too: this node went to another grid."""
+        self.members, self.invites, self.exported, self.dirty = {}, {}, {}, False
+        self._path.unlink(missing_ok=True)
+
+    def made(self, kind: dict[bytes, bytes], public: bytes, chain: bytes) -> None:
+        """Remember an invite or an exported key; `kind` is one of the two dicts."""
+        kind[public] = chain
+        if len(kind) > SIGNED_MAX:
+            del kind[next(iter(kind))]
+        self.dirty = True
+
+    # -- taking in
+
+    def meet(self, public: bytes, now_s: float) -> Known:
+        """Return what is known of a member that is here now; it is the last to be forgotten."""
+        known = self.members.pop(public, None) or Known()
+        known.seen_s = max(0, int(now_s))
+        self.members[public] = known
+        if len(self.members) > MEMBERS_MAX:
+            del self.members[next(iter(self.members))]
+        return known
+
+    def shown(self, public: bytes, chain: bytes, now_s: float) -> None:
+        """Remember the chain that a member showed; it is good."""
+        known = self.meet(public, now_s)
+        if chain in known.given:
+            known.given.remove(chain)
+            self.dirty = True
+        if known.chains and known.chains[-1] == chain:
+            return
+        known.chains = [*(old for old in known.chains if old != chain), chain][-CHAINS_MAX:]
+        for voucher in vouchers_of([chain], public):
+            if voucher not in known.vouchers and len(known.vouchers) < VOUCHERS_MAX:
+                known.vouchers.append(voucher)
+        self.dirty = True
+
+    def gave(self, public: bytes, chain: bytes, now_s: float) -> None:
+        """Remember what was signed here for a node."""
+        known = self.meet(public, now_s)
+        known.given = [*(old for old in known.given if old != chain), chain][-CHAINS_MAX:]
+        self.dirty = True
+
+    def saw(self, public: bytes, addresses: Sequence[str], now_s: float) -> None:
+        """Remember where a member was reached."""
+        known = self.meet(public, now_s)
+        known.addresses = tuple(one for one in addresses if 0 < len(one) <= ADDRESS_LENGTH_MAX)[:ADDRESSES_MAX]
+        self.dirty = True
+
+    # -- looking up
+
+    def chains_of(self, public: bytes) -> list[bytes]:
+        """Return the chains known of a member, the last one shown first."""
+        known = self.members.get(public)
+        return [*reversed(known.chains), *reversed(known.given)] if known else []
+
+    def all_chains(self) -> Iterator[bytes]:
+        """Yield every chain known here but our own."""
+        for known in self.members.values():
+            yield from known.chains
+            yield from known.given
+        yield from self.invites.values()
+        yield from self.exported.values()
+
+    def revocable(self) -> Iterator[bytes]:
+        """Yield every key known here that can be revoked; of a voucher perhaps only what names it (`named_by_id`)."""
+        yield from self.members
+        yield from self.invites
+        yield from self.exported
+        for known in self.members.values():
+            yield from known.vouchers
+
+
+def _list(kept: dict[str, Any], name: str) -> list[Any]:
+    value = kept.get(name, [])
+    if not isinstance(value, list):
+        raise DamagedError(f"{name} are no list")
+    return value
+
+
+def _chain(value: object) -> bytes:
+    if not isinstance(value, bytes) or len(value) > CHAIN_BYTES_MAX:
+        raise DamagedError("a chain is none")
+    try:
+        read_chain(value)
+    except Refused as refused:
+        raise DamagedError(refused.reason.sentence) from refused
+    return value
+
+
+def _member(row: object) -> tuple[bytes, Known]:
+    match row:
+        case [bytes(public), int(seen), list(chains), list(given), list(vouchers), list(addresses)] if (
+            len(public) == KEY_LENGTH
+            and max(len(chains), len(given)) <= CHAINS_MAX
+            and len(vouchers) <= VOUCHERS_MAX
+            and len(addresses) <= ADDRESSES_MAX
+        ):
+            pass
+        case _:
+            raise DamagedError("a member is none")
+    if not all(isinstance(one, str) for one in addresses):
+        raise DamagedError("an address is none")
+    if not all(isinstance(one, bytes) and len(one) == KEY_LENGTH for one in vouchers):
+        raise DamagedError("a key is none")
+    shown, signed = ([_chain(one) for one in some] for some in (chains, given))
+    return public, Known(shown, signed, vouchers, tuple(addresses), seen)

@@ -1,0 +1,125 @@
+"""What a charter says to people, and small questions about chains.
+
+Rule: nothing is decided here, and nothing is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from p2pgrid.core.chains import KEY_ID_LENGTH, Reason, Refused, key_id, read_chain, role_names
+from p2pgrid.core.revocation import Revocations
+from p2pgrid.core.trust import Judge, Revoked
+from p2pgrid.node.identity import peer_id
+
+APART_S = 300.0
+"""Clocks further apart are worth a warning (DESIGN §6)."""
+ADMINS_WANTED = 2
+REVOKED_SHOWN_MAX = 256
+_GONE = {"dead", "left"}
+
+
+def admits(judge: Judge, chain: bytes, public: bytes, now_s: float, revoked: Revoked) -> bool:
+    """Return whether the chain holds."""
+    try:
+        judge.check(chain, public, now_s, revoked)
+    except Refused:
+        return False
+    return True
+
+
+def comes_by(chain: bytes, grid: bytes, key: bytes) -> bool:
+    """Return whether the key signed or let in somebody in the chain, or stands in it as a voucher."""
+    name, signer = key_id(key), key_id(grid)
+    for link in read_chain(chain):
+        if name in {signer, link.inviter, link.voucher}:
+            return True
+        signer = key_id(link.subject)
+    return False
+
+
+def described(
+    members: Sequence[dict[str, Any]],
+    invites: Iterable[bytes],
+    exported: Iterable[bytes],
+    revoked: Revocations,
+    now_s: float,
+) -> dict[str, Any]:
+    """Return the parts of the answer to `grid` that are lists of keys and members."""
+    vouchers = [read_chain(chain)[-1] for chain in invites]
+    keys = [read_chain(chain)[-1] for chain in exported]
+    return {
+        "admins": [{name: row.get(name) for name in ("id", "name", "status")} for row in members if _is_admin(row)],
+        "members": sum(row.get("status") not in _GONE for row in members),
+        "invites": [
+            {
+                "key": key_id(one.subject).hex(),
+                "roles": role_names(one.roles),
+                "join_until": one.join_until,
+                "open": now_s <= one.join_until and not revoked.names(one.subject),
+            }
+            for one in vouchers
+        ],
+        "exported": [
+            {
+                "key": key_id(one.subject).hex(),
+                "signed_at": one.signed_at,
+                "revoked": revoked.names(one.subject),
+            }
+            for one in keys
+        ],
+        "revoked": _revoked(members, revoked),
+    }
+
+
+def _is_admin(row: dict[str, Any]) -> bool:
+    return "admin" in (row.get("roles") or ())
+
+
+def _revoked(members: Sequence[dict[str, Any]], revoked: Revocations) -> list[dict[str, Any]]:
+    names = {row.get("id"): row.get("name") for row in members}
+    shown: dict[bytes, dict[str, Any]] = {}
+    for record in revoked.records()[-REVOKED_SHOWN_MAX:]:
+        name = key_id(record.target)
+        shown[name] = {"key": name.hex(), "at": record.at, "by": peer_id(record.signer)}
+        # Where only the id was known (a voucher), the rest of the key is zeros and makes no PeerId.
+        if any(record.target[KEY_ID_LENGTH:]) and (id_ := peer_id(record.target)) in names:
+            shown[name] |= {"id": id_, "name": names[id_]}
+    return list(shown.values())
+
+
+def warned(
+    reason: Reason | None, offset_s: float | None, members: Iterable[dict[str, Any]], *, alone: bool
+) -> list[str]:
+    """Return the lines that a person should read.
+
+    Args:
+        reason: why our own chains do not hold, or None.
+        offset_s: grid time minus own clock.
+        members: rows as in the request `members`.
+        alone: a grid of one needs no second admin.
+    """
+    lines = []
+    if reason is not None:
+        what = f"this node is out of the grid: {reason.sentence}"
+        lines.append(f"{what}; next: ask an admin for an invite, or p2pgrid leave")
+    rows = list(members)
+    admins = sum(_is_admin(row) and row.get("status") not in _GONE for row in rows)
+    if rows and not alone and admins < ADMINS_WANTED:
+        advice = "p2pgrid promote NODE, or p2pgrid grid export FILE"
+        lines.append(f"only one admin is alive: {advice}" if admins else f"no admin is alive: {_RECOVER}")
+    if offset_s is not None and abs(offset_s) > APART_S:
+        way = "behind" if offset_s > 0 else "ahead of"
+        lines.append(f"this machine's clock is {_span(abs(offset_s))} {way} the grid's; next: set it")
+    return lines
+
+
+_RECOVER = "start a node that is one, or p2pgrid grid recover FILE"
+
+
+def _span(seconds: float) -> str:
+    for unit, length in (("days", 86_400), ("hours", 3600)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 60:.0f} minutes"
