@@ -155,14 +155,14 @@ class Members(Handler):
         if dropped is None:
             return
         for lapsed in dropped:
-            self._uncover(lapsed)
+            self._uncover(lapsed, now)
         for job, (held, _) in named.items():
             work = self.pool.works.get(job)
             if work is not None:  # claimed by a holder that we took for dead: it is covered again
                 for lo, hi in held:
                     self.pool.remove(work, lo, hi)
 
-    def _uncover(self, lapsed: Lapsed) -> None:
+    def _uncover(self, lapsed: Lapsed, now: float) -> None:
         """Nobody holds these tasks any more: they run again."""
         kept = self.keeping.jobs.get(lapsed.job)
         if kept is None or kept.ended:
@@ -181,15 +181,17 @@ class Members(Handler):
             spans = spans - kept.done
         if not kept.ended:
             self.outcomes.reissue(kept, list(spans), alone=lapsed.vanished)
+            # Its holder may have been the only node for them.
+            self.outcomes.consider(kept, list(self.outcomes.work_of(kept).lanes.values()), now, known=True)
 
     def leases_due(self, now: float) -> None:
         again, lost = self.leases.due(now)
         for peer, body in again:
             self.out.append(e.Send(peer, m.P_GRANT, body))
         for lapsed in lost:
-            self._uncover(lapsed)
+            self._uncover(lapsed, now)
         for lapsed in self.leases.lapse(now):
-            self._uncover(lapsed)
+            self._uncover(lapsed, now)
 
     def _charge(self, kept: Kept, task: int, holder: str) -> None:
         """A node vanished while it ran this task."""

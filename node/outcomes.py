@@ -72,7 +72,7 @@ class Outcomes(Handler):
     def consider(self, kept: Kept, lanes: Sequence[Lane], now: float, *, known: bool = False) -> None:
         """Tasks that no node may run: refuse them now if asked to, else say so after a while.
 
-        `known`: they could run a moment ago; a node that is away for a moment fails no task.
+        `known`: they could run a moment ago; a node that is away for a moment fails no task, strict or not.
         """
         for lane in lanes:
             if not lane.ready or self.fitness.somewhere(lane):
@@ -93,6 +93,9 @@ class Outcomes(Handler):
             self.unfit_everywhere(work, lane)
             return
         text = self.fitness.why(lane)
+        if lane.options.strict:
+            self.fail(kept, list(lane.ready), Unschedulable(text))
+            return
         self.out.append(e.Log("info", f"{kept.name} waits: {text}"))
         for client in sorted(set(kept.watches) | kept.programs):
             self.out.append(e.Reply(client, m.NOTICE, 0, [job, text]))

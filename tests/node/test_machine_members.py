@@ -103,6 +103,29 @@ def test_a_claim_that_does_not_advance_lapses_after_four_beats() -> None:
     assert grant[3] == [[0, 1, 2, True]]
 
 
+def test_strict_tasks_fail_when_the_last_node_for_them_stays_away() -> None:
+    """Ten seconds after they could be given to nobody any more; one that comes back in time runs them."""
+    for comes_back in (False, True):
+        desk = Desk()
+        desk.ready()
+        desk.join()
+        desk.do(e.PeerUp("p", FACTS))
+        desk.submit(2, options={"where": "name == 'p'", "strict": True})
+        grant = want(desk)
+        desk.do(e.PeerSent("p", m.P_GRANT_ACK, [[5, 1], 1]))
+        claim(desk, 1, [0, 2], [0, 1])
+        out = desk.do(e.PeerDown("p", reset=True)) + desk.wait(1.5)
+        assert granted(grant) == [0]
+        assert waiting(desk) == [(0, 2)]
+        if comes_back:
+            desk.do(e.PeerUp("p", FACTS))
+        out += desk.wait(11)
+        results = [entry for _, entries in replies(out, m.RESULT) for entry in entries]
+
+        assert [entry[:3] for entry in results] == ([] if comes_back else [[0, 1, 2], [1, 2, 2]])
+        assert all("name == 'p' (none has it)" in str(unpack(entry[3])) for entry in results)
+
+
 def test_a_reset_connection_lapses_after_a_second() -> None:
     """A connection that only ended without a reset waits for the beats."""
     desk = keeper()
