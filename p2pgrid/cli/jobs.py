@@ -7,36 +7,48 @@ from typing import Any
 import click
 
 from p2pgrid.cli.link import open_link
-from p2pgrid.cli.output import ago, count, emit, plain, table, talk, when, write_raw
+from p2pgrid.cli.output import ago, clip, count, emit, plain, table, talk, warn, when, write_raw
+from p2pgrid.cli.reading import mapping, rows, text, texts, whole
 from p2pgrid.cli.verb import Setting, Verb
 
 TARGET = "JOB[/TASK]"
+NAME_WIDTH = 40
+"""Names are cut there: a long one from another member shall not spoil the table."""
 TASK_STATES = ("done", "failed", "running", "queued", "waiting", "cancelled")
 
 target_argument = click.argument("target", metavar=TARGET)
 
 
 def _ask(setting: Setting, verb: str, **arguments: Any) -> dict[str, Any]:
+    """Ask the node, and say which other nodes it asked in vain; `--json` says so in the object."""
     with open_link(setting.dir, f"p2pgrid {verb}") as link:
-        return link.ask(verb, **arguments)
+        found = {"nodes": link.welcome.get("nodes"), **link.ask(verb, **arguments)}
+    silent = texts(found.get("unanswered"))
+    if silent and not setting.json:
+        warn(f"no answer from {', '.join(silent)}: what only they know is missing here")
+    return found
+
+
+def _emit(found: dict[str, Any], body: dict[str, Any]) -> None:
+    emit(body | {"unanswered": texts(found.get("unanswered"))})
 
 
 @click.command("jobs", cls=Verb, example="p2pgrid jobs\np2pgrid jobs --json | jq '.jobs[0].id'")
 @click.pass_obj
 def jobs(setting: Setting) -> None:
-    """List jobs, the newest first."""
-    found = _ask(setting, "jobs", mine=None)["jobs"]
+    """List the jobs of all nodes, the newest first."""
+    answer = _ask(setting, "jobs", mine=None)
+    found = rows(answer.get("jobs"))
     if setting.json:
-        emit({"jobs": [job_json(job) for job in found]})
+        _emit(answer, {"jobs": [job_json(job) for job in found]})
     elif not found:
         talk("no jobs yet; in Python: pg.Grid().map(f, xs)")
     else:
-        head = ("JOB", "NAME", "STATE", "DONE", "FAILED", "AGE", "PROGRAM")
-        lines = table([head, *map(_row, found)]).splitlines()
+        lines = job_table(found, several=whole(answer.get("nodes")) > 1)
         click.echo(lines[0])
         for line, job in zip(lines[1:], found, strict=True):
             click.echo(line)
-            if job.get("waiting"):
+            if text(job.get("waiting")):
                 click.echo(f"  waits: {plain(job['waiting'])}")
 
 
@@ -46,15 +58,16 @@ def jobs(setting: Setting) -> None:
 def show(setting: Setting, target: str) -> None:
     """Show a job and the states of its tasks; JOB/17 or JOB/3-9: those tasks."""
     found = _ask(setting, "show", target=target)
-    tasks = [found["task"]] if "task" in found else []
-    tasks = found.get("listed", tasks)
+    job, states = mapping(found.get("job")), mapping(found.get("tasks"))
+    tasks = rows(found.get("listed", [found.get("task")]))
     if setting.json:
-        body = {"job": job_json(found["job"]), "tasks": {state: found["tasks"].get(state, 0) for state in TASK_STATES}}
-        emit(body | ({"task": task_json(tasks[0]), "listed": [task_json(task) for task in tasks]} if tasks else {}))
+        body = {"job": job_json(job), "tasks": {state: whole(states.get(state)) for state in TASK_STATES}}
+        listed = [task_json(task) for task in tasks]
+        _emit(found, body | ({"task": listed[0], "listed": listed} if listed else {}))
     elif tasks:
-        click.echo("\n".join(_task_line(found["job"], task) for task in tasks))
+        click.echo("\n".join(_task_line(job, task) for task in tasks))
     else:
-        click.echo(_job_text(found["job"], found["tasks"]))
+        click.echo(_job_text(job, {state: whole(states.get(state)) for state in TASK_STATES}))
 
 
 @click.command("explain", cls=Verb, example="p2pgrid explain last")
@@ -62,9 +75,10 @@ def show(setting: Setting, target: str) -> None:
 @click.pass_obj
 def explain(setting: Setting, target: str) -> None:
     """Say why a job or a task waits, clause by clause."""
-    lines = _ask(setting, "explain", target=target)["lines"]
+    found = _ask(setting, "explain", target=target)
+    lines = texts(found.get("lines"))
     if setting.json:
-        emit({"target": target, "lines": lines})
+        _emit(found, {"target": target, "lines": lines})
     else:
         click.echo("\n".join(plain(line) for line in lines))
 
@@ -74,9 +88,10 @@ def explain(setting: Setting, target: str) -> None:
 @click.pass_obj
 def logs(setting: Setting, target: str) -> None:
     """Print what tasks wrote: the last 64 KiB of each."""
-    found = _ask(setting, "logs", target=target)["logs"]
+    answer = _ask(setting, "logs", target=target)
+    found = _logs(answer.get("logs"))
     if setting.json:
-        emit({"logs": [{"index": index, "text": data.decode(errors="replace")} for index, data in found]})
+        _emit(answer, {"logs": [{"index": index, "text": data.decode(errors="replace")} for index, data in found]})
     elif not found:
         talk(f"{target} has printed nothing (so far)")
     elif len(found) == 1:
@@ -87,14 +102,27 @@ def logs(setting: Setting, target: str) -> None:
             write_raw(b"".join(lead + line + b"\n" for line in data.splitlines()))
 
 
+def _logs(value: object) -> list[tuple[int, bytes]]:
+    pairs = value if isinstance(value, list) else []
+    return [(index, data) for index, data in (_log(pair) for pair in pairs) if data is not None]
+
+
+def _log(pair: object) -> tuple[int, bytes | None]:
+    match pair:
+        case [int(index), bytes(data)]:
+            return index, data
+    return 0, None
+
+
 @click.command("cancel", cls=Verb, example="p2pgrid cancel last\np2pgrid cancel calm-river-42/3-9")
 @target_argument
 @click.pass_obj
 def cancel(setting: Setting, target: str) -> None:
     """Cancel a job, some of its tasks, or `all`; what runs is killed."""
-    cancelled = _ask(setting, "cancel", target=target)["cancelled"]
+    found = _ask(setting, "cancel", target=target)
+    cancelled = whole(found.get("cancelled"))
     if setting.json:
-        emit({"cancelled": cancelled})
+        _emit(found, {"cancelled": cancelled})
     else:
         click.echo(f"cancelled {count(cancelled, 'task')} of {target}")
 
@@ -104,66 +132,87 @@ def cancel(setting: Setting, target: str) -> None:
 
 def job_json(job: dict[str, Any]) -> dict[str, Any]:
     """Return a job as `--json` shows it."""
+    total = job.get("total")
     return {
-        "id": job["id"],
-        "hex": job["hex"],
-        "name": job.get("name") or None,
-        "state": job["state"],
-        "done": job["done"],
-        "failed": job["failed"],
-        "total": job.get("total"),
+        "id": text(job.get("id")),
+        "hex": text(job.get("hex")),
+        "name": text(job.get("name")) or None,
+        "state": text(job.get("state")),
+        "done": whole(job.get("done")),
+        "failed": whole(job.get("failed")),
+        "total": None if total is None else whole(total),
         "submitted": when(job.get("submitted")),
         "expires": when(job.get("expires")),
-        "program": job.get("program") or None,
-        "owner": job.get("owner"),
+        "program": text(job.get("program")) or None,
+        "owner": text(job.get("owner")) or None,
+        "owner_name": text(job.get("owner_name")) or None,
         "detached": bool(job.get("detached", False)),
-        "reason": job.get("reason") or None,
-        "waiting": job.get("waiting") or None,
-        "failed_tasks": list(job.get("failed_tasks", ())),
+        "reason": text(job.get("reason")) or None,
+        "waiting": text(job.get("waiting")) or None,
+        "failed_tasks": _indices(job),
     }
 
 
 def task_json(task: dict[str, Any]) -> dict[str, Any]:
     """Return a task as `--json` shows it."""
     return {
-        "index": task["index"],
-        "state": task["state"],
-        "node": task.get("node") or None,
-        "attempts": task.get("attempts", 1),
-        "error": task.get("error") or None,
+        "index": whole(task.get("index")),
+        "state": text(task.get("state")),
+        "node": text(task.get("node")) or None,
+        "attempts": whole(task.get("attempts"), 1),
+        "error": text(task.get("error")) or None,
     }
 
 
-def _row(job: dict[str, Any]) -> tuple[object, ...]:
-    name, program = job.get("name", ""), job.get("program", "")
-    return job["id"], name, job["state"], _done(job), job["failed"], ago(job.get("submitted")), program
+def job_table(found: list[dict[str, Any]], *, several: bool) -> list[str]:
+    """Return a head and one line per job; of `several` nodes each job names its own."""
+    shown = [job_json(job) for job in found]
+    at = several or len({job["owner_name"] for job in shown}) > 1
+    head = ("JOB", "NAME", "STATE", "DONE", "FAILED", "AGE", *(["AT"] if at else []), "PROGRAM")
+    lines: list[tuple[object, ...]] = [head]
+    for job, told in zip(shown, found, strict=True):
+        place = [clip(job["owner_name"] or "", NAME_WIDTH)] if at else []
+        age = ago(told.get("submitted"))
+        name, program = clip(job["name"] or "", NAME_WIDTH), clip(job["program"] or "", NAME_WIDTH)
+        lines.append((job["id"], name, job["state"], done_of(job), job["failed"], age, *place, program))
+    return table(lines).splitlines()
 
 
-def _done(job: dict[str, Any]) -> str:
+def done_of(job: dict[str, Any]) -> str:
+    """Return `17 of 100`."""
     total = job.get("total")
-    return f"{job['done']} of {'?' if total is None else total}"
+    return f"{whole(job.get('done'))} of {'?' if total is None else whole(total)}"
+
+
+def _indices(job: dict[str, Any]) -> list[int]:
+    found = job.get("failed_tasks")
+    return [index for index in found if isinstance(index, int)] if isinstance(found, list) else []
 
 
 def _job_text(job: dict[str, Any], tasks: dict[str, int]) -> str:
-    name = f" ({job['name']})" if job.get("name") else ""
+    told = job_json(job)
+    name = f" ({told['name']})" if told["name"] else ""
     states = ", ".join(f"{tasks[state]} {state}" for state in TASK_STATES if tasks.get(state))
+    kept_at = f" at {told['owner_name']}" if told["owner_name"] else ""
     lines = [
-        f"job {job['id']}{name}   {job['state']}",
-        f" tasks    {'?' if job.get('total') is None else job['total']}: {states or 'none yet'}",
-        f" from     {job.get('program') or 'a program'}, {when(job.get('submitted'))}",
-        f" kept     until {when(job.get('expires'))}",
-        f" hex      {job['hex']}",
+        f"job {told['id']}{name}   {told['state']}",
+        f" tasks    {'?' if told['total'] is None else told['total']}: {states or 'none yet'}",
+        f" from     {told['program'] or 'a program'}, {told['submitted']}",
+        f" kept     until {told['expires']}{kept_at}",
+        f" hex      {told['hex']}",
     ]
-    lines += [f" waits    {job['waiting']}"] if job.get("waiting") else []
-    failed = list(map(str, job.get("failed_tasks", ())))
+    lines += [f" waits    {told['waiting']}"] if told["waiting"] else []
+    failed = list(map(str, told["failed_tasks"]))
     if failed:
         more = " …" if len(failed) < tasks.get("failed", 0) else ""
-        lines.append(f" failed   {', '.join(failed)}{more}; why: p2pgrid show {job['id']}/{failed[0]}")
-    lines += [f" reason   {job['reason']}"] if job.get("reason") else []
+        lines.append(f" failed   {', '.join(failed)}{more}; why: p2pgrid show {told['id']}/{failed[0]}")
+    lines += [f" reason   {told['reason']}"] if told["reason"] else []
     return "\n".join(plain(line) for line in lines)
 
 
 def _task_line(job: dict[str, Any], task: dict[str, Any]) -> str:
-    where = f" at {task['node']}" if task.get("node") else ""
-    error = f": {task['error']}" if task.get("error") else ""
-    return plain(f"task {job['id']}/{task['index']}   {task['state']}{where}, attempt {task.get('attempts', 1)}{error}")
+    told = task_json(task)
+    where = f" at {told['node']}" if told["node"] else ""
+    error = f": {told['error']}" if told["error"] else ""
+    line = f"task {text(job.get('id'))}/{told['index']}   {told['state']}{where}, attempt {told['attempts']}{error}"
+    return plain(line)

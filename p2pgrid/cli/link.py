@@ -54,15 +54,15 @@ class Link:
             raise VersionMismatch(f"the node in {self.dir} speaks another version of the local protocol")
         self.welcome = first.body
 
-    def ask(self, verb: str, **arguments: Any) -> dict[str, Any]:
-        """Return the answer to a request.
+    def ask(self, verb: str, *, within_s: float | None = None, **arguments: Any) -> dict[str, Any]:
+        """Return the answer to a request; `within_s` is for what takes a node longer than TIMEOUT_S.
 
         Raises:
             GridError: the node's own error, or `timed-out`.
             NodeGone: it ended meanwhile.
         """
         self._asked += 1
-        answer = self._exchange(m.REQUEST, [verb, arguments], self._asked)
+        answer = self._exchange(m.REQUEST, [verb, arguments], self._asked, within_s)
         if answer.kind != m.ANSWER or not isinstance(answer.body, dict):
             raise VersionMismatch(f"the node in {self.dir} gave an answer to {verb!r} that is none")
         return answer.body
@@ -93,11 +93,12 @@ class Link:
         """Close it."""
         self.close()
 
-    def _exchange(self, kind: int, body: Any, id_: int) -> Frame:
+    def _exchange(self, kind: int, body: Any, id_: int, within_s: float | None = None) -> Frame:
         """Send one frame and return what answers it; frames for nobody are passed over."""
-        deadline = time.monotonic() + TIMEOUT_S
+        patience = TIMEOUT_S if within_s is None else within_s
+        deadline = time.monotonic() + patience
         try:
-            self._sock.settimeout(TIMEOUT_S)
+            self._sock.settimeout(patience)
             self._sock.sendall(frame(kind, body, id_))
             while True:
                 while self._frames:
@@ -113,7 +114,7 @@ class Link:
                 self._frames = self._splitter.feed(data)
         except TimeoutError as error:
             raise GridError(
-                f"the node in {self.dir} did not answer within {TIMEOUT_S:g} s",
+                f"the node in {self.dir} did not answer within {patience:g} s",
                 code="timed-out",
                 next="try again; if it stays silent: p2pgrid stop, p2pgrid node",
             ) from error
@@ -123,13 +124,16 @@ class Link:
             raise NodeGone("", f"the node in {self.dir} ended before it answered: {error.strerror}") from error
 
 
-def open_link(directory: Path | None, program: str = "p2pgrid") -> Link:
-    """Connect to the node in `directory`, or to the first that is found where a program would look.
+def open_link(directory: Path | None, program: str = "p2pgrid", places: Sequence[Path] | None = None) -> Link:
+    """Connect to the node in `directory`, or to the first that is found in `places`: those where a program would look.
 
     Raises:
         NoNode: none runs there.
     """
-    places = [directory] if directory is not None else places_here()
+    if directory is not None:
+        places = [directory]
+    elif places is None:
+        places = places_here()
     for place in places:
         link = _try(place)
         if link is not None:

@@ -34,13 +34,20 @@ VERBS = {
     "explain": "p2pgrid.cli.jobs:explain",
     "logs": "p2pgrid.cli.jobs:logs",
     "cancel": "p2pgrid.cli.jobs:cancel",
+    "members": "p2pgrid.cli.members:members",
+    "top": "p2pgrid.cli.members:top",
+    "invite": "p2pgrid.cli.membership:invite",
+    "join": "p2pgrid.cli.membership:join",
+    "leave": "p2pgrid.cli.membership:leave",
+    "promote": "p2pgrid.cli.membership:promote",
+    "revoke": "p2pgrid.cli.membership:revoke",
+    "grid": "p2pgrid.cli.keys:grid",
     "demo": "p2pgrid.cli.demo:demo",
     "completion": "p2pgrid.cli.completion:completion",
 }
 LATER = {
     verb: milestone
     for milestone, verbs in {
-        "A grid of real nodes": "invite join leave promote revoke grid members top",
         "No owner to lose": "wait result forget keep drain",
         "At home": "submit map run service",
         "The simulator": "sim",
@@ -59,6 +66,14 @@ MEANT = {
     "start": "node",
     "run-node": "node",
     "up": "node",
+    "nodes": "members",
+    "peers": "members",
+    "who": "members",
+    "htop": "top",
+    "token": "invite",
+    "kick": "revoke",
+    "ban": "revoke",
+    "keys": "grid",
 }
 """What people type who come from elsewhere."""
 
@@ -144,9 +159,10 @@ def _failed(error: GridError, words: Sequence[str]) -> int:
 
 def _wants_json(words: Sequence[str]) -> bool:
     """Say whether errors shall be JSON; asked of the words themselves, for they may be what is wrong."""
-    ours = words[: words.index("--")] if "--" in words else words
-    verb = next((word for word in ours if word in VERBS), "")
-    names = ("P2PGRID_JSON", f"P2PGRID_{verb.upper()}_JSON")
+    ours = words[: words.index("--")] if "--" in words else list(words)
+    found = next((number for number, word in enumerate(ours) if word in VERBS), len(ours))
+    verbs = [word.upper() for word in ours[found : found + 2]]  # `grid show` has two words, and a variable for each
+    names = ("P2PGRID_JSON", *(f"P2PGRID_{'_'.join(verbs[:end])}_JSON" for end in (1, 2)))
     return "--json" in ours or any(os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in names)
 
 
@@ -161,7 +177,7 @@ def _usage(error: click.ClickException) -> GridError:
 
 
 def _bug(error: Exception, words: Sequence[str]) -> GridError:
-    """Write down what is needed to mend it. The words may hold a secret one day, so only the verb is kept."""
+    """Write down what is needed to mend it. The words may hold an invite, so only the verb is kept."""
     verb = next((word for word in words if word in VERBS), "")
     head = f"p2pgrid {__version__} {verb}, Python {platform.python_version()}, {sys.platform}\n\n"
     with tempfile.NamedTemporaryFile("w", prefix="p2pgrid-bug-", suffix=".txt", delete=False) as report:

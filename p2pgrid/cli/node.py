@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import click
 
 from p2pgrid.cli.link import Link, open_link
-from p2pgrid.cli.output import count, emit, plain, talk
+from p2pgrid.cli.output import count, emit, plain, talk, warn
+from p2pgrid.cli.reading import jsonable, mapping, number, text, texts, whole
 from p2pgrid.cli.verb import NotYet, Setting, Verb
 from p2pgrid.core.errors import GridError, NodeGone, NoNode
 from p2pgrid.core.units import format_size
@@ -94,11 +95,11 @@ def status(setting: Setting, wait: int | None) -> None:
     """Show this node and its grid."""
     found = _ask(setting) if wait is None else _wait(setting, wait)
     if setting.json:
-        emit({key: found.get(key, default) for key, default in _STATUS.items()})
+        emit({key: jsonable(found.get(key, default)) for key, default in _STATUS.items()})
         return
     click.echo(_status_text(found))
-    for warning in found.get("warnings", ()):
-        talk(f"warning: {plain(warning)}")
+    for warning in texts(found.get("warnings")):
+        warn(warning)
 
 
 _STATUS: dict[str, Any] = {"node": {}, "grid": {}, "jobs": {}, "warnings": [], "process": {}}
@@ -107,7 +108,7 @@ _STATUS: dict[str, Any] = {"node": {}, "grid": {}, "jobs": {}, "warnings": [], "
 def _ask(setting: Setting) -> dict[str, Any]:
     with open_link(setting.dir, "p2pgrid status") as link:
         answer = link.ask("status")
-        answer["node"] = {**answer.get("node", {}), "dir": str(link.dir)}
+        answer["node"] = {**mapping(answer.get("node")), "dir": str(link.dir)}
         return answer
 
 
@@ -117,7 +118,7 @@ def _wait(setting: Setting, members: int) -> dict[str, Any]:
     while True:
         try:
             found = _ask(setting)
-            alive = int(found["grid"]["nodes"])
+            alive = whole(mapping(found.get("grid")).get("nodes"))
             if alive >= members:
                 return found
             seen = f"only {alive} of {count(members, 'member')} alive"
@@ -133,19 +134,26 @@ def _wait(setting: Setting, members: int) -> dict[str, Any]:
 
 
 def _status_text(found: dict[str, Any]) -> str:
-    node, grid, jobs, process = (found.get(key, {}) for key in ("node", "grid", "jobs", "process"))
+    node, grid, jobs, process = (mapping(found.get(key)) for key in ("node", "grid", "jobs", "process"))
     costs = [f"pid {process.get('pid', '?')}"]
-    costs += [f"{format_size(process['rss'])} of memory"] if process.get("rss") else []
+    costs += [f"{format_size(number(process['rss']))} of memory"] if process.get("rss") else []
     costs += [f"{process['fds']} open files"] if process.get("fds") else []
-    size = f"{count(grid.get('nodes', 1), 'node')}, {count(grid.get('slots', 0), 'slot')}"
+    size = f"{count(whole(grid.get('nodes'), 1), 'node')}, {count(whole(grid.get('slots')), 'slot')}"
+    runs = f"{whole(node.get('busy'))} of {count(whole(node.get('slots')), 'slot')} busy"
+    addresses = texts(node.get("addresses"))
+    reachable = text(node.get("reachable")) or "not yet known"
     lines = [
         f"node {node.get('name')}   grid {grid.get('name')}: {size}",
-        f" runs     {node.get('busy', 0)} of {count(node.get('slots', 0), 'slot')} busy; Python {node.get('python')}",
+        f" runs     {runs}; Python {node.get('python')}",
         f" jobs     {jobs.get('open', 0)} open of {jobs.get('all', 0)}",
+    ]
+    lines += [f" listens  {' '.join(addresses)}   reachable: {reachable}"] if addresses else []
+    lines += [
         f" keeps    {node.get('dir')}",
         f" process  {', '.join(costs)}; p2pgrid {node.get('version')}",
         f" id       {node.get('id')}",
     ]
+    lines += [f" grid id  {grid['id']}"] if text(grid.get("id")) else []
     return "\n".join(plain(line) for line in lines)
 
 

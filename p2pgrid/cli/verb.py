@@ -57,10 +57,7 @@ class Verb(click.Command):
         super().__init__(name, **attributes)
         self._example = example
         self._later = later or {}
-        self.params += [
-            click.Option(["--json"], is_flag=True, is_eager=True, help=JSON_HELP),
-            click.Option(["--dir"], type=DIRECTORY, help=dir_help),
-        ]
+        self.params += _common_flags(dir_help)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse; a flag that is announced but not built says so."""
@@ -80,20 +77,58 @@ class Verb(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the example as it is typed."""
-        with formatter.section("Example"):
-            for line in self._example.splitlines():
-                formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+        _write_example(self._example, formatter)
+
+
+class Family(click.Group):
+    """A verb that has verbs of its own, like `grid show`."""
+
+    def __init__(self, name: str, *, example: str, dir_help: str = DIR_HELP, **attributes: Any) -> None:
+        """Add the flags of all verbs, for those who type them before the second word."""
+        super().__init__(name, no_args_is_help=False, **attributes)
+        self._example = example
+        self.params += _common_flags(dir_help)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the second word."""
+        if args[0] not in self.commands:
+            raise click.UsageError(
+                f"there is no verb {f'{self.name} {args[0]}'!r}{nearest(args[0], self.commands)}", ctx
+            )
+        return super().resolve_command(ctx, args)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the example as it is typed."""
+        _write_example(self._example, formatter)
+
+
+def _common_flags(dir_help: str) -> list[click.Parameter]:
+    return [
+        click.Option(["--json"], is_flag=True, is_eager=True, help=JSON_HELP),
+        click.Option(["--dir"], type=DIRECTORY, help=dir_help),
+    ]
+
+
+def _write_example(example: str, formatter: click.HelpFormatter) -> None:
+    with formatter.section("Example"):
+        for line in example.splitlines():
+            formatter.write(f"{'':{formatter.current_indent}}{line}\n")
 
 
 def _given(ctx: click.Context, name: str) -> Any:
     """Take a common flag from the verb, or from before it; what is typed beats the environment, wherever it stands."""
     value = ctx.params.pop(name)
+    typed = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
     outer = ctx.parent
-    if outer is None or not outer.params.get(name):
-        return value
-    typed_before = outer.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    typed_after = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    return outer.params[name] if not value or (typed_before and not typed_after) else value
+    while outer is not None:
+        above = outer.params.get(name)
+        typed_there = outer.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if above and (not value or (typed_there and not typed)):
+            value, typed = above, typed_there
+        outer = outer.parent
+    return value
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ import pytest
 from p2pgrid import __version__
 from p2pgrid.cli.main import LATER, VERBS
 from p2pgrid.cli.node import LATER_FLAGS
-from p2pgrid.core.errors import GridError, NodeGone, NotAuthorized
+from p2pgrid.core.errors import GridError, NodeGone
 from p2pgrid.node.config import NodeConfig
 from tests.cli.conftest import Run
 from tests.cli.oracle import Oracle
@@ -39,7 +39,7 @@ def test_help_lists_what_works_today(run: Run) -> None:
     words = run("--help").out.split()
 
     assert set(VERBS) <= set(words)
-    assert not {"invite", "submit", "trace"} & set(words)
+    assert not {"submit", "drain", "trace"} & set(words)
 
 
 def test_nothing_typed_shows_help_and_is_wrong(run: Run) -> None:
@@ -50,9 +50,9 @@ def test_nothing_typed_shows_help_and_is_wrong(run: Run) -> None:
     assert ran.err.startswith("Usage: p2pgrid")
 
 
-@pytest.mark.parametrize("kind", [kind for kind in TREE if kind is not NotAuthorized])
+@pytest.mark.parametrize("kind", TREE)
 def test_what_an_error_advises_can_be_typed_today(kind: type[GridError]) -> None:
-    """No error sends anyone to a verb that is not there yet; nobody raises NotAuthorized before there are members."""
+    """No error sends anyone to a verb that is not there yet."""
     advised = re.findall(r"p2pgrid ([a-z]+)", f"{kind.advice} {NodeGone('calm-river-42')}")
 
     assert set(advised) <= set(VERBS)
@@ -109,7 +109,17 @@ def test_flags_of_node_make_its_config(run: Run, home: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize(
     ("words", "meant"),
-    [(["job"], "jobs"), (["stats"], "status"), (["jobs", "--jsn"], "--json"), (["node", "--slot", "2"], "--slots")],
+    [
+        (["job"], "jobs"),
+        (["stats"], "status"),
+        (["nodes"], "members"),
+        (["token"], "invite"),
+        (["kick", "fox"], "revoke"),
+        (["jobs", "--jsn"], "--json"),
+        (["node", "--slot", "2"], "--slots"),
+        (["grid", "exprt", "f"], "export"),
+        (["grid", "show", "--jsn"], "--json"),
+    ],
 )
 def test_the_nearest_word_is_named(run: Run, words: list[str], meant: str) -> None:
     """Unknown verbs and flags."""
@@ -131,6 +141,18 @@ def test_the_nearest_word_is_named(run: Run, words: list[str], meant: str) -> No
         (["node", "--grace", "soon"], "--grace"),
         (["node", "--resource", "gpu"], "--resource"),
         (["node", "--preset", "moon"], "--preset"),
+        (["grid"], "Missing command"),
+        (["invite", "--roles", "king"], "not roles"),
+        (["invite", "--expires", "soon"], "not a duration"),
+        (["invite", "--expires", "0"], "at least a second"),
+        (["invite", "--member-until", "1999-12-31"], "is over"),
+        (["invite", "--member-until", "never"], "neither a date nor a duration"),
+        (["invite", "--member-until", "0s"], "is over"),
+        (["promote"], "Missing argument"),
+        (["promote", "fox", "--roles", ""], "not roles"),
+        (["join"], "no invite was given"),
+        (["join", "@nowhere"], "cannot be read"),
+        (["grid", "recover", "nowhere"], "cannot be read"),
     ],
 )
 def test_wrong_values_are_told_in_one_line(run: Run, words: list[str], said: str) -> None:
@@ -143,7 +165,27 @@ def test_wrong_values_are_told_in_one_line(run: Run, words: list[str], said: str
     assert ran.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [["--json", "jobs"], ["jobs", "--json"]])
+@pytest.mark.parametrize("verb", ["show", "export", "recover"])
+def test_verbs_of_grid_have_help_too(run: Run, verb: str) -> None:
+    """With an example and the common flags."""
+    ran = run("grid", verb, "--help")
+
+    assert ran.code == 0
+    assert f"p2pgrid grid {verb}" in ran.out.partition("Example:\n")[2]
+    assert "--json" in ran.out
+    assert "--dir" in ran.out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--json", "jobs"],
+        ["jobs", "--json"],
+        ["grid", "show", "--json"],
+        ["grid", "--json", "show"],
+        ["--json", "grid", "show"],
+    ],
+)
 def test_errors_are_json_when_asked_before_or_after_the_verb(run: Run, words: list[str]) -> None:
     """On stderr; stdout stays empty."""
     ran = run(*words)
@@ -154,10 +196,12 @@ def test_errors_are_json_when_asked_before_or_after_the_verb(run: Run, words: li
 
 
 def test_json_may_be_asked_for_in_the_environment(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """$P2PGRID_JOBS_JSON."""
+    """$P2PGRID_JOBS_JSON; verbs of two words have both in it."""
     monkeypatch.setenv("P2PGRID_JOBS_JSON", "1")
+    monkeypatch.setenv("P2PGRID_GRID_SHOW_JSON", "1")
 
-    assert json.loads(run("jobs").err)["error"]["code"] == "no-node"
+    for words in (["jobs"], ["grid", "show"]):
+        assert json.loads(run(*words).err)["error"]["code"] == "no-node"
 
 
 def test_no_node_is_told_with_where_we_looked_and_what_to_type(run: Run, home: Path) -> None:
@@ -174,6 +218,16 @@ def test_a_directory_is_the_only_place_looked_at(run: Run, home: Path) -> None:
     ran = run("jobs", "--dir", "x")
 
     assert ran.err == "p2pgrid: no node runs in x; next: p2pgrid node --dir x\n"
+
+
+@pytest.mark.parametrize(
+    "words", [["--dir", "D", "grid", "show"], ["grid", "--dir", "D", "show"], ["grid", "show", "--dir", "D"]]
+)
+def test_the_directory_may_stand_between_two_words(run: Run, oracle: Oracle, words: list[str]) -> None:
+    """Wherever it stands."""
+    oracle.answers["grid"] = {}
+
+    assert run(*(str(oracle.dir) if word == "D" else word for word in words)).code == 0
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -217,6 +271,17 @@ def test_completion_completes_verbs() -> None:
     assert done.stdout.split() == ["plain,status", "plain,stop"]
 
 
+def test_completion_completes_second_words() -> None:
+    """`p2pgrid grid <tab>`."""
+    asked = {**os.environ, "_P2PGRID_COMPLETE": "bash_complete", "COMP_WORDS": "p2pgrid grid ", "COMP_CWORD": "2"}
+    done = subprocess.run(
+        [sys.executable, "-m", "p2pgrid"], env=asked, capture_output=True, text=True, timeout=30, check=False
+    )
+
+    assert done.stderr == ""
+    assert done.stdout.split() == ["plain,export", "plain,recover", "plain,show"]
+
+
 def test_ctrl_c_is_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever was going on."""
 
@@ -249,7 +314,8 @@ def test_a_bug_of_ours_is_70_with_a_report(run: Run, home: Path, monkeypatch: py
 def test_asking_is_light() -> None:
     """A verb that asks the node imports neither numpy nor rich nor trio nor libp2p, and `--help` neither."""
     program = (
-        "import sys; from p2pgrid.cli.main import main; main(['jobs', '--dir', 'nowhere']); main(['--help']);"
+        "import sys; from p2pgrid.cli.main import main; main(['jobs', '--dir', 'nowhere']);"
+        "main(['members', '--dir', 'nowhere']); main(['--help']);"
         "print([one for one in ('numpy', 'rich', 'trio', 'libp2p', 'asyncio') if one in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)

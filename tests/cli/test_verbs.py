@@ -25,7 +25,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "json.md"
 JOB: dict[str, Any] = {
     "id": "calm-river-42", "hex": "00112233445566778899aabbccddeeff", "name": "squares", "state": "running",
     "done": 17, "failed": 1, "total": 100, "known": 100, "submitted": 4102444800.25, "expires": 4103049600.25,
-    "program": "squares.py", "owner": NODE_ID, "detached": True, "reason": "", "waiting": "",
+    "program": "squares.py", "owner": NODE_ID, "owner_name": "quiet-fox", "detached": True, "reason": "", "waiting": "",
 }  # fmt: skip
 WAITS: dict[str, Any] = {
     **JOB, "id": "bold-acre-7", "hex": "ff" * 16, "name": "", "state": "queued", "done": 0, "failed": 0, "total": None,
@@ -44,6 +44,39 @@ STATUS: dict[str, Any] = {
     "process": {"pid": 4711, "rss": 44040192, "pss": 31457280, "fds": 28, "tasks": 17},
 }  # fmt: skip
 
+OTHER_ID = "12D3KooWPjceQrSwdWXPyLLeABRXmuqt69Rg3sBYbU1Nft9HyQ6X"
+ELSEWHERE: dict[str, Any] = {**JOB, "id": "dark-hill-3", "hex": "0f" * 16, "owner": OTHER_ID, "owner_name": "red-crow"}
+MEMBERS: list[dict[str, Any]] = [
+    {
+        "id": NODE_ID, "name": "quiet-fox", "status": "alive", "slots": 2, "roles": ["submit", "work", "admin"],
+        "addresses": [f"/ip4/192.168.1.20/tcp/9471/p2p/{NODE_ID}", "/ip6/fd00::20/tcp/9471"],
+        "pythons": [{"path": "/usr/bin/python3", "version": "3.11.7"}], "version": "0.1.0",
+        "facts": {"arch": "x86_64", "ram": 8 << 30}, "connected": True,
+    },
+    {
+        "id": OTHER_ID, "name": "red-crow", "status": "suspect", "slots": 16, "roles": ["work"], "addresses": [],
+        "pythons": [], "version": "0.1.0", "facts": {}, "connected": False,
+    },
+]  # fmt: skip
+LOADS: list[dict[str, Any]] = [
+    {"id": NODE_ID, "name": "quiet-fox", "status": "alive", "slots": 2, "busy": 2, "queued": 80, "jobs": 1, "done": 17,
+     "messages": 120},
+    {"id": OTHER_ID, "name": "red-crow", "status": "alive", "slots": 16, "busy": 0, "queued": 0, "jobs": 0, "done": 5},
+]  # fmt: skip
+IN_GRID: dict[str, Any] = {
+    **STATUS,
+    "node": {**STATUS["node"], "addresses": ["/ip4/192.168.1.20/tcp/9471", "/ip6/fd00::20/tcp/9471"]},
+    "grid": {"name": "blue-otter", "id": "ab" * 32, "nodes": 3, "slots": 6},
+}  # fmt: skip
+INVITE = "p2pgrid-invite-1.AbC-_"
+UNTIL_S = 4102444800
+GRID: dict[str, Any] = {
+    "id": "ab" * 32, "name": "blue-otter", "admins": [{"id": NODE_ID, "name": "quiet-fox"}],
+    "members": [{"id": NODE_ID, "name": "quiet-fox", "roles": ["submit", "work", "admin"]}, {"id": OTHER_ID}],
+    "invites": [{"id": "0a1b2c3d4e5f", "roles": ["work"]}], "revoked": ["112233445566"],
+    "warnings": ["fewer than two admins are alive"],
+}  # fmt: skip
+
 CASES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "jobs": (["jobs"], {"jobs": [WAITS, JOB]}),
     "show": (["show", "calm-river"], {"job": JOB, "tasks": TASKS}),
@@ -52,7 +85,31 @@ CASES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "logs": (["logs", "last"], {"logs": [[3, b"one\ntwo\n"], [4, "café".encode()]]}),
     "cancel": (["cancel", "last"], {"cancelled": 83}),
     "status": (["status"], STATUS),
+    "status-grid": (["status"], IN_GRID),
+    "jobs-grid": (["jobs"], {"jobs": [JOB, ELSEWHERE], "unanswered": ["old-owl", "wet-cat"]}),
+    "members": (["members"], {"members": MEMBERS}),
+    "top": (["top"], {"nodes": LOADS, "jobs": [JOB, {**WAITS, "state": "done"}]}),
+    "invite": (
+        ["invite", "--roles", "work,submit", "--expires", "1h", "--member-until", "2100-01-01"],
+        {"invite": INVITE, "roles": "submit,work", "join_until": UNTIL_S, "member_until": UNTIL_S, "key": "0a1b2c3d"},
+    ),
+    "join": (
+        ["join", INVITE],
+        {"grid": "blue-otter", "id": NODE_ID, "name": "quiet-fox", "reached": ["red-crow"], "joined": True},
+    ),
+    "leave": (["leave"], {"left": "blue-otter", "grid": "green-elk"}),
+    "promote": (["promote", "red-crow"], {"id": OTHER_ID, "name": "red-crow", "roles": "submit,work,admin"}),
+    "revoke": (
+        ["revoke", "red-crow"],
+        {"revoked": [{"id": OTHER_ID, "name": "red-crow"}], "kept": ["0a1b2c3d"], "cut": []},
+    ),
+    "grid-show": (["grid", "show"], GRID),
+    "grid-recover": (["grid", "recover", "key", "--passphrase-file", "pass"], {"roles": ["submit", "work", "admin"]}),
 }  # fmt: skip
+
+
+REQUEST_OF = {"grid-recover": "recover"}
+"""The request that a case's answer is for, where it is not the verb."""
 
 
 def _golden(name: str, text: str) -> str:
@@ -65,8 +122,10 @@ def _golden(name: str, text: str) -> str:
 @pytest.fixture
 def told(oracle: Oracle) -> Oracle:
     """A node that knows an answer to everything."""
-    for words, answer in CASES.values():
-        oracle.answers[words[0]] = answer
+    Path("key").write_text("p2pgrid-recovery-1.AbC", encoding="utf-8")  # the test stands in a directory of its own
+    Path("pass").write_text("open sesame\n", encoding="utf-8")
+    for case, (words, answer) in CASES.items():
+        oracle.answers.setdefault(REQUEST_OF.get(case, words[0]), answer)
     return oracle
 
 
@@ -74,7 +133,7 @@ def told(oracle: Oracle) -> Oracle:
 def test_text_is_as_agreed(run: Run, told: Oracle, case: str) -> None:
     """For people."""
     words, answer = CASES[case]
-    told.answers[words[0]] = answer
+    told.answers[REQUEST_OF.get(case, words[0])] = answer
 
     ran = run(*words)
 
@@ -87,7 +146,7 @@ def test_text_is_as_agreed(run: Run, told: Oracle, case: str) -> None:
 def test_json_is_as_agreed(run: Run, told: Oracle, case: str) -> None:
     """For scripts: one object, one line, and nothing on stderr."""
     words, answer = CASES[case]
-    told.answers[words[0]] = answer
+    told.answers[REQUEST_OF.get(case, words[0])] = answer
 
     ran = run(*words, "--json")
 
@@ -98,7 +157,7 @@ def test_json_is_as_agreed(run: Run, told: Oracle, case: str) -> None:
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.json")), ids=lambda path: path.stem)
 def test_every_key_is_documented(path: Path) -> None:
-    """docs/json.md names every key that is printed."""
+    """docs/json.md names every key that is printed; facts are whatever a node says of itself."""
     documented = set(re.findall(r"[\w-]+", DOCS.read_text(encoding="utf-8")))
     keys: set[str] = set()
     todo = [json.loads(path.read_text(encoding="utf-8"))]
@@ -106,19 +165,22 @@ def test_every_key_is_documented(path: Path) -> None:
         value = todo.pop()
         if isinstance(value, dict):
             keys |= value.keys()
-            todo += value.values()
+            todo += [one for key, one in value.items() if key != "facts"]
         elif isinstance(value, list):
             todo += value
 
     assert keys - documented == set()
 
 
-@pytest.mark.parametrize("verb", ["jobs", "show", "explain", "logs", "cancel", "status", "stop"])
+TARGETED = ["show", "explain", "logs", "cancel", "promote", "revoke"]
+
+
+@pytest.mark.parametrize("verb", [*TARGETED, "jobs", "status", "stop", "members", "top"])
 @pytest.mark.parametrize("target", ["calm-river-42", "last", "all", "calm/3-9"])
 def test_the_node_resolves_targets(run: Run, told: Oracle, verb: str, target: str) -> None:
     """They are passed on as typed, by a client without a session."""
     told.answers["stop"] = {}
-    with_target = verb in ("show", "explain", "logs", "cancel")
+    with_target = verb in TARGETED
 
     run(verb, *([target] if with_target else []))
 
@@ -128,7 +190,10 @@ def test_the_node_resolves_targets(run: Run, told: Oracle, verb: str, target: st
     assert told.hello["session"] == b""
 
 
-@pytest.mark.parametrize(("code", "exit_code"), [("not-found", 4), ("ambiguous", 4), ("not-authorized", 5), ("odd", 1)])
+@pytest.mark.parametrize(
+    ("code", "exit_code"),
+    [("not-found", 4), ("ambiguous", 4), ("elsewhere", 4), ("not-authorized", 5), ("bad-invite", 2), ("odd", 1)],
+)
 def test_errors_of_the_node_are_passed_on(run: Run, oracle: Oracle, code: str, exit_code: int) -> None:
     """With their code, message and next step."""
     oracle.answers["show"] = {"code": code, "message": "'c' is ambiguous: calm-river-42, cold-sun-1", "next": "more"}
@@ -173,6 +238,54 @@ def test_names_cannot_move_the_cursor(run: Run, oracle: Oracle) -> None:
     assert "a·[2Jb·c" in out
     assert out.count("\n") == 3
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", out)
+
+
+@pytest.mark.parametrize("char", ["\x9b", "\x7f", "\u202e", "\u2028", "\U000e0001"])
+def test_json_cannot_move_the_cursor_either(run: Run, oracle: Oracle, char: str) -> None:
+    """JSON only has to escape what is below a space, terminals obey more."""
+    oracle.answers["jobs"] = {"jobs": [{**JOB, "name": f"a{char}b"}]}
+
+    out = run("jobs", "--json").out
+
+    assert char not in out
+    assert json.loads(out)["jobs"][0]["name"] == f"a{char}b"
+
+
+def test_logs_cannot_move_the_cursor_of_a_terminal(run: Run, oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks of other members wrote them; lines and colours stay."""
+    oracle.answers["logs"] = {"logs": [[3, b"a\x1b[31mb\x1b[0m\x1b[2Jc\x07\r\n\x1b]0;title\x07"]]}
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+
+    assert run("logs", "last/3").out == "a\x1b[31mb\x1b[0m·[2Jc·\r\n·]0;title·"
+
+
+@pytest.mark.parametrize("verb", ["jobs", "show", "explain", "logs", "cancel", "top"])
+def test_who_did_not_answer_is_named(run: Run, told: Oracle, verb: str) -> None:
+    """One line on stderr; `--json` has it in the object."""
+    (answer,) = [CASES[verb][1]]
+    told.answers[verb] = {**answer, "unanswered": ["old-owl", "wet\x1bcat"]}
+    words = CASES[verb][0]
+
+    plain, as_json = run(*words), run(*words, "--json")
+
+    assert plain.code == as_json.code == 0
+    assert plain.err.startswith("warning: no answer from old-owl, wet·cat")
+    assert plain.err.count("\n") == 1
+    assert json.loads(as_json.out)["unanswered"] == ["old-owl", "wet\x1bcat"]
+    assert as_json.err == ""
+
+
+def test_jobs_name_their_node_where_there_are_several(run: Run, oracle: Oracle) -> None:
+    """A column `AT`, not in a grid of one."""
+    oracle.answers["jobs"] = {"jobs": [JOB]}
+
+    alone = run("jobs").out
+    oracle.greeting = frame(m.WELCOME, {**WELCOME, "nodes": 2})
+    several = run("jobs").out
+
+    assert "AT" not in alone.splitlines()[0].split()
+    assert "AT" in several.splitlines()[0].split()
+    assert "quiet-fox" in several
 
 
 def test_later_flags_of_logs(run: Run) -> None:
