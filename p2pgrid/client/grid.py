@@ -99,7 +99,8 @@ class Grid(Executor):
             embedded: False never starts a node; True starts or attaches on `dir` and looks nowhere else.
             reconnect: wait up to `timeout` for a node that went away, instead of raising NodeGone at once.
             timeout: seconds that anything may take which needs no work done.
-            unpickle: "never" comes later.
+            unpickle: "never": values are left packed, for whoever made one could run code here by it. Tasks end as they
+                do, errors and None arrive; any other value raises GridError, code `not-unpickled`.
 
         Raises:
             NoNode: none answers and none was to be started, or it did not start.
@@ -109,12 +110,10 @@ class Grid(Executor):
         if unpickle not in ("members", "never"):
             msg = f"unpickle={unpickle!r}: expected 'members' or 'never'"
             raise ValueError(msg)
-        if unpickle == "never":
-            _not_yet("Grid(unpickle='never')", "No owner to lose")
         if current() is not None:
             _not_yet("Grid() inside a task", "Peer to peer")
         finder = LocalFinder(dir, embedded=embedded, timeout_s=timeout, invite=invite)
-        session = Session(finder, timeout_s=timeout, reconnect=reconnect)
+        session = Session(finder, timeout_s=timeout, reconnect=reconnect, unpickles=unpickle == "members")
         if invite is not None:
             try:
                 session.request("join", {"invite": invite, "leave": False}, max(timeout, JOIN_S))

@@ -4,10 +4,10 @@ import pickle
 from typing import Any, Protocol
 
 from p2pgrid.core.errors import GridError, NotFound, PeerError, ResultLost, TaskCancelled
-from p2pgrid.core.failure import decode_exception
+from p2pgrid.core.failure import decode_exception, encode_exception
 from p2pgrid.core.ids import job_name
 from p2pgrid.core.ranges import RangeSet
-from p2pgrid.core.wire import unpack
+from p2pgrid.core.wire import pack, unpack
 
 PICKLES, PACKED, FAILED = 0, 1, 2
 """Shapes of an outcome (`node.events.Outcome`)."""
@@ -60,6 +60,26 @@ def values(shape: int, data: Any, lo: int, hi: int) -> list[Any]:
         return [loads(one) if one else None for one in data[lo:hi]]
     packed: list[Any] = pickle.loads(data)
     return packed if lo == 0 and hi == len(packed) else packed[lo:hi]
+
+
+def unopened(segments: list[Segment]) -> list[Segment]:
+    """Return the outcomes with an error in place of every pickle: for a client that unpickles nothing."""
+    error = pack(encode_exception(GridError(
+        "the task has a value, and this Grid was made with unpickle='never'", code="not-unpickled",
+        next="read it where you trust the workers of the grid: Grid(unpickle='members')",
+    )))  # fmt: skip
+    kept: list[Segment] = []
+    for segment in segments:
+        lo, hi, shape, data, node, attempt = segment
+        if shape == FAILED:
+            kept.append(segment)
+            continue
+        for i in range(lo, hi):
+            if shape == PICKLES and not data[i - lo]:  # None travels as nothing
+                kept.append((i, i + 1, PICKLES, [b""], node, attempt))
+            else:
+                kept.append((i, i + 1, FAILED, error, node, attempt))
+    return kept
 
 
 def why_none(job: bytes, state: str, reason: str) -> GridError:

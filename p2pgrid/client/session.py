@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from p2pgrid.client.connection import Connection, ConnectionLost, Welcome
-from p2pgrid.client.receiver import FAILED, Receiver, Segment, size_of
+from p2pgrid.client.receiver import FAILED, Receiver, Segment, size_of, unopened
 from p2pgrid.client.requests import Requests
 from p2pgrid.client.upload import Upload
 from p2pgrid.core import messages
@@ -67,8 +67,9 @@ class Held(Protocol):
 class Session:
     """What all views of one `Grid` share."""
 
-    def __init__(self, finder: Finder, *, timeout_s: float, reconnect: bool) -> None:
+    def __init__(self, finder: Finder, *, timeout_s: float, reconnect: bool, unpickles: bool = True) -> None:
         """Find a node and greet it."""
+        self._unpickles = unpickles
         self.id = os.urandom(SESSION_ID_BYTES)
         self.lock = threading.Lock()
         self.timeout_s = timeout_s
@@ -336,6 +337,11 @@ class Session:
                 print(f"p2pgrid: {body[1]}", file=sys.stderr)
 
     def _take_results(self, job: bytes, segments: list[Any]) -> None:
+        if not self._unpickles:
+            self.consumed(job, sum(map(size_of, segments)))
+            for receiver in list(self._receivers.get(job, ())):
+                receiver.results(unopened(segments))
+            return
         receivers = self._receivers.get(job)
         if receivers is None:
             size = sum(map(size_of, segments))

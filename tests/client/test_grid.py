@@ -78,6 +78,20 @@ def test_exception_comes_back_as_its_own_type(connect: Connect) -> None:
     assert future.state == "failed"
 
 
+def test_nothing_is_unpickled_if_asked(connect: Connect) -> None:
+    """With unpickle='never' errors and None come back, and a value raises instead."""
+    grid = connect(unpickle="never")
+
+    with pytest.raises(GridError, match="unpickle='never'") as caught:
+        grid.submit(square, 1).result(SOON_S)
+    with pytest.raises(GridError, match="unpickle='never'"):
+        list(grid.map(square, range(3)))
+    with pytest.raises(ValueError, match="five"):
+        grid.submit(fail_at_five, 5).result(SOON_S)
+    assert grid.submit(nothing).result(SOON_S) is None
+    assert caught.value.code == "not-unpickled"
+
+
 def test_lone_call_leaves_at_once_and_a_burst_in_batches(node: ScriptedNode, connect: Connect) -> None:
     """A task leaves at once while nothing is on its way; 5,000 in a row make far fewer frames."""
     grid = connect()
@@ -749,7 +763,7 @@ def test_reserved_names_say_when(connect: Connect) -> None:
     """What comes later says with what."""
     grid = connect()
     uses: list[Callable[[], Any]] = [
-        lambda: grid.put(1), lambda: grid.get(1), lambda: Grid(unpickle="never"),
+        lambda: grid.put(1), lambda: grid.get(1), lambda: grid.map(square, [1], progress=True),  # type: ignore[arg-type]
     ]  # fmt: skip
     for use in uses:
         with pytest.raises(GridError, match="comes with"):
