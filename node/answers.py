@@ -141,6 +141,8 @@ def describe(machine: Machine, kept: Kept) -> dict[str, Any]:
 def _show(machine: Machine, kept: Kept, span: Span | None) -> dict[str, Any]:
     running = _running(machine, kept)
     now_running = RangeSet((i, i + 1) for i in machine.running.first_of_each(kept.id))
+    for _, theirs in machine.leases.running(kept.id):
+        now_running.update(theirs - kept.done)
     work = machine.pool.works.get(kept.id)
     stuck = RangeSet()
     if work is not None:
@@ -185,13 +187,13 @@ def _task(
     elif index in kept.cancelled or kept.record.cancelled_all:
         state = "cancelled"
     elif index in now_running:
-        state, node = "running", machine.config.name
+        state, node = "running", _where(machine, kept, index)
     elif index in running:
-        state = "queued"
+        state, node = "queued", _where(machine, kept, index)
     else:
         state = "waiting" if index in stuck else "queued"
     if results is not None:
-        attempts, node = results.attempt, machine.config.name
+        attempts, node = results[0].attempt, results[1]
     tries = [one.kind for one in sorted(kept.record.tries.get(index, ()))]
     return {
         "index": index,
@@ -201,6 +203,14 @@ def _task(
         "failed_tries": tries,
         "error": kept.reasons.get(index, ""),
     }
+
+
+def _where(machine: Machine, kept: Kept, index: int) -> str:
+    """Return the name of the node that has a task which is not over."""
+    if index in machine.running.spans(kept.id):
+        return machine.config.name
+    one = RangeSet([(index, index + 1)])
+    return next((machine.parts.name_of(peer) for peer, _ in machine.leases.covering(kept.id, one)), "")
 
 
 def _explain(machine: Machine, kept: Kept, span: Span | None) -> list[str]:

@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from p2pgrid.core.chains import WORK
 from p2pgrid.core.options import unmet, why_nowhere
-from p2pgrid.node.parts import MachineConfig
+from p2pgrid.node.parts import Parts
 from p2pgrid.node.pool import Lane
 
 
 class Fitness:
     """What this node and the members it knows can run."""
 
-    def __init__(self, config: MachineConfig, peers: Mapping[str, Mapping[str, Any]]) -> None:
-        self.config = config
-        self.peers = peers
+    def __init__(self, parts: Parts) -> None:
+        self.config = parts.config
+        self.peers = parts.peers
+        self.parts = parts
 
     def fits(self, lane: Lane, peer: str) -> bool:
+        if not self.parts.may(peer, WORK):
+            return False
         facts = self.peers.get(peer, {})
         return peer not in lane.unfit and not self._lacks(lane, facts, facts.get("minor"))
 
@@ -34,10 +38,11 @@ class Fitness:
 
     def why(self, lane: Lane) -> str:
         """Return, clause by clause, why no node may run the tasks of a lane."""
-        everyone = [self.config.facts, *self.peers.values()]
+        workers = [facts for peer, facts in self.peers.items() if self.parts.may(peer, WORK)]
+        everyone = [self.config.facts, *workers]
         text = why_nowhere(lane.options, everyone)
         if lane.minor is not None and lane.minor != self.config.python[1]:
-            having = sum(facts.get("minor") == lane.minor for facts in self.peers.values())
+            having = sum(facts.get("minor") == lane.minor for facts in workers)
             need = f"Python 3.{lane.minor} for its function ({having or 'none'} of {len(everyone)} has it)"
             text = f"{text}; {need}" if ":" in text else f"{having} of {len(everyone)} nodes: {need}"
         return text

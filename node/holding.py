@@ -1,21 +1,24 @@
 """Holding: the ranges this node was granted by others, and what it owes their keepers.
 
-Every beat while it holds anything: one claim per keeper (what I hold, what I run), and again every batch of results
-that its keeper has not acknowledged yet. What was finished stays claimed until then. When nothing is held nothing is
-sent: a node without work has said so once and is pushed new work (ALGORITHMS §3.4, without polling).
+Every beat while it holds anything: one claim per keeper (what I hold, what I run), and again every lot of results
+that its keeper has not acknowledged yet, unless it is large and may still be under way. What was finished stays claimed
+until then. When nothing is held nothing is sent: a node without work has said so once and is pushed new work
+(ALGORITHMS §3.4, without polling).
 
 Rule: this file knows ranges and keepers, neither workers nor records.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from p2pgrid.core import messages as m
 from p2pgrid.core.ranges import RangeSet, Span
+from p2pgrid.core.shapes import VALUES
 from p2pgrid.node.events import Outcome, Send
 
 Job = bytes
@@ -31,6 +34,39 @@ class HoldingOptions:
     rids_kept: int = 256
     forget_s: float = 600.0
     """How long results are kept for a keeper that went away: it may come back, its jobs may not."""
+    large_bytes: int = 48 << 10
+    """A lot of results above it may leave on a bulk stream and be under way for a while."""
+    large_wait_s: float = 10.0
+    large_rate: float = 50_000.0
+    """Bytes per second that a link must carry for a large lot to arrive in time."""
+    lot_bytes: int = 256 << 10
+    """Results in one frame; a single larger one may exceed it."""
+    claim_bounds: int = 4096
+    """Numbers in one frame of a claim; larger claims leave in parts."""
+    rtt_weight: float = 0.2
+
+
+@dataclass(slots=True)
+class Owed:
+    """One lot of results that its keeper has not acknowledged; sent again at `due_s`."""
+
+    entry: list[Any]
+    size: int
+    due_s: float
+
+
+@dataclass(slots=True)
+class Asked:
+    """The one request for work that has no answer yet."""
+
+    peer: str
+    rid: Rid
+    body: list[Any]
+    since_s: float
+    again_s: float
+    """When it was sent last."""
+    until_s: float
+    """When it is given up."""
 
 
 @dataclass(slots=True)
@@ -38,7 +74,7 @@ class Debt:
     """What this node owes one keeper."""
 
     held: dict[Job, RangeSet] = field(default_factory=dict)
-    batches: OrderedDict[tuple[Job, int], list[Any]] = field(default_factory=OrderedDict)
+    batches: OrderedDict[tuple[Job, int], Owed] = field(default_factory=OrderedDict)
     """Results not yet acknowledged, by job and number."""
     seen: OrderedDict[Rid, None] = field(default_factory=OrderedDict)
     seq: int = 0
@@ -53,6 +89,66 @@ class Debt:
         return not self.away and (bool(self.batches) or any(self.held.values()) or self.farewell)
 
 
+class Lot(NamedTuple):
+    """Results that travel in one entry; `logs` and `busy_s` are of tasks in it or in one that leaves beside it."""
+
+    outcomes: list[Outcome]
+    logs: list[tuple[int, bytes]]
+    busy_s: float
+    size: int
+
+
+OVERHEAD = 16
+"""Bytes of an outcome or log in a frame besides its data, about."""
+
+
+def lots(
+    outcomes: Sequence[Outcome], logs: Sequence[tuple[int, bytes]], busy_s: float, bytes_max: int, log_bytes: int
+) -> list[Lot]:
+    """Cut results into lots of at most `bytes_max` each, a single larger one excepted; of a log its end is kept."""
+    out = [Lot([], [], busy_s, 0)]
+
+    def room_for(size: int) -> Lot:
+        lot = out[-1]
+        if lot.size and lot.size + size > bytes_max:
+            lot = Lot([], [], 0.0, 0)
+            out.append(lot)
+        return lot
+
+    for piece in _pieces(outcomes, bytes_max):
+        size = _size(piece)
+        lot = room_for(size)
+        lot.outcomes.append(piece)
+        out[-1] = lot._replace(size=lot.size + size)
+    for index, text in logs:
+        size = min(len(text), log_bytes) + OVERHEAD
+        lot = room_for(size)
+        lot.logs.append((index, text[-log_bytes:]))
+        out[-1] = lot._replace(size=lot.size + size)
+    return out
+
+
+def _size(outcome: Outcome) -> int:
+    data = outcome.data
+    return OVERHEAD + (len(data) if isinstance(data, bytes) else sum(len(one) + 5 for one in data))
+
+
+def _pieces(outcomes: Sequence[Outcome], bytes_max: int) -> Iterator[Outcome]:
+    """Yield outcomes, those of many values cut where they get larger than `bytes_max`."""
+    for outcome in outcomes:
+        if outcome.shape != VALUES or outcome.hi - outcome.lo == 1 or _size(outcome) <= bytes_max:
+            yield outcome
+            continue
+        start, size = outcome.lo, 0
+        for at in range(outcome.lo, outcome.hi):
+            one = len(outcome.data[at - outcome.lo]) + 5
+            if at > start and size + one > bytes_max:
+                yield Outcome(start, at, VALUES, outcome.data[start - outcome.lo : at - outcome.lo])
+                start, size = at, 0
+            size += one
+        yield Outcome(start, outcome.hi, VALUES, outcome.data[start - outcome.lo :])
+
+
 class Holding:
     """All ranges granted by others."""
 
@@ -61,8 +157,9 @@ class Holding:
         self.debts: dict[str, Debt] = {}
         self.hints: OrderedDict[str, None] = OrderedDict()
         """Keepers that said they have work."""
-        self.asked: tuple[str, Rid, float] | None = None
-        self._asked_s = 0.0
+        self.asked: Asked | None = None
+        self.rtt_s = 0.0
+        """How long an answer to a request for work takes, transfer of the inputs included."""
         self._incarnation = 0
         self._number = 0
 
@@ -76,73 +173,104 @@ class Holding:
         """A keeper has work."""
         self.hints[peer] = None
 
-    def ask(self, slots: int, speed: float, now: float) -> list[Send]:
-        """Ask the next keeper that has work, one at a time; a request without an answer is repeated."""
-        if slots <= 0 or not self.hints:
+    def ask(self, slots: int, speed: float, seconds: float, now: float) -> list[Send]:
+        """Ask the next keeper that has work, one at a time: `slots` are free, `seconds` is the work wanted."""
+        if not self.hints or self.asked is not None:
             return []
-        if self.asked is not None:
-            peer, rid, since = self.asked
-            if now - self._asked_s < self.options.ask_again_s and peer in self.hints:
-                return []
-            if peer in self.hints and now - since < 5 * self.options.ask_again_s:
-                self._asked_s = now
-                return [Send(peer, m.P_WANT, [list(rid), slots, speed])]
-            self.hints.pop(peer, None)
-            self.asked = None
-            if not self.hints:
-                return []
         peer = next(iter(self.hints))
         self.hints.move_to_end(peer)
         self._number += 1
         rid = (self._incarnation, self._number)
-        self.asked = (peer, rid, now)
-        self._asked_s = now
-        return [Send(peer, m.P_WANT, [list(rid), slots, speed])]
+        body = [list(rid), slots, speed, seconds]
+        self.asked = Asked(peer, rid, body, now, now, now + 5 * self.options.ask_again_s)
+        return [Send(peer, m.P_WANT, body)]
 
-    def refused(self, peer: str, rid: Rid) -> None:
+    def ask_again(self, now: float) -> list[Send]:
+        """Repeat a request that has no answer; after a while it is given up."""
+        asked = self.asked
+        if asked is None or now - asked.again_s < self.options.ask_again_s:
+            return []
+        if now < asked.until_s:
+            asked.again_s = now
+            return [Send(asked.peer, m.P_WANT, asked.body)]
+        self.asked = None
+        self.hints.pop(asked.peer, None)
+        return []
+
+    def coming(self, peer: str, rid: Rid, now: float) -> None:
+        """The answer is large and under way: wait for it, and go on saying so, which shows that we are here."""
+        if self.asked is not None and (self.asked.peer, self.asked.rid) == (peer, rid):
+            self.asked.until_s = now + 5 * self.options.ask_again_s
+
+    def _answered(self, peer: str, rid: Rid, now: float) -> bool:
+        asked = self.asked
+        if asked is None or (asked.peer, asked.rid) != (peer, rid):
+            return False
+        self.asked = None
+        took = now - asked.since_s
+        self.rtt_s = self.rtt_s + self.options.rtt_weight * (took - self.rtt_s) if self.rtt_s else took
+        return True
+
+    def refused(self, peer: str, rid: Rid, now: float) -> None:
         """The keeper has nothing for us now; it will say when it has."""
-        if self.asked is not None and self.asked[1] == rid:
-            self.asked = None
+        if self._answered(peer, rid, now):
             self.hints.pop(peer, None)
 
-    def granted(self, peer: str, rid: Rid, job: Job, spans: Sequence[Span]) -> tuple[list[Span], list[Send]]:
-        """Take ranges over. Returns those that are new to us, and the acknowledgement."""
-        if self.asked is not None and self.asked[1] == rid:
-            self.asked = None
+    def met(self, peer: str, rid: Rid, now: float) -> tuple[bool, list[Send]]:
+        """Meet a grant; return whether it is to be taken in, and its acknowledgement."""
+        self._answered(peer, rid, now)
         if rid[0] != self._incarnation:
-            return [], []  # meant for a former life; unacknowledged, the keeper takes it back
+            return False, []  # meant for a former life; unacknowledged, the keeper takes it back
         debt = self.debts.setdefault(peer, Debt())
         ack = Send(peer, m.P_GRANT_ACK, [list(rid), debt.seq + 1])
         if rid in debt.seen:
-            return [], [ack]
+            return False, [ack]
         debt.seen[rid] = None
         if len(debt.seen) > self.options.rids_kept:
             debt.seen.popitem(last=False)
+        return True, [ack]
+
+    def take(self, peer: str, job: Job, spans: Sequence[Span]) -> list[Span]:
+        """Take ranges over; return those that are new to us."""
+        debt = self.debts.setdefault(peer, Debt())
         held = debt.held.setdefault(job, RangeSet())
         fresh = [span for lo, hi in spans for span in held.missing(lo, hi)]
         held.update(fresh)
-        return fresh, [ack]
+        return fresh
+
+    def give_back(self, peer: str, job: Job, spans: RangeSet, why: str, *, lacks: bool = False) -> list[Send]:
+        """Hold these no more and say so; the next claim says it once more. `lacks`: inputs or functions of the job."""
+        self.drop(peer, job, spans)
+        self.debts.setdefault(peer, Debt()).farewell = True
+        return [Send(peer, m.P_RETURN, [job, spans.flat(), why, lacks])]
 
     # ---- owing ------------------------------------------------------------------------------------------------------
 
-    def finished(self, peer: str, job: Job, number: int, attempt: int, outcomes: Sequence[Outcome]) -> list[Send]:
+    def finished(self, peer: str, job: Job, number: int, attempt: int, lot: Lot, now: float) -> list[Send]:
         """Send results to their keeper now, and again until they are acknowledged."""
         debt = self.debts.setdefault(peer, Debt())
-        entry = [job, [self._incarnation, number], attempt, [list(outcome) for outcome in outcomes]]
-        debt.batches[job, number] = entry
+        outcomes = [list(outcome) for outcome in lot.outcomes]
+        logs = [list(one) for one in lot.logs]
+        entry = [job, [self._incarnation, number], attempt, outcomes, logs, lot.busy_s]
+        debt.batches[job, number] = Owed(entry, lot.size, self._again_s(lot.size, now))
         return [Send(peer, m.P_RESULTS, [entry])]
+
+    def _again_s(self, size: int, now: float) -> float:
+        if size > self.options.large_bytes:
+            return now + self.options.large_wait_s + size / self.options.large_rate
+        return now + self.options.beat_s / 2  # with the next beat, unless it just left
 
     def acknowledged(self, peer: str, acks: Iterable[tuple[Job, int, int]]) -> list[tuple[Job, list[Span]]]:
         """The keeper has these batches on disk; return the tasks we are free of."""
         debt = self.debts.get(peer)
         free = []
         for job, incarnation, number in acks:
-            entry = None
+            owed = None
             if debt is not None and incarnation == self._incarnation:
-                entry = debt.batches.pop((job, number), None)
-            if debt is None or entry is None:
+                owed = debt.batches.pop((job, number), None)
+            if debt is None or owed is None:
                 continue
-            spans = [(lo, hi) for lo, hi, *_ in entry[3]]
+            spans = [(lo, hi) for lo, hi, *_ in owed.entry[3]]
             debt.held.get(job, RangeSet()).difference_update(spans)
             free.append((job, spans))
             self._tidy(debt, job)
@@ -177,35 +305,80 @@ class Holding:
         """Whether any keeper has to hear from us."""
         return any(debt.owes for debt in self.debts.values())
 
-    def beat(self, running: dict[Job, list[int]]) -> list[Send]:
+    def beat(self, running: dict[Job, list[int]], now: float) -> list[Send]:
         """Return the claims of this beat and the results to send again."""
-        out = []
+        out: list[Send] = []
         for peer, debt in self.debts.items():
             if not debt.owes:
                 continue
             debt.seq += 1
             debt.farewell = False
-            claims = [
-                [job, held.flat(), [bound for i in running.get(job, ()) if i in held for bound in (i, i + 1)]]
-                for job, held in debt.held.items()
+            parts = self._claims(debt, running)
+            out += [
+                Send(peer, m.P_CLAIM, [self._incarnation, debt.seq, self.options.beat_s, claims, part, len(parts)])
+                for part, claims in enumerate(parts)
             ]
-            out.append(Send(peer, m.P_CLAIM, [self._incarnation, debt.seq, self.options.beat_s, claims]))
-            if debt.batches:
-                out.append(Send(peer, m.P_RESULTS, list(debt.batches.values())))
+            out += self._again(peer, debt, now)
         return out
+
+    def _claims(self, debt: Debt, running: dict[Job, list[int]]) -> list[list[Any]]:
+        """Return what is held, in parts that fit a control frame each."""
+        most = self.options.claim_bounds
+        parts: list[list[Any]] = [[]]
+        room = most
+        for job, held in debt.held.items():
+            flat = held.flat()
+            runs = [bound for i in running.get(job, ()) if i in held for bound in (i, i + 1)]
+            for at in range(0, len(flat), most):
+                piece = flat[at : at + most]
+                now_running = runs if at == 0 else []
+                cost = len(piece) + len(now_running) + 4
+                if parts[-1] and cost > room:
+                    parts.append([])
+                    room = most
+                parts[-1].append([job, piece, now_running])
+                room -= cost
+        return parts
+
+    def _again(self, peer: str, debt: Debt, now: float) -> list[Send]:
+        """Return the results to send again, small ones packed together."""
+        frames: list[list[Any]] = []
+        room = 0
+        for owed in debt.batches.values():
+            if owed.due_s > now:
+                continue
+            owed.due_s = self._again_s(owed.size, now)
+            if owed.size > room:
+                frames.append([])
+                room = self.options.large_bytes  # one that is larger leaves by itself, on a bulk stream
+            frames[-1].append(owed.entry)
+            room -= owed.size
+        return [Send(peer, m.P_RESULTS, entries) for entries in frames]
 
     def gone(self, peer: str) -> None:
         """The keeper's connection ended: nothing to ask there; what is owed is kept for a while."""
         self.hints.pop(peer, None)
         if peer in self.debts:
             self.debts[peer].away = True
-        if self.asked is not None and self.asked[0] == peer:
+        if self.asked is not None and self.asked.peer == peer:
             self.asked = None
 
     def back(self, peer: str) -> None:
-        """The keeper is reachable again."""
+        """The keeper is reachable again; what was under way to it is lost."""
         if peer in self.debts:
             self.debts[peer].away = False
+            for owed in self.debts[peer].batches.values():
+                owed.due_s = -math.inf
+
+    def stalled(self, seconds: float) -> None:
+        """Our own loop stood still that long: nobody let us wait meanwhile."""
+        if self.asked is not None:
+            self.asked.since_s += seconds
+            self.asked.again_s += seconds
+            self.asked.until_s += seconds
+        for debt in self.debts.values():
+            for owed in debt.batches.values():
+                owed.due_s += seconds
 
     def forget(self, peer: str) -> list[Job]:
         """The keeper stayed away too long: owe it nothing any more. Returns the jobs that were held for it."""

@@ -119,7 +119,9 @@ class Keeping:
                 record.closed = unpack(row.meta)
                 kept.synced.add(("close", b""))
             case "result":
-                node, incarnation, number, lo, hi, failed, attempt, content, sealed, size, *_ = unpack(row.meta)
+                node, incarnation, number, lo, hi, failed, attempt, content, sealed, size, *rest = unpack(row.meta)
+                if rest and rest[0]:
+                    self.readers.names[node] = rest[0]
                 self._note(kept, BatchId(node, incarnation, number), Results(lo, hi, failed, attempt, content), size)
                 if sealed:
                     record.seals.join(lo, hi, (0, BatchId(node, incarnation, number)))
@@ -355,6 +357,8 @@ class Keeping:
         fresh = Fresh(attempt, bool(kept.watches))
         entries: list[list[Any]] = []
         name = source.name if source else self._node_name
+        if source:
+            self.readers.names[source.node] = source.name
         for position, outcome in enumerate(outcomes):
             lo, hi, shape, data = outcome
             if lo >= hi or (kept.cancelled and not kept.cancelled.missing(lo, hi)):
@@ -396,14 +400,16 @@ class Keeping:
                 kept.order.append((lo, batch, size))
             if fresh.seal:
                 kept.record.seals.join(lo, hi, (0, batch))
-            meta = pack([*batch, lo, hi, failed, fresh.attempt, content, fresh.seal, size])
+            name = self.readers.names.get(batch.node, "")
+            meta = pack([*batch, lo, hi, failed, fresh.attempt, content, fresh.seal, size, name])
             rows.append(Row(kept.id, "result", pack(batch), meta, value))
             self.readers.remember(kept.id, batch, shape, data, size)
             keys.append((kept.id, batch))
         promises = list(promises)
         if not rows:
             # What tells nothing new may rest on rows that are on their way: its promise waits for them.
-            return [self.store([], promises)[1]] if promises and self._unsynced else [*promises]
+            waits = fresh.awaited or self._unsynced
+            return [self.store([], promises)[1]] if promises and waits else [*promises]
         token, effect = self.store(rows, promises)
         self._unsynced[token] = Unsynced(keys, rows, promises)
         return [effect]
@@ -495,13 +501,14 @@ class Keeping:
         rows = [Row(job, "*", b"", b"", None)]
         return [Store(0, rows)]
 
-    def entry_of(self, kept: Kept, task: int) -> Results | None:
-        """Return the batch that counts for a task."""
+    def entry_of(self, kept: Kept, task: int) -> tuple[Results, str] | None:
+        """Return the batch that counts for a task, and the name of the node that made it."""
         if task not in kept.done:
             return None
         at = bisect_right(kept.order, (task, BatchId("\U0010ffff", 0, 0), 0))
         for place in range(at - 1, -1, -1):
-            results = kept.record.results[kept.order[place][1]]
+            batch = kept.order[place][1]
+            results = kept.record.results[batch]
             if results.lo <= task < results.hi:
-                return results
+                return results, self.readers.name_of(batch.node)
         return None

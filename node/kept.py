@@ -53,6 +53,8 @@ class Fresh:
     batches: list[tuple[BatchId, Outcome]] = field(default_factory=list)
     new: list[Span] = field(default_factory=list)
     """The tasks that are done with them."""
+    awaited: bool = False
+    """Whether rows that were stored before are to be synced as well before anything is promised."""
 
 
 @dataclass(slots=True)

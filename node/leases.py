@@ -1,6 +1,8 @@
 """Leases: which members hold which ranges of the jobs kept here, and when that stops being true.
 
-A *grant* hands ranges to a holder; until it is acknowledged it is sent again, three times at most, then taken back.
+A *grant* hands ranges to a holder; until it is acknowledged it is sent again, three times at most, then taken back. A
+*large* one takes its time on a bulk stream: it is sent again only over a new connection, and as long as its holder is
+heard of in any way it is waited for, by its size.
 From then on only the holder's own *claims*, renewed by its heartbeat, keep its ranges covered: a claim that stops
 advancing for four beats lapses, or one second after the connection of its holder was reset. Whatever was covered and is
 neither done nor claimed any more is uncovered and runs again; running something twice is always safe, so every timeout
@@ -11,6 +13,7 @@ Rule: this file knows ranges and members, not what tasks are.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,9 +23,17 @@ from p2pgrid.core.ranges import RangeSet, Span
 
 Job = bytes
 Rid = tuple[int, int]  # incarnation of the asker, its number
+Claims = dict[Job, tuple[RangeSet, RangeSet]]
+"""What a member holds, and what of that it runs."""
 
 SETTLED = object()
 """In place of the answer to a request whose asker has acknowledged it: nothing is said again."""
+
+
+class Withdrawn(NamedTuple):
+    """In place of the answer to a request whose grant may still arrive: its job is over meanwhile."""
+
+    job: Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +46,15 @@ class LeaseOptions:
     grant_sends: int = 3
     rids_kept: int = 64
     interval_max_s: float = 60.0
+    large_bytes: int = 48 << 10
+    """A grant above it may leave on a bulk stream, long after frames that were sent later."""
+    large_wait_s: float = 10.0
+    large_rate: float = 50_000.0
+    """Bytes per second that a link must carry for a large grant to arrive in time."""
+
+    def patience_s(self, size: int) -> float:
+        """Return how long something of so many bytes may be under way without an answer."""
+        return self.large_wait_s + size / self.large_rate
 
 
 @dataclass(slots=True)
@@ -46,6 +66,10 @@ class Grant:
     body: Any
     sends: int
     due_s: float
+    size: int = 0
+    """In bytes, if it is large, else 0."""
+    brings: tuple[Any, ...] = ()
+    """What its holder has once it acknowledged it."""
 
 
 @dataclass(slots=True)
@@ -53,6 +77,9 @@ class Holder:
     """A member that holds ranges of ours."""
 
     heard_s: float
+    """When its claims advanced last."""
+    alive_s: float = 0.0
+    """When any frame came from it last."""
     interval_s: float = 1.0
     version: tuple[int, int] = (0, 0)
     """Incarnation and seq of the newest claim."""
@@ -64,11 +91,27 @@ class Holder:
     running: dict[Job, RangeSet] = field(default_factory=dict)
     grants: dict[Rid, Grant] = field(default_factory=dict)
     answered: OrderedDict[Rid, Any] = field(default_factory=OrderedDict)
+    parts: tuple[tuple[int, int], dict[int, Claims]] = field(default_factory=lambda: ((0, 0), {}))
+    """Version and parts of a claim that has not come as a whole yet."""
 
     @property
     def holds(self) -> bool:
         """Whether anything is covered by this member."""
         return bool(self.grants) or any(self.covered.values())
+
+    def arriving(self, job: Job) -> RangeSet:
+        """Return the tasks of large grants that are under way to it."""
+        return RangeSet(span for one in self.grants.values() if one.size and one.job == job for span in one.spans)
+
+    @property
+    def awaits(self) -> bool:
+        """Whether a large grant is under way to it."""
+        return any(grant.size for grant in self.grants.values())
+
+    @property
+    def claims(self) -> bool:
+        """Whether it covers anything besides large grants that are under way."""
+        return not self.awaits or any(covered - self.arriving(job) for job, covered in self.covered.items())
 
 
 class Lapsed(NamedTuple):
@@ -101,25 +144,42 @@ class Leases:
         holder = self.holders.get(peer)
         return None if holder is None else holder.answered.get(rid)
 
-    def grant(self, peer: str, rid: Rid, job: Job, spans: Sequence[Span], body: Any, now: float) -> None:
-        """Cover ranges by a member that was just sent them."""
+    def grant(
+        self, peer: str, rid: Rid, job: Job, spans: Sequence[Span], body: Any, now: float, *, size: int = 0,
+        brings: Sequence[Any] = (),
+    ) -> None:  # fmt: skip
+        """Cover ranges by a member that was just sent them, in a frame of `size` bytes."""
         holder = self._holder(peer, now)
         if not holder.holds:
             holder.heard_s = now
             holder.lapses_s = None
+        holder.alive_s = now
         holder.covered.setdefault(job, RangeSet()).update(spans)
-        holder.grants[rid] = Grant(job, list(spans), body, 1, now + self.options.grant_again_s)
+        large = size if size > self.options.large_bytes else 0
+        wait_s = self.options.patience_s(large) if large else self.options.grant_again_s
+        holder.grants[rid] = Grant(job, list(spans), body, 1, now + wait_s, large, tuple(brings))
         holder.answered[rid] = body
         if len(holder.answered) > self.options.rids_kept:
             holder.answered.popitem(last=False)
 
-    def acknowledged(self, peer: str, rid: Rid, seq: int, now: float) -> None:
-        """The member has the ranges; its claims from `seq` on name them."""
+    def acknowledged(self, peer: str, rid: Rid, seq: int, now: float) -> Grant | Withdrawn | None:
+        """The member has the ranges; its claims from `seq` on name them. Returns what it has, if that was awaited."""
         holder = self.holders.get(peer)
-        if holder is not None and holder.grants.pop(rid, None) is not None:
-            holder.answered[rid] = SETTLED  # the body may be large, and is needed no more
-            holder.needs = max(holder.needs, (rid[0], seq))
-            holder.heard_s = now
+        if holder is None:
+            return None
+        grant = holder.grants.pop(rid, None)
+        if grant is None:
+            before = holder.answered.get(rid)
+            return before if isinstance(before, Withdrawn) else None
+        holder.answered[rid] = SETTLED  # the body may be large, and is needed no more
+        holder.needs = max(holder.needs, (rid[0], seq))
+        holder.heard_s = now
+        return grant
+
+    def is_large(self, peer: str, rid: Rid) -> bool:
+        """Whether the grant for this request may still be under way on a bulk stream."""
+        holder = self.holders.get(peer)
+        return holder is not None and rid in holder.grants and holder.grants[rid].size > 0
 
     def due(self, now: float) -> tuple[list[tuple[str, Any]], list[Lapsed]]:
         """Return the grants to send again, and those given up."""
@@ -129,7 +189,7 @@ class Leases:
             for rid, grant in list(holder.grants.items()):
                 if grant.due_s > now:
                     continue
-                if grant.sends < self.options.grant_sends:
+                if grant.sends < self.options.grant_sends and not grant.size:
                     grant.sends += 1
                     grant.due_s = now + self.options.grant_again_s
                     again.append((peer, grant.body))
@@ -144,10 +204,30 @@ class Leases:
 
     # ---- claims -----------------------------------------------------------------------------------------------------
 
+    def whole(self, peer: str, version: tuple[int, int], part: int, parts: int, claims: Claims) -> Claims | None:
+        """Return a claim once all its parts are here, else None: half of one would uncover the other half."""
+        if parts == 1:
+            return claims
+        holder = self.holders.get(peer)
+        if holder is None or version <= holder.version or version < holder.parts[0]:
+            return None
+        if version > holder.parts[0]:
+            holder.parts = (version, {})
+        have = holder.parts[1]
+        have[part] = claims
+        if len(have) < parts:
+            return None
+        holder.parts = ((0, 0), {})
+        out: Claims = {}
+        for one in have.values():
+            for job, (held, running) in one.items():
+                before = out.get(job, (RangeSet(), RangeSet()))
+                out[job] = (before[0] | held, before[1] | running)
+        return out
+
     def claim(
-        self, peer: str, version: tuple[int, int], interval_s: float, claims: dict[Job, tuple[RangeSet, RangeSet]],
-        now: float,
-    ) -> list[Lapsed] | None:  # fmt: skip
+        self, peer: str, version: tuple[int, int], interval_s: float, claims: Claims, now: float
+    ) -> list[Lapsed] | None:
         """Take in a heartbeat; return what it no longer covers (given back, or a former life's); None: it is old."""
         holder = self._holder(peer, now)
         if version <= holder.version:
@@ -178,9 +258,26 @@ class Leases:
         return dropped
 
     def heard(self, peer: str, now: float) -> None:
-        """Any frame of a member shows that it lives."""
+        """Results renew what their member holds, as a claim does."""
         if peer in self.holders:
             self.holders[peer].heard_s = now
+
+    def alive(self, peer: str, now: float) -> None:
+        """Any frame shows that a member lives: what is under way to it may arrive. No claim is renewed by that."""
+        if peer in self.holders:
+            self.holders[peer].alive_s = now
+
+    def up(self, peer: str, now: float) -> list[Any]:
+        """The member is reachable (again); return the grants to send again, for what was under way is lost."""
+        holder = self.holders.get(peer)
+        if holder is None:
+            return []
+        holder.alive_s = now
+        if holder.lapses_s is not None:  # it may have been a moment: its next claim comes at once, if it still has one
+            holder.lapses_s = now + self.options.after_reset_s
+        for grant in holder.grants.values():
+            grant.due_s = now + (self.options.patience_s(grant.size) if grant.size else self.options.grant_again_s)
+        return [grant.body for grant in holder.grants.values()]
 
     def returned(self, peer: str, job: Job, spans: RangeSet) -> RangeSet:
         """The member gave ranges back; return those that were covered by it."""
@@ -204,8 +301,16 @@ class Leases:
             if holder.covered.pop(job, None):
                 told.append(peer)
             holder.running.pop(job, None)
-            holder.grants = {rid: grant for rid, grant in holder.grants.items() if grant.job != job}
+            for rid in [rid for rid, grant in holder.grants.items() if grant.job == job]:
+                del holder.grants[rid]
+                holder.answered[rid] = Withdrawn(job)
         return told
+
+    def running(self, job: Job) -> Iterator[tuple[str, RangeSet]]:
+        """Yield who runs which tasks of a job, as of their newest claims."""
+        for peer, holder in self.holders.items():
+            if holder.running.get(job):
+                yield peer, holder.running[job]
 
     def covered(self, job: Job) -> RangeSet:
         """Return the tasks of a job that members hold."""
@@ -230,19 +335,42 @@ class Leases:
         """Our own loop stood still that long: silence meanwhile was ours, not theirs."""
         for holder in self.holders.values():
             holder.heard_s += seconds
+            holder.alive_s += seconds
+            if holder.lapses_s is not None:
+                holder.lapses_s += seconds
+            for grant in holder.grants.values():
+                grant.due_s += seconds
 
     def lapse(self, now: float) -> list[Lapsed]:
         """Return what lapsed."""
         out = []
         for peer in [p for p, holder in self.holders.items() if holder.holds and self._ends(holder) <= now]:
-            holder = self.holders.pop(peer)
-            for job, spans in holder.covered.items():
-                if spans:
-                    out.append(Lapsed(peer, job, spans, holder.running.get(job, RangeSet()), vanished=True))
+            holder = self.holders[peer]
+            waits = self._arrives_until(holder) > now
+            if not waits:
+                del self.holders[peer]
+            for job, covered in list(holder.covered.items()):
+                arriving = holder.arriving(job) & covered
+                held = covered - arriving
+                if held:
+                    out.append(Lapsed(peer, job, held, holder.running.pop(job, RangeSet()), vanished=True))
+                if arriving and not waits:  # it had not begun any of these
+                    out.append(Lapsed(peer, job, arriving, RangeSet(), vanished=False))
+                holder.covered[job] = arriving
+            holder.grants = {rid: grant for rid, grant in holder.grants.items() if grant.size}
         return out
 
     def _ends(self, holder: Holder) -> float:
+        if not holder.claims:
+            return self._arrives_until(holder)
         end = holder.heard_s + self.options.beats_missed * holder.interval_s
+        return end if holder.lapses_s is None else min(end, holder.lapses_s)
+
+    def _arrives_until(self, holder: Holder) -> float:
+        """Return until when large grants under way to a member are waited for, if nothing more is heard of it."""
+        if not holder.awaits:
+            return -math.inf
+        end = max(holder.heard_s, holder.alive_s) + self.options.beats_missed * holder.interval_s
         return end if holder.lapses_s is None else min(end, holder.lapses_s)
 
     def next_s(self) -> float | None:

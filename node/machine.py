@@ -52,7 +52,7 @@ class Machine(Handler):
         super().__init__(Parts(config))
         parts = self.parts
         self.rng = rng
-        self.fitness = Fitness(config, self.peers)
+        self.fitness = Fitness(parts)
         self.outcomes = Outcomes(parts, self.fitness)
         self.members = Members(parts, self.fitness, self.outcomes)
         self.door = Door(parts, self.outcomes, self._feed, lambda *asked: answers.answer(self, *asked), self._on_stop)
@@ -65,11 +65,11 @@ class Machine(Handler):
         self._stopped = False
         self._timers: dict[str, Callable[..., None]] = {
             "recall": self._on_recall,
-            "beat": self._on_beat,
+            "beat": self.members.beat,
             "ask": lambda _: None,  # feeding asks again
-            "offer": lambda _: self.members.told.clear(),
-            "lease": self.members.leases_due,
-            "debt": self._on_debt,
+            "offer": lambda _: self.members.granting.told.clear(),
+            "lease": self.members.granting.leases_due,
+            "debt": self.members.forget,
             "orphan": lambda _, session: self.door.abandon(session),
             "stuck": lambda now, job, lane: self.outcomes.notice(job, lane, now),
             "expire": self._expire,
@@ -94,7 +94,7 @@ class Machine(Handler):
             e.TimerFired: self._on_timer,
             e.PeerUp: self._on_peer_up,
             e.PeerDown: self._on_peer_down,
-            e.PeerRoles: self._on_peer_roles,
+            e.PeerRoles: self.members.roles_changed,
             e.PeerSent: self._on_peer_sent,
             e.Belongs: self.neighbours.belongs,
             e.Listens: self.neighbours.listens,
@@ -256,7 +256,6 @@ class Machine(Handler):
     # ---- members ----------------------------------------------------------------------------------------------------
 
     def _on_peer_up(self, event: e.PeerUp, now: float) -> None:
-        self.parts.roles[event.peer] = event.roles
         self.members.up(event, now)
         self.neighbours.up(event, now)
 
@@ -265,11 +264,9 @@ class Machine(Handler):
         self.neighbours.down(event, now)
         self.inquiries.gone(event.peer, now)
 
-    def _on_peer_roles(self, event: e.PeerRoles, now: float) -> None:
-        self.parts.roles[event.peer] = event.roles
-
     def _on_peer_sent(self, event: e.PeerSent, now: float) -> None:
         """Take in a frame; a malformed one is refused as a whole, and its sender loses the connection."""
+        self.leases.alive(event.peer, now)
         try:
             if m.P_PING <= event.kind <= m.P_CLOCK_IS:
                 self.parts.hungry = False
@@ -324,17 +321,16 @@ class Machine(Handler):
             effect = self.keeping.log(self.keeping.jobs[work.job], event.logs)
             if effect is not None:
                 self.out.append(effect)
-        if event.outcomes:
+        if work.keeper is not None:
+            self.outcomes.owe(work, event.outcomes, info.taken.attempt, now, event.logs, event.busy_s)
+        elif event.outcomes:
             self.outcomes.report(work, event.outcomes, info.taken.attempt)
 
     def _unfit(self, info: RunInfo, why: str) -> None:
         lane, work = info.taken.lane, info.taken.work
         lane.unfit[self.config.node_id] = why
         if work.keeper is not None:
-            gone = self.holding.drop(work.keeper, work.job, lane.ready.copy())
-            for lo, hi in gone:
-                self.pool.remove(work, lo, hi)
-            self.out.append(e.Send(work.keeper, m.P_RETURN, [work.job, gone.flat(), why]))
+            self.members.unfit(work, lane, why)
         else:
             self.outcomes.unfit_everywhere(work, lane)
 
@@ -365,7 +361,10 @@ class Machine(Handler):
                 if kept is not None and event.stderr:  # its last words are its log: nobody else can send it any more
                     effect = self.keeping.log(kept, [(culprit, event.stderr.encode() + b"\n")])
                     self.out += [effect] if effect is not None else []
-                self.outcomes.report(work, [crash], info.taken.attempt)
+                if work.keeper is not None:
+                    self.outcomes.owe(work, [crash], info.taken.attempt, now)
+                else:
+                    self.outcomes.report(work, [crash], info.taken.attempt)
 
     # ---- time -------------------------------------------------------------------------------------------------------
 
@@ -377,15 +376,6 @@ class Machine(Handler):
     def _on_recall(self, now: float) -> None:
         self.out += self.running.recall(now)
 
-    def _on_beat(self, now: float) -> None:
-        foreign = [job for job, work in self.pool.works.items() if work.keeper is not None]
-        self.out += self.holding.beat({job: self.running.first_of_each(job) for job in foreign})
-
-    def _on_debt(self, now: float, peer: str) -> None:
-        for job in self.holding.forget(peer):
-            self.pool.close(job)
-            self.out += self.running.cancel(job, None)
-
     def _on_neighbours(self, now: float) -> None:
         self.parts.hungry = False
         self.neighbours.tick(now)
@@ -393,7 +383,7 @@ class Machine(Handler):
     def _on_stalled(self, event: e.Stalled, now: float) -> None:
         """Our own loop stood still: the silence of others meanwhile was ours."""
         self.neighbours.stalled(event.seconds, now)
-        self.leases.stalled(event.seconds)
+        self.members.stalled(event.seconds)
         for key, at_s in list(self.parts.timers.items()):
             if key[0] in {"orphan", "debt", "linger"}:
                 self.parts.timer(key, at_s + event.seconds)

@@ -24,6 +24,7 @@ from p2pgrid.core.shapes import CRASH, FAILURE, lineage
 from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node import events as e
 from p2pgrid.node.fitness import Fitness
+from p2pgrid.node.holding import lots
 from p2pgrid.node.kept import Fresh, Kept, Promise, Source
 from p2pgrid.node.parts import Handler, Parts
 from p2pgrid.node.pool import Lane, Work
@@ -112,17 +113,26 @@ class Outcomes(Handler):
 
     # ---- what workers and members report -----------------------------------------------------------------------------
 
-    def report(self, work: Work, outcomes: Sequence[e.Outcome], attempt: int) -> None:
-        if work.keeper is not None:
-            if self.holding.holds(work.keeper, work.job):
-                number = self.keeping.next_number()
-                for _ in outcomes:  # every outcome of a batch has a number of its own
-                    self.keeping.next_number()
-                self.out += self.holding.finished(work.keeper, work.job, number, attempt, outcomes)
-                for outcome in outcomes:
-                    self.pool.remove(work, outcome.lo, outcome.hi)
-                    self.pool.finished(work, outcome.lo, outcome.hi)
+    def owe(
+        self, work: Work, outcomes: Sequence[e.Outcome], attempt: int, now: float,
+        logs: Sequence[tuple[int, bytes]] = (), busy_s: float = 0.0,
+    ) -> None:  # fmt: skip
+        """Send what became of tasks that others keep to their keeper, with what they printed and how long they took."""
+        keeper = str(work.keeper)
+        if not (outcomes or logs) or not self.holding.holds(keeper, work.job):
             return
+        bounds = self.config.holding
+        for lot in lots(outcomes, logs, busy_s, bounds.lot_bytes, self.config.keeping.log_bytes):
+            number = self.keeping.next_number()
+            for _ in lot.outcomes:  # every outcome of a lot has a number of its own
+                self.keeping.next_number()
+            self.out += self.holding.finished(keeper, work.job, number, attempt, lot, now)
+        for outcome in outcomes:
+            self.pool.remove(work, outcome.lo, outcome.hi)
+            self.pool.finished(work, outcome.lo, outcome.hi)
+
+    def report(self, work: Work, outcomes: Sequence[e.Outcome], attempt: int) -> None:
+        """Take in what became of tasks of a job kept here that ran here."""
         kept = self.keeping.jobs.get(work.job)
         if kept is not None:
             self.accept(kept, outcomes, attempt)
@@ -140,6 +150,8 @@ class Outcomes(Handler):
                 outcomes = self._judge(kept, outcomes, position, source)
                 break
         fresh, effects = self.keeping.deliver(kept, outcomes, attempt, source)
+        # A task that runs again was noted as failed just before: whoever ran it forgets that once it is on disk.
+        fresh.awaited = any(outcome.lo == outcome.hi for outcome in outcomes)
         self.out += effects
         self.parts.later.append(lambda: self._keep(kept, fresh, promises))
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from p2pgrid.core import messages as m
 from p2pgrid.core.batch import InputBatch
+from p2pgrid.core.chains import ALL_ROLES, WORK
 from p2pgrid.core.errors import (
     PeerError,
 )
@@ -21,6 +22,10 @@ from p2pgrid.node.kept import KeepingOptions
 from p2pgrid.node.leases import LeaseOptions, Leases
 from p2pgrid.node.pool import Lane, Pool, Work
 from p2pgrid.node.running import Running, RunningOptions
+
+SAID_MAX = 1024
+QUEUE_S = 0.25
+"""Work per slot that is asked for at once, in seconds; the keeper gives less when little is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,7 @@ class Parts:
         self.roles: dict[str, int] = {}
         """What the certificates of members give them, also of some that are not connected now."""
         self.suspects: set[str] = set()
-        """Members that get no new work."""
+        """Members that get no new work; only ever asked about, never walked."""
         self.refusing = ""
         """Why this node takes no work at all: somebody else has its identity."""
         self.askers: dict[int, tuple[str, tuple[int, int]]] = {}
@@ -79,6 +84,7 @@ class Parts:
         self.stopping = False
         self.hungry = False
         """Whether workers may have something new to do."""
+        self._said: dict[tuple[str, str], None] = {}
 
     def token(self) -> int:
         self.tokens += 1
@@ -96,9 +102,26 @@ class Parts:
         if key not in self.timers:
             self.timer(key, at_s)
 
+    def log_once(self, peer: str, text: str) -> None:
+        """Say what is wrong with a member, once while it is remembered."""
+        if (peer, text) not in self._said:
+            if len(self._said) >= SAID_MAX:
+                self._said.clear()
+            self._said[peer, text] = None
+            self.out.append(e.Log("warning", f"{self.name_of(peer)} ({peer}) {text}"))
+
+    def may(self, peer: str, role: int) -> bool:
+        """Whether the certificate of a member gives it a role."""
+        return bool(self.roles.get(peer, ALL_ROLES) & role)
+
     def grid_slots(self) -> int:
-        """Return how many tasks this node and the connected members run at once."""
-        return self.config.slots + sum(int(facts.get("slots", 0)) for facts in self.peers.values())
+        """Return how many tasks this node and the connected members that may work run at once."""
+        others = (slots_of(facts) for peer, facts in self.peers.items() if self.may(peer, WORK))
+        return self.config.slots + sum(others)
+
+    def name_of(self, peer: str) -> str:
+        """Return the name of a member as people know it."""
+        return str(self.peers.get(peer, {}).get("name") or self.keeping.readers.names.get(peer) or peer[-8:])
 
     def reply(self, client: int, kind: int, id_: int, body: Any) -> e.Reply | e.Send:
         """Return what answers a request of a client, or of a member in the name of one of its clients."""
@@ -107,11 +130,33 @@ class Parts:
         peer, rid = self.askers.pop(client)
         return e.Send(peer, m.P_ANSWER if kind == m.ANSWER else m.P_ERROR, [list(rid), body])
 
+    def appetite(self, eligible: Callable[[Lane], bool]) -> tuple[int, float] | None:
+        """Return how many slots are free and how many slot-seconds of work this node wants queued; None: it has enough.
+
+        A node asks when a slot is free, or when what waits here lasts for less than an answer takes. Where tasks are
+        much longer than that, nothing is queued ahead: it would wait behind them while others are idle.
+        """
+        slots, rtt_s = self.config.slots, 1.5 * self.holding.rtt_s
+        free = self.running.free_slots()
+        if not slots or (not free and not rtt_s):
+            return None
+        target_s = slots * max(QUEUE_S, 3 * rtt_s)
+        waits_s, typical_s = self.running.backlog(self.pool, eligible, target_s)
+        if not free and (4 * rtt_s < typical_s or waits_s >= slots * rtt_s):
+            return None
+        return free, max(target_s - waits_s, 0.0)
+
     def append(self, work: Work, batch: InputBatch) -> list[Lane]:
         try:
             return self.pool.append(work, batch)
         except ValueError as error:
             raise PeerError(str(error)) from error
+
+
+def slots_of(facts: Mapping[str, Any]) -> int:
+    """Return how many slots a member says it has; what it says may be anything."""
+    slots = facts.get("slots", 0)
+    return max(slots, 0) if type(slots) is int else 0
 
 
 class Handler:

@@ -94,6 +94,19 @@ class Work:
             return None
         return self.runs[at]
 
+    def without_inputs(self, lo: int, hi: int) -> list[Span]:
+        """Return the parts of [lo, hi) whose inputs are not here."""
+        gaps = []
+        while lo < hi:
+            found = self.locate(lo)
+            at = bisect_right(self.starts, lo)
+            end = found[0].hi if found is not None else self.starts[at] if at < len(self.starts) else hi
+            end = min(end, hi)
+            if found is None:
+                gaps.append((lo, end))
+            lo = end
+        return gaps
+
 
 @dataclass(slots=True)
 class Owner:

@@ -44,6 +44,8 @@ class Readers:
         self._node = node
         self._node_name = node_name
         self._token = token
+        self.names: dict[str, str] = {}
+        """Names of the other nodes that made results."""
         self._fetches: dict[int, tuple[Job, int, list[BatchId]]] = {}
         self._recent: OrderedDict[Key, tuple[int, Any, int]] = OrderedDict()
         self._recent_size = 0
@@ -147,8 +149,11 @@ class Readers:
 
     def _entry(self, kept: Kept, batch: BatchId, shape: int, data: Any) -> list[Any]:
         results = kept.record.results[batch]
-        name = self._node_name if batch.node == self._node else batch.node[-8:]
-        return [results.lo, results.hi, shape, data, name, results.attempt]
+        return [results.lo, results.hi, shape, data, self.name_of(batch.node), results.attempt]
+
+    def name_of(self, node: str) -> str:
+        """Return the name of a node that made results."""
+        return self._node_name if node == self._node else self.names.get(node, node[-8:])
 
     def _send(self, kept: Kept, watch: Watch, entries: list[list[Any]]) -> list[Effect]:
         for lo, hi, _, data, _, _ in entries:

@@ -71,6 +71,8 @@ class Running:
     def __init__(self, slots: int, resources: Mapping[str, float], options: RunningOptions, node: str) -> None:
         self.workers = {i: Worker(i) for i in range(slots)}
         self.slots = slots
+        self.grid_slots = slots
+        """Slots that tasks of our own jobs are shared among; kept up to date by whoever knows the members."""
         self.node = node
         self.resources = dict(resources)
         self.options = options
@@ -113,6 +115,30 @@ class Running:
             return 0.0
         newest = next(reversed(self._seconds_per_task.values()))
         return self.slots / max(newest, 1e-7)
+
+    def seconds(self, fn: bytes) -> float | None:
+        """Return how long a task of this function takes here, if that is known."""
+        return self._seconds_per_task.get(fn)
+
+    def backlog(self, pool: Pool, eligible: Any, enough_s: float) -> tuple[float, float]:
+        """Return how many slot-seconds of work wait here, counted up to about `enough_s`, and those of the newest task.
+
+        What a worker runs now does not count; tasks of unknown length count as long ones, so that few are asked for.
+        """
+        known = self._seconds_per_task
+        typical = known[next(reversed(known))] if known else 1.0
+        waits_s = 0.0
+        for worker in self.workers.values():
+            for position, info in enumerate(worker.runs):
+                lane = info.taken.lane
+                count = info.left.size - (1 if position == 0 else 0)
+                waits_s += max(count, 0) * known.get(lane.fn, typical) * max(lane.cpus, 1)
+        for lane in pool.candidates():
+            if waits_s > enough_s:
+                break
+            if eligible(lane):
+                waits_s += lane.ready.size * known.get(lane.fn, typical) * max(lane.cpus, 1)
+        return waits_s, typical
 
     def _cpus_used(self) -> float:
         # Whatever is queued behind a run takes no more than it: only one-slot tasks are queued.
@@ -189,6 +215,8 @@ class Running:
             if not eligible(lane):
                 continue
             short = self._seconds_per_task.get(lane.fn, 1.0) <= self.options.grain_s
+            if lane.work.keeper is None and lane.ready.size < self.grid_slots - self.slots:
+                return True  # the last few: a member that is idle begins them now
             if lane.cpus <= 1 and not lane.resources and short:
                 self._start(worker, pool, lane, now, out)
                 return True
@@ -203,9 +231,10 @@ class Running:
         most = self.options.grain_items if lane.packed else self.options.grain_calls
         per_task = max(per_task, 1e-9)
         # Shared out towards the end, but not into crumbs: handing over costs as much as some milliseconds of work.
+        slots = self.slots if lane.work.keeper is not None else max(self.slots, self.grid_slots)
         if lane.fn in self._overlapping:
-            return max(1, min(most, -(-lane.ready.size // self.slots)))
-        fair = max(-(-lane.ready.size // (2 * self.slots)), int(self.options.crumb_s / per_task))
+            return max(1, min(most, -(-lane.ready.size // slots)))
+        fair = max(-(-lane.ready.size // (2 * slots)), int(self.options.crumb_s / per_task))
         return max(1, min(most, fair, int(self.options.grain_s / per_task)))
 
     def _start(self, worker: Worker, pool: Pool, lane: Lane, now: float, out: list[Effect]) -> None:

@@ -64,19 +64,24 @@ W_READY = 80  # {"pid", "python": [major, minor, micro]}
 W_DONE = 81  # [run, [outcome, …], final, [[lo, hi], …] returned, busy_s, [[index, output], …], unfit]
 
 # ---- peer <-> peer (control stream) ---------------------------------------------------------------------------------
-P_WANT = 96  # [rid, free slots, speed]           a holder asks a keeper for work
+# seconds: how many slot-seconds of work the holder would like to have queued; it knows best how far it is
+P_WANT = 96  # [rid, free slots, speed, seconds]  a holder asks a keeper for work
+# A function that the holder has of this job is left out; b"" for a batch: the packed run that you have.
 P_GRANT = 97  # [rid, job16, name, [[lo, hi, attempt, alone], …], [[code_id, union], …], [[lo, hi, batch], …]]
 P_GRANT_ACK = 98  # [rid, claim seq]
 P_NONE = 99  # [rid]                              nothing for you now; you are a waiter
-P_CLAIM = 100  # [inc, seq, interval_s, [[job16, [lo, hi, …], [running lo, hi, …]], …]]
-P_RESULTS = 101  # [[job16, [inc, no], attempt, [outcome, …]], …]
+P_CLAIM = 100  # [inc, seq, interval_s, [[job16, [lo, hi, …], [running lo, hi, …]], …], part, parts]
+P_RESULTS = 101  # [[job16, [inc, no], attempt, [outcome, …], [[index, output], …], busy_s], …]
 P_RESULTS_ACK = 102  # [[job16, inc, no], …]      fsynced at the keeper
 P_DROP = 103  # [job16, [lo, hi, …] or None]      done elsewhere or cancelled: stop and forget these
 P_WORK = 104  # []                                there is uncovered work here: ask
-P_RETURN = 105  # [job16, [lo, hi, …], why]       a holder gives ranges back unstarted (unfit, draining)
+P_RETURN = (
+    105  # [job16, [lo, hi, …], why, lacks]   ranges given back unstarted (unfit, draining); lacks: send all next time
+)
 P_ASK = 106  # [rid, verb, {arguments}]           a request of a client at another node (see ASKED); rid as in P_WANT
 P_ANSWER = 107  # [rid, {answer}]
 P_ERROR = 108  # [rid, {"code", "message", "next"}]
+P_COMING = 109  # [rid]                           a large grant is under way on a bulk stream: wait for it
 
 ASKED = ("jobs", "show", "explain", "cancel", "logs", "load")
 """What a node answers for a client at another node, about its own jobs."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from p2pgrid.core import messages as m
 from p2pgrid.core.batch import ID_BYTES, TASKS_MAX
@@ -20,6 +20,18 @@ from p2pgrid.core.wire import pack, unpack
 TEXT_SHOWN = 300
 VALUES, PACKED, FAILURE, CRASH = 0, 1, 2, 4
 """Shapes of outcomes (`node.events.Outcome`)."""
+CLAIM_PARTS_MAX = 4096
+
+
+class ResultEntry(NamedTuple):
+    """One lot of results from its holder; outcome number i of it is batch `batch[1]` + i of incarnation `batch[0]`."""
+
+    job: bytes
+    batch: tuple[int, int]
+    attempt: int
+    outcomes: list[tuple[int, int, int, Any]]
+    logs: list[tuple[int, bytes]]
+    busy_s: float
 
 
 def _refuse(what: str) -> NoReturn:
@@ -32,6 +44,11 @@ def _fields(body: Any, count: int) -> list[Any]:
     if not isinstance(body, list | tuple) or len(body) < count:
         _refuse("frame body")
     return list(body[:count])
+
+
+def _optional(body: Any, at: int, read: Callable[[Any], Any], default: Any) -> Any:
+    """Return an element that an earlier version did not send."""
+    return read(body[at]) if len(body) > at else default
 
 
 def _job(value: Any) -> bytes:
@@ -176,9 +193,36 @@ def _granted_batch(value: Any) -> tuple[int, int, bytes]:
     return (*_span(value), _data(_fields(value, 3)[2]))
 
 
-def _result(value: Any) -> tuple[bytes, tuple[int, int], int, list[tuple[int, int, int, Any]]]:
+def _result(value: Any) -> ResultEntry:
     job, batch, attempt, outcomes = _fields(value, 4)
-    return _job(job), _rid(batch), _whole(attempt), [_outcome(one) for one in _list(outcomes)]
+    logs = _optional(value, 4, _each(_log), [])
+    busy_s = _optional(value, 5, _seconds, 0.0)
+    return ResultEntry(
+        _job(job), _rid(batch), _whole(attempt), [_outcome(one) for one in _list(outcomes)], logs, busy_s
+    )
+
+
+def _log(value: Any) -> tuple[int, bytes]:
+    index, text = _fields(value, 2)
+    return _whole(index), _data(text)
+
+
+def _want(body: Any) -> tuple[tuple[int, int], int, float, float]:
+    rid, slots, speed = _fields(body, 3)
+    return _rid(rid), _whole(slots), _seconds(speed), _optional(body, 3, _seconds, 0.0)
+
+
+def _claim(body: Any) -> tuple[int, int, float, dict[bytes, tuple[RangeSet, RangeSet]], int, int]:
+    incarnation, seq, interval, claims = _fields(body, 4)
+    part, parts = _optional(body, 4, _whole, 0), _optional(body, 5, _whole, 1)
+    if not part < parts <= CLAIM_PARTS_MAX:
+        _refuse("part of a claim")
+    return _whole(incarnation), _whole(seq), _seconds(interval), _claims(claims), part, parts
+
+
+def _returned(body: Any) -> tuple[bytes, RangeSet, str, bool]:
+    job, spans, why = _fields(body, 3)
+    return _job(job), _ranges(spans), _text(why), _optional(body, 3, lambda value: value is True, default=False)
 
 
 def _ack(value: Any) -> tuple[bytes, int, int]:
@@ -308,16 +352,17 @@ _CLIENT: dict[int, Callable[[Any], Any]] = {
     m.GOODBYE: _nothing,
 }
 _PEER: dict[int, Callable[[Any], Any]] = {
-    m.P_WANT: _array(_rid, _whole, _seconds),
+    m.P_WANT: _want,
     m.P_GRANT: _array(_rid, _job, _text, _each(_granted_range), _each(_code), _each(_granted_batch)),
     m.P_GRANT_ACK: _array(_rid, _whole),
     m.P_NONE: _array(_rid),
-    m.P_CLAIM: _array(_whole, _whole, _seconds, _claims),
+    m.P_COMING: _array(_rid),
+    m.P_CLAIM: _claim,
     m.P_RESULTS: _each(_result),
     m.P_RESULTS_ACK: _each(_ack),
     m.P_DROP: _array(_job, _some_ranges),
     m.P_WORK: _nothing,
-    m.P_RETURN: _array(_job, _ranges, _text),
+    m.P_RETURN: _returned,
     m.P_ASK: _ask,
     m.P_ANSWER: _array(_rid, _mapping),
     m.P_ERROR: _array(_rid, _mapping),

@@ -1,0 +1,348 @@
+"""Granting: what a keeper hands to members that ask, how much at once, and what becomes of what they hold.
+
+How much: *guided self-scheduling*. A member gets what it would like to have queued, by the rates its results showed,
+but never more than half its share of what is left: the last tasks leave one by one, so that all nodes end together.
+What: ranges with the inputs and functions they need, except those that the member acknowledged before.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any
+
+from p2pgrid.core import messages as m
+from p2pgrid.core.batch import CALLS, encode_batch
+from p2pgrid.core.chains import WORK
+from p2pgrid.core.errors import PeerError, WorkerCrashed
+from p2pgrid.core.ranges import RangeSet
+from p2pgrid.core.record import Try
+from p2pgrid.core.shapes import CRASH, ResultEntry
+from p2pgrid.core.wire import unpack
+from p2pgrid.node import events as e
+from p2pgrid.node.fitness import Fitness
+from p2pgrid.node.kept import Kept, Source
+from p2pgrid.node.leases import SETTLED, Grant, Lapsed, Withdrawn
+from p2pgrid.node.outcomes import Outcomes
+from p2pgrid.node.parts import Handler, Parts, slots_of
+from p2pgrid.node.pool import Lane, Taken
+
+GRANT_BYTES = 4 << 20
+"""Inputs in one grant, unless a single task or packed run has more."""
+CALLS_MAX, ITEMS_MAX = 4096, 65_536
+"""Tasks in one grant, per slot of the member."""
+RATES_KEPT = 4096
+PEERS_KEPT = 1024
+KNOWN_KEPT = 4096
+"""Inputs and functions per member of which is remembered that it has them."""
+
+Key = tuple[bytes, bytes | tuple[int, int]]
+"""A job and one of its functions or packed runs."""
+
+
+class Granting(Handler):
+    """The keeper's side of the conversations with members."""
+
+    def __init__(self, parts: Parts, fitness: Fitness, outcomes: Outcomes) -> None:
+        super().__init__(parts)
+        self.fitness = fitness
+        self.outcomes = outcomes
+        self.told: dict[str, None] = {}
+        """Who knows that there is work here."""
+        self._rates: OrderedDict[tuple[str, bytes], float] = OrderedDict()
+        """Seconds per task of a function, by member."""
+        self._known: dict[str, tuple[int, OrderedDict[Key, None]]] = {}
+        """What a member has, in which of its lives."""
+
+    def up(self, peer: str, now: float) -> None:
+        """A member is reachable (again)."""
+        self.told.pop(peer, None)
+        self.out += [e.Send(peer, m.P_GRANT, body) for body in self.leases.up(peer, now)]
+        self.watch()
+
+    def offer(self, now: float) -> None:
+        """Tell members that there is work, once each."""
+        if len(self.told) >= len(self.peers) or not self.pool.waits or self.parts.stopping:
+            return
+        for peer in sorted(self.peers.keys() - self.told.keys()):
+            if peer in self.parts.suspects:
+                continue
+            # Who could run none of it is not asked to ask: it would be told again at once, for ever.
+            if any(self.fitness.fits(lane, peer) for lane in self.pool.candidates(foreign=False)):
+                self.told[peer] = None
+                self.out.append(e.Send(peer, m.P_WORK, []))
+        self.parts.timer_unless_set(("offer",), now + self.config.holding.ask_again_s)
+
+    def watch(self) -> None:
+        """Look at the leases when the next of them may lapse."""
+        due = self.leases.next_s()
+        if due is not None and due < self.parts.timers.get(("lease",), float("inf")):
+            self.parts.timer(("lease",), due)
+
+    # ---- granting ----------------------------------------------------------------------------------------------------
+
+    def want(self, peer: str, body: Any, now: float) -> None:
+        rid, free, _, seconds = body
+        if not self.parts.may(peer, WORK):
+            self.parts.log_once(peer, "asks for work, which its certificate does not allow")
+        before = self.leases.answered(peer, rid)
+        if self.leases.is_large(peer, rid):
+            self.out.append(e.Send(peer, m.P_COMING, [list(rid)]))
+            return
+        if before is not None and not isinstance(before, Withdrawn):
+            if before is not SETTLED:
+                self.out.append(e.Send(peer, m.P_GRANT, before))
+            return
+        shut = self.parts.stopping or before is not None or peer in self.parts.suspects
+        for lane in () if shut else self.pool.candidates(foreign=False):
+            if self.fitness.fits(lane, peer):
+                self._grant(peer, rid, self._fitting(lane, peer, self._share(lane, peer, free, seconds)), now)
+                return
+        self.told.pop(peer, None)
+        self.out.append(e.Send(peer, m.P_NONE, [list(rid)]))
+
+    def _grant(self, peer: str, rid: tuple[int, int], taken: Taken, now: float) -> None:
+        body, brings, size = self._body(peer, rid, taken)
+        self.leases.grant(peer, rid, taken.work.job, taken.spans, body, now, size=size, brings=brings)
+        self.out.append(e.Send(peer, m.P_GRANT, body))
+        if self.leases.is_large(peer, rid):
+            self.out.append(e.Send(peer, m.P_COMING, [list(rid)]))
+        self.watch()
+
+    def _share(self, lane: Lane, peer: str, free: int, seconds: float) -> int:
+        """Return how many tasks of a lane a member gets that has `free` slots and would queue `seconds` of work."""
+        slots = max(slots_of(self.peers.get(peer, {})), 1)
+        everywhere = max(self.parts.grid_slots(), slots)
+        left = lane.ready.size
+        cpus = max(lane.cpus, 1)
+        free = min(free, slots)
+        each = self._rates.get((peer, lane.fn)) or self.running.seconds(lane.fn)
+        most = slots * (ITEMS_MAX if lane.packed else CALLS_MAX)
+        wanted = min(seconds / (max(each, 1e-7) * cpus), most) if each is not None else free / cpus
+        guided = -(-left * slots // (2 * everywhere))
+        begun = min(int(free / cpus), -(-left * slots // everywhere))
+        return max(1, begun, min(int(wanted), guided))
+
+    def _fitting(self, lane: Lane, peer: str, count: int) -> Taken:
+        """Take tasks whose inputs do not exceed what one grant may carry; at least one."""
+        taken = self.pool.take(lane, count)
+        spans: list[tuple[int, int]] = []
+        room = GRANT_BYTES
+        for run, _, lo, hi in taken.pieces():
+            end = hi
+            if run.shape != CALLS:
+                room -= 0 if self._has(peer, (lane.work.job, (run.lo, run.hi))) else len(run.data)
+            else:
+                for index in range(lo, hi):
+                    room -= len(run.data[index - run.lo])
+                    if room < 0:
+                        end = index
+                        break
+            if not spans and end == lo:
+                end = lo + 1
+            if (room < 0 and spans and run.shape != CALLS) or end == lo:
+                break
+            spans.append((lo, end))
+            if end < hi or room < 0:
+                break
+        kept = RangeSet(spans)
+        rest = RangeSet(taken.spans) - kept
+        if not rest:
+            return taken
+        self.pool.put_back(taken, list(rest))
+        return Taken(taken.work, taken.lane, tuple(kept), taken.attempt, taken.alone)
+
+    def _body(self, peer: str, rid: tuple[int, int], taken: Taken) -> tuple[list[Any], list[Key], int]:
+        """Return ranges with all a holder needs to run them and does not have, what that is, and how large."""
+        work = taken.work
+        batches: list[list[Any]] = []
+        codes: dict[bytes, bytes] = {}
+        brings: list[Key] = []
+        for run, lane, lo, end in taken.pieces():
+            key: Key = (work.job, run.fn)
+            if run.fn not in codes and not self._has(peer, key):
+                codes[run.fn] = work.codes[run.fn]
+                brings.append(key)
+            a, b = (lo, end) if run.shape == CALLS else (run.lo, run.hi)
+            key = (work.job, (a, b))
+            if run.shape != CALLS and self._has(peer, key):
+                batches.append([a, b, b""])
+                continue
+            if run.shape != CALLS:
+                brings.append(key)  # a packed run travels whole, however little of it is granted
+            data, _ = run.cut(a, b)
+            batches.append([a, b, encode_batch([run.fn], [lane.raw], [(b - a, 0, 0, run.shape, data)])])
+        ranges = [[lo, hi, taken.attempt, taken.alone] for lo, hi in taken.spans]
+        size = sum(len(one[2]) for one in batches) + sum(map(len, codes.values())) + 24 * len(ranges)
+        return [list(rid), work.job, work.name, ranges, [list(item) for item in codes.items()], batches], brings, size
+
+    def _has(self, peer: str, key: Key) -> bool:
+        return peer in self._known and key in self._known[peer][1]
+
+    def acknowledged(self, peer: str, body: Any, now: float) -> None:
+        rid, seq = body
+        grant = self.leases.acknowledged(peer, rid, seq, now)
+        if isinstance(grant, Withdrawn):
+            self._say_over(peer, grant.job, None)
+        elif grant is not None:
+            self._remember(peer, rid[0], grant)
+            self._say_over(peer, grant.job, RangeSet(grant.spans))
+
+    def _remember(self, peer: str, incarnation: int, grant: Grant) -> None:
+        life, known = self._known.get(peer, (0, OrderedDict()))
+        if life != incarnation:
+            known = OrderedDict()
+        for key in grant.brings:
+            known[key] = None
+        while len(known) > KNOWN_KEPT:
+            known.popitem(last=False)
+        self._known.pop(peer, None)
+        self._known[peer] = (incarnation, known)
+        if len(self._known) > PEERS_KEPT:
+            del self._known[next(iter(self._known))]
+
+    def _say_over(self, peer: str, job: bytes, held: RangeSet | None) -> bool:
+        """Tell a holder what of this it need not run; return whether its job is over."""
+        kept = self.keeping.jobs.get(job)
+        if kept is None or kept.ended:
+            self.out.append(e.Send(peer, m.P_DROP, [job, None]))
+            return True
+        over = RangeSet() if held is None else (held & kept.done) | (held & kept.cancelled)
+        if over:
+            # What is done elsewhere or cancelled need not run there; what it did itself it hears of by its acks.
+            self.out.append(e.Send(peer, m.P_DROP, [job, over.flat()]))
+        return False
+
+    # ---- claims ------------------------------------------------------------------------------------------------------
+
+    def claim(self, peer: str, body: Any, now: float) -> None:
+        incarnation, seq, interval, claims, part, parts = body
+        if not self.parts.may(peer, WORK):
+            self.parts.log_once(peer, "claims work, which its certificate does not allow")
+            return
+        named = self.leases.whole(peer, (incarnation, seq), part, parts, claims)
+        if named is None:
+            return
+        for job in list(named):
+            if self._say_over(peer, job, named[job][0]):
+                del named[job]
+        dropped = self.leases.claim(peer, (incarnation, seq), interval, named, now)
+        self.watch()
+        if dropped is None:
+            return
+        for lapsed in dropped:
+            self._uncover(lapsed, now)
+        for job, (held, _) in named.items():
+            work = self.pool.works.get(job)
+            if work is not None:  # claimed by a holder that we took for dead: it is covered again
+                for lo, hi in held:
+                    self.pool.remove(work, lo, hi)
+
+    def _uncover(self, lapsed: Lapsed, now: float) -> None:
+        """Nobody holds these tasks any more: they run again."""
+        kept = self.keeping.jobs.get(lapsed.job)
+        if kept is None or kept.ended:
+            return
+        others = self.leases.covered(lapsed.job) | self.running.spans(lapsed.job)
+        spans = ((lapsed.spans - kept.done) - kept.cancelled) - others
+        if not spans:
+            return
+        charged = lapsed.running & spans
+        if not charged and spans.size == 1:
+            charged = spans
+        if lapsed.vanished:
+            for lo, hi in charged:
+                for task in range(lo, hi):
+                    self._charge(kept, task, lapsed.holder)
+            spans = spans - kept.done
+        if not kept.ended:
+            self.outcomes.reissue(kept, list(spans), alone=lapsed.vanished)
+            # Its holder may have been the only node for them.
+            self.outcomes.consider(kept, list(self.outcomes.work_of(kept).lanes.values()), now, known=True)
+
+    def leases_due(self, now: float) -> None:
+        again, lost = self.leases.due(now)
+        for peer, body in again:
+            self.out.append(e.Send(peer, m.P_GRANT, body))
+        for lapsed in lost:
+            self._uncover(lapsed, now)
+        for lapsed in self.leases.lapse(now):
+            self._uncover(lapsed, now)
+        self.watch()
+
+    def _charge(self, kept: Kept, task: int, holder: str) -> None:
+        """A node vanished while it ran this task."""
+        one = Try("n", holder, self.keeping.incarnation, self.keeping.next_number())
+        self.out.append(self.keeping.tried(kept, task, one))
+        if kept.record.crashes(task, "n") >= self.config.node_crashes_max:
+            error = WorkerCrashed(f"{kept.name}/{task}: {self.config.node_crashes_max} nodes vanished while running it")
+            self.outcomes.fail(kept, [(task, task + 1)], error)
+
+    # ---- results -----------------------------------------------------------------------------------------------------
+
+    def results(self, peer: str, body: Iterable[ResultEntry], now: float) -> None:
+        if not self.parts.may(peer, WORK):
+            self.parts.log_once(peer, "sends results, which its certificate does not allow")
+            return
+        self.leases.heard(peer, now)
+        for entry in body:
+            job, (incarnation, number), attempt, outcomes, _, _ = entry
+            ack = e.Send(peer, m.P_RESULTS_ACK, [[job, incarnation, number]])
+            kept = self.keeping.jobs.get(job)
+            if kept is None:
+                self.out.append(ack)
+                continue
+            if any(kept.known.missing(lo, hi) for lo, hi, _, _ in outcomes):
+                raise PeerError("results of tasks that nobody submitted")
+            source = Source(peer, self.parts.name_of(peer), incarnation, number)
+            if self.keeping.waits_for_disk(kept, source, len(outcomes)):
+                continue  # the first arrival will be acknowledged
+            self._learn(peer, kept, entry)
+            parsed = [e.Outcome(*outcome) for outcome in outcomes]
+            self.outcomes.accept(kept, parsed, attempt, source, [ack])
+
+    def _learn(self, peer: str, kept: Kept, entry: ResultEntry) -> None:
+        """Keep the output of tasks that ran elsewhere, and note how long they took there."""
+        fresh = [(lo, hi) for lo, hi, _, _ in entry.outcomes if kept.done.missing(lo, hi)]
+        logs = [(i, text) for i, text in entry.logs if i in kept.known]
+        if entry.outcomes and not fresh:
+            return  # told again
+        for lo, _, shape, data in entry.outcomes:
+            if shape == CRASH and lo not in kept.done:  # its last words are its log
+                logs.append((lo, unpack(data)[2].encode() + b"\n"))
+        effect = self.keeping.log(kept, logs)
+        if effect is not None:
+            self.out.append(effect)
+        work = self.pool.works.get(kept.id)
+        found = work.locate(fresh[0][0]) if work is not None and fresh else None
+        if work is None or found is None or entry.busy_s <= 0:
+            return
+        lane = found[1]
+        self.pool.served(work, entry.busy_s * max(lane.cpus, 1))
+        sample = entry.busy_s / sum(hi - lo for lo, hi, _, _ in entry.outcomes)
+        before = self._rates.pop((peer, lane.fn), sample)
+        self._rates[peer, lane.fn] = before + 0.3 * (sample - before)
+        if len(self._rates) > RATES_KEPT:
+            self._rates.popitem(last=False)
+
+    def returned(self, peer: str, body: Any, now: float) -> None:
+        job, given, why, lacks = body
+        if lacks and peer in self._known:
+            known = self._known[peer][1]
+            for key in [key for key in known if key[0] == job]:
+                del known[key]
+        kept, work = self.keeping.jobs.get(job), self.pool.works.get(job)
+        if kept is None or kept.ended or work is None:
+            return
+        spans = (self.leases.returned(peer, job, given) - kept.done) - kept.cancelled
+        for lo, hi in spans:
+            found = work.locate(lo)
+            if why and found is not None:
+                found[1].unfit[peer] = why
+            self.pool.make_ready(work, lo, hi)
+        for task, tries in kept.record.tries.items():
+            if task in spans and any(one.kind in "wn" for one in tries):
+                self.pool.make_ready(work, task, task + 1, alone=True)
+        for lane in list(work.lanes.values()):
+            if lane.unfit and lane.ready:
+                self.outcomes.unfit_everywhere(work, lane)
