@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self
 
@@ -21,6 +20,7 @@ from p2pgrid.client.embedded import invite_text
 from p2pgrid.client.feed import Feed
 from p2pgrid.client.future import Future
 from p2pgrid.client.job import Job, find, future_of
+from p2pgrid.client.mapping import MapWay, not_yet, total_of
 from p2pgrid.client.members import Member, call_of, chosen, members_from, only
 from p2pgrid.client.pickling import Call, Functions, pickled_call
 from p2pgrid.client.results import NoResults, Results
@@ -48,26 +48,6 @@ class _Shared:
         self.functions = Functions()
         self.calls: dict[tuple[object, ...], Calls] = {}
         self.lock = threading.Lock()
-
-
-@dataclass(frozen=True, slots=True)
-class _MapWay:
-    """How a map is to be done, as its caller said."""
-
-    timeout: float | None
-    chunksize: int | Literal["auto"]
-    buffersize: int | None
-    progress: None
-    ordered: bool = True
-
-    def check(self) -> None:
-        """Raise ValueError or GridError for what is not accepted."""
-        if self.progress is not None:
-            _not_yet("progress=", "Fast")
-        for name, value in (("chunksize", self.chunksize), ("buffersize", self.buffersize)):
-            if isinstance(value, int) and value < 1:
-                msg = f"{name}={value!r}: expected a whole number of at least 1"
-                raise ValueError(msg)
 
 
 class Grid(Executor):
@@ -111,7 +91,7 @@ class Grid(Executor):
             msg = f"unpickle={unpickle!r}: expected 'members' or 'never'"
             raise ValueError(msg)
         if current() is not None:
-            _not_yet("Grid() inside a task", "Peer to peer")
+            not_yet("Grid() inside a task", "Peer to peer")
         finder = LocalFinder(dir, embedded=embedded, timeout_s=timeout, invite=invite)
         session = Session(finder, timeout_s=timeout, reconnect=reconnect, unpickles=unpickle == "members")
         if invite is not None:
@@ -214,10 +194,10 @@ class Grid(Executor):
             buffersize: how many tasks may be ahead of the consumer (unsized inputs: 100,000).
             progress: comes later.
         """
-        way = _MapWay(timeout, chunksize, buffersize, progress)
+        way = MapWay(timeout, chunksize, buffersize, progress)
         if len(iterables) == 1:
-            return self._map(fn, iterables[0], ITEMS, _total(iterables), way)
-        return self._map(fn, zip(*iterables, strict=False), TUPLES, _total(iterables), way)
+            return self._map(fn, iterables[0], ITEMS, total_of(iterables), way)
+        return self._map(fn, zip(*iterables, strict=False), TUPLES, total_of(iterables), way)
 
     def starmap(
         self,
@@ -231,8 +211,8 @@ class Grid(Executor):
         progress: None = None,
     ) -> Results:
         """Call `fn(*arguments)` for every tuple of arguments; otherwise as `map`."""
-        way = _MapWay(timeout, chunksize, buffersize, progress)
-        return self._map(fn, tuples, TUPLES, _total((tuples,)), way)
+        way = MapWay(timeout, chunksize, buffersize, progress)
+        return self._map(fn, tuples, TUPLES, total_of((tuples,)), way)
 
     def imap_unordered(
         self,
@@ -246,11 +226,11 @@ class Grid(Executor):
         progress: None = None,
     ) -> Results:
         """As `map`, but results come in the order in which they are made."""
-        way = _MapWay(timeout, chunksize, buffersize, progress, ordered=False)
-        return self._map(fn, iterable, ITEMS, _total((iterable,)), way)
+        way = MapWay(timeout, chunksize, buffersize, progress, ordered=False)
+        return self._map(fn, iterable, ITEMS, total_of((iterable,)), way)
 
     def _map(
-        self, fn: Callable[..., Any], source: Iterable[Any], shape: int, total: int | None, way: "_MapWay"
+        self, fn: Callable[..., Any], source: Iterable[Any], shape: int, total: int | None, way: MapWay
     ) -> Results:
         self._check()
         way.check()
@@ -302,7 +282,7 @@ class Grid(Executor):
                 source = iterables[0] if one else zip(*iterables, strict=False)
                 feed = Feed(
                     session, upload, Call(function, self._wire), source, lambda: session.open(upload),
-                    shape=ITEMS if one else TUPLES, total=_total(iterables),
+                    shape=ITEMS if one else TUPLES, total=total_of(iterables),
                 )  # fmt: skip
                 feed.all()
             else:
@@ -372,11 +352,11 @@ class Grid(Executor):
 
     def put(self, value: Any) -> NoReturn:
         """Reserved."""
-        _not_yet("put", "Peer to peer")
+        not_yet("put", "Peer to peer")
 
     def get(self, ref_or_refs: Any) -> NoReturn:
         """Reserved."""
-        _not_yet("get", "Peer to peer")
+        not_yet("get", "Peer to peer")
 
     def run(
         self, fn_or_argv: Callable[..., Any] | Sequence[str], /, *args: Any, where: str | None = None
@@ -528,19 +508,6 @@ def _cancel_one(one: Future | Results) -> None:
 def _wait_quietly(future: Future) -> None:
     with contextlib.suppress(Exception):  # what the task raised is for whoever asks the future
         future.exception()
-
-
-def _total(iterables: tuple[Any, ...]) -> int | None:
-    """Return how many tasks a map over these makes, or None where one does not know its length."""
-    try:
-        return min((len(one) for one in iterables), default=0)
-    except TypeError:
-        return None
-
-
-def _not_yet(what: str, version: str) -> NoReturn:
-    msg = f'{what} comes with "{version}"'
-    raise GridError(msg, code="not-yet", next='see README, "Not yet"')
 
 
 def _at_exit() -> None:

@@ -1,0 +1,40 @@
+"""How a map is to be done, as its caller said; checked before anything is sent."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn
+
+from p2pgrid.core.errors import GridError
+
+
+@dataclass(frozen=True, slots=True)
+class MapWay:
+    """How a map is to be done, as its caller said."""
+
+    timeout: float | None
+    chunksize: int | Literal["auto"]
+    buffersize: int | None
+    progress: None
+    ordered: bool = True
+
+    def check(self) -> None:
+        """Raise ValueError or GridError for what is not accepted."""
+        if self.progress is not None:
+            not_yet("progress=", "Fast")
+        for name, value in (("chunksize", self.chunksize), ("buffersize", self.buffersize)):
+            if isinstance(value, int) and value < 1:
+                msg = f"{name}={value!r}: expected a whole number of at least 1"
+                raise ValueError(msg)
+
+
+def total_of(iterables: tuple[Any, ...]) -> int | None:
+    """Return how many tasks a map over these makes, or None where one does not know its length."""
+    try:
+        return min((len(one) for one in iterables), default=0)
+    except TypeError:
+        return None
+
+
+def not_yet(what: str, version: str) -> NoReturn:
+    """Raise the error of what a later version brings."""
+    msg = f'{what} comes with "{version}"'
+    raise GridError(msg, code="not-yet", next='see README, "Not yet"')
