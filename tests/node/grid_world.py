@@ -25,7 +25,9 @@ class GridWorld(World):
 
     def __init__(self, seed: int, faults: Faults | None = None) -> None:
         super().__init__(seed, faults)
-        self.links: set[frozenset[str]] = set()
+        self.links: dict[frozenset[str], int] = {}
+        """The connections there are, each with a number of its own."""
+        self._links_made = 0
         self.cut: set[frozenset[str]] = set()
 
     def join(self, name: str, *known: str, **config: Any) -> GridNode:
@@ -51,10 +53,24 @@ class GridWorld(World):
     def broken(self, pair: frozenset[str]) -> None:
         """Notice that a cut connection is dead."""
         if pair in self.links and pair in self.cut:
-            self.links.discard(pair)
-            for name in sorted(pair):
-                (other,) = pair - {name}
-                self.nodes[name].hear(e.PeerDown(other, reset=False))
+            self.lost(pair, sorted(pair), reset=False)
+
+    def made(self, pair: frozenset[str]) -> int:
+        """Make a connection; one that is there has lost an end, and goes."""
+        if pair in self.links:
+            self.lost(pair, sorted(pair), reset=False)
+        self._links_made += 1
+        self.links[pair] = self._links_made
+        return self._links_made
+
+    def lost(self, pair: frozenset[str], told: list[str], *, reset: bool) -> None:
+        """End a connection, and tell those who thought it was up."""
+        del self.links[pair]
+        for name in told:
+            (other,) = pair - {name}
+            if self.nodes[name].up.get(other) is not None:
+                del self.nodes[name].up[other]
+                self.nodes[name].hear(e.PeerDown(other, reset=reset))
 
     def heal(self) -> None:
         self.cut.clear()
@@ -66,7 +82,8 @@ class GridWorld(World):
     def _arrive(self, source: Node, life: int, effect: e.Send, body: Any) -> None:
         pair = frozenset((source.name, effect.peer))
         target = self.nodes[effect.peer]
-        if pair in self.links and pair not in self.cut and target.alive and source.life == life:
+        number = self.links.get(pair)
+        if number is not None and target.up.get(source.name) == number and pair not in self.cut and source.life == life:
             target.hear(e.PeerSent(source.name, effect.kind, body))
 
 
@@ -82,6 +99,8 @@ class GridNode(Node):
         self.clock_s = config.get("clock_s", 0.0)
         self.card: Card | None = None
         self.wanted: set[str] = set()
+        self.up: dict[str, int] = {}
+        """The connections that this life knows of."""
         self.dropped: list[tuple[str, str]] = []
         self.offset_s: float | None = None
         self.frozen: list[e.Event] | None = None
@@ -95,6 +114,7 @@ class GridNode(Node):
         finally:
             self.world.nodes = peers
         self.wanted = set(self.known)
+        self.up = {}
         self.handle(e.WallClock(UNIX_0 - self.world.now + 1000.0 + self.clock_s))
         self.handle(e.Belongs(GRID, "test-grid", self.roles))
         self.handle(e.Listens((f"/ip4/10.0.0.{len(peers)}/tcp/9471",)))
@@ -111,18 +131,27 @@ class GridNode(Node):
         pair = frozenset((self.name, name))
         other = self.world.nodes.get(name)
         able = other is not None and other.alive and other.frozen is None and self.frozen is None
-        if name == self.name or not able or pair in self.world.links or pair in self.world.cut:
+        number = self.world.links.get(pair)
+        if name == self.name or not able or pair in self.world.cut:
             return
-        self.world.links.add(pair)
         assert other is not None
-        self._meet(other)
-        other._meet(self)
+        if number is not None and self.up.get(name, number) == other.up.get(self.name, number) == number:
+            return
+        number = self.world.made(pair)
+        self._greet(other, number)
+        other._greet(self, number)
 
-    def _meet(self, peer: Node) -> None:
-        assert isinstance(peer, GridNode)
-        card = peer.card
+    def _greet(self, peer: GridNode, number: int) -> None:
+        card, life = peer.card, self.life
         assert card is not None, "a node without a card cannot be met"
-        self.world.at(0.005, lambda: self.hear(e.PeerUp(peer.name, card.facts, card, peer.roles)))
+
+        def greet() -> None:
+            if self.alive and self.life == life and self.world.links.get(frozenset((self.name, peer.name))) == number:
+                self.up[peer.name] = number
+                self.hear(e.PeerUp(peer.name, card.facts, card, peer.roles))
+
+        self.up[peer.name] = number
+        self.world.at(0.005, greet)
 
     def hear(self, event: e.Event) -> None:
         """Take in an event of the network, now or when the loop goes on."""
@@ -166,15 +195,13 @@ class GridNode(Node):
         for client in self.clients.values():
             client.connected = False
         self.clients.clear()
-        for pair in [pair for pair in self.world.links if self.name in pair]:
+        self.up.clear()
+        for pair, number in [item for item in self.world.links.items() if self.name in item[0]]:
             (other,) = pair - {self.name}
-            peer = self.world.nodes[other]
-            life = self.life
 
-            def lost(pair: frozenset[str] = pair, peer: GridNode = peer, life: int = life) -> None:
-                if pair in self.world.links and (self.life == life or not self.alive):
-                    self.world.links.discard(pair)
-                    peer.hear(e.PeerDown(self.name, reset=reset))
+            def lost(pair: frozenset[str] = pair, number: int = number, other: str = other) -> None:
+                if self.world.links.get(pair) == number:
+                    self.world.lost(pair, [other], reset=reset and not self.alive)
 
             self.world.at(0.02 if reset else 10.0, lost)
 
