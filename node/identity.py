@@ -25,6 +25,7 @@ from p2pgrid.core.trust import Judge
 
 KEY_FILE = "node.key"
 GRID_FILE = "grid.json"
+WAY_FILE = "way.json"
 
 _KEY_LENGTH = 32
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
@@ -117,6 +118,25 @@ def write_membership(folder: Path, grid: bytes, chains: Sequence[bytes]) -> None
     """
     kept = {"v": 1, "grid": grid.hex(), "chains": [chain.hex() for chain in chains]}
     write_private(folder / GRID_FILE, json.dumps(kept, indent=1).encode() + b"\n")
+
+
+def write_way(folder: Path, grid: bytes, addresses: Sequence[str]) -> None:
+    """Write where the members of a grid are said to be: for a node that has the membership and has met nobody yet.
+
+    Raises:
+        GridError: the directory cannot be used.
+    """
+    kept = {"v": 1, "grid": grid.hex(), "addresses": list(addresses)}
+    write_private(folder / WAY_FILE, json.dumps(kept, indent=1).encode() + b"\n")
+
+
+def read_way(folder: Path, grid: bytes) -> tuple[str, ...]:
+    """Return what `write_way` wrote for this grid; nothing if there is none, or none that can be read."""
+    try:
+        kept = json.loads((folder / WAY_FILE).read_bytes())
+        return tuple(map(str, kept["addresses"])) if kept["grid"] == grid.hex() else ()
+    except (OSError, ValueError, TypeError, KeyError):
+        return ()
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import click
 
 from p2pgrid.cli.link import open_link
-from p2pgrid.cli.membership import named, read_file
-from p2pgrid.cli.output import count, emit, plain, talk, warn
-from p2pgrid.cli.reading import jsonable, text, texts
+from p2pgrid.cli.membership import read_file
+from p2pgrid.cli.output import count, emit, plain, talk, warn, when
+from p2pgrid.cli.reading import rows, text, texts, whole
 from p2pgrid.cli.verb import Family, Setting, Verb
 from p2pgrid.core.errors import GridError
 
@@ -39,18 +39,23 @@ def show(setting: Setting) -> None:
     """Show who may sign for this grid: admins, invites that are open, what was revoked."""
     with open_link(setting.dir, "p2pgrid grid show") as link:
         found = link.ask("grid")
-    lists = {key: _entries(found.get(key)) for key in ("admins", "members", "invites", "revoked")}
-    warnings = texts(found.get("warnings"))
+    told = _grid_json(found)
     if setting.json:
-        emit({"id": text(found.get("id")) or None, "name": text(found.get("name")) or None, **lists,
-              "warnings": warnings})  # fmt: skip
+        emit(told)
         return
-    click.echo(plain(f"grid {text(found.get('name'))}   {count(len(lists['members']), 'member')}"))
-    for key, entries in lists.items():
-        for number, entry in enumerate(entries):
-            click.echo(plain(f" {key if number == 0 else '':<8} {_described(entry)}"))
-    click.echo(plain(f" {'id':<8} {text(found.get('id'))}"))
-    for warning in warnings:
+    mine = ",".join(told["roles"]) or "none"
+    waits = "; no admin has signed it yet" if told["provisional"] else ""
+    lines = [
+        f"grid {told['name']}   {count(told['members'], 'member')}",
+        f" {'roles':<9}{mine}{waits}   (of this node)",
+    ]
+    lines += _listed("admins", [(_who(one), one["status"]) for one in told["admins"]])
+    lines += _listed("invites", [(one["key"], _invite(one)) for one in told["invites"] if one["open"]])
+    lines += _listed("exported", [(one["key"], _exported(one)) for one in told["exported"] if not one["revoked"]])
+    lines += _listed("revoked", [(_who(one), f"at {one['at']} by {one['by']}") for one in told["revoked"]])
+    lines.append(f" {'id':<9}{told['id']}")
+    click.echo("\n".join(map(plain, lines)))
+    for warning in told["warnings"]:
         warn(warning)
 
 
@@ -139,22 +144,66 @@ def _passphrase(file: str | None, *, twice: bool) -> str:
     return line
 
 
-def _entries(value: object) -> list[Any]:
-    """Return what is listed: objects as they are, bare ids as objects."""
-    listed = value if isinstance(value, list) else []
-    return [
-        jsonable(one) if isinstance(one, dict) else named(one)[0]
-        for one in listed
-        if isinstance(one, dict) or named(one)
-    ]
+def _grid_json(found: dict[str, Any]) -> dict[str, Any]:
+    """Return the grid as `--json` shows it."""
+    return {
+        "id": text(found.get("id")) or None,
+        "name": text(found.get("name")) or None,
+        "roles": texts(found.get("roles")),
+        "provisional": bool(found.get("provisional")),
+        "members": whole(found.get("members")),
+        "admins": [
+            {
+                "id": text(one.get("id")) or None,
+                "name": text(one.get("name")) or None,
+                "status": text(one.get("status")),
+            }
+            for one in rows(found.get("admins"))
+        ],
+        "invites": [
+            {
+                "key": text(one.get("key")),
+                "roles": texts(one.get("roles")),
+                "join_until": when(one.get("join_until")),
+                "open": bool(one.get("open")),
+            }
+            for one in rows(found.get("invites"))
+        ],
+        "exported": [
+            {
+                "key": text(one.get("key")),
+                "signed_at": when(one.get("signed_at")),
+                "revoked": bool(one.get("revoked")),
+            }
+            for one in rows(found.get("exported"))
+        ],
+        "revoked": [
+            {
+                "key": text(one.get("key")),
+                "id": text(one.get("id")) or None,
+                "name": text(one.get("name")) or None,
+                "at": when(one.get("at")),
+                "by": text(one.get("by")) or None,
+            }
+            for one in rows(found.get("revoked"))
+        ],
+        "warnings": texts(found.get("warnings")),
+    }
 
 
-def _described(entry: dict[str, Any]) -> str:
-    """Return an object as people read it: its name and id, then whatever else is said of it."""
-    head = f"{entry['name']} ({entry.get('id')})" if entry.get("name") else str(entry.get("id", ""))
-    rest = ", ".join(f"{key} {_value(value)}" for key, value in entry.items() if key not in ("id", "name") and value)
-    return f"{head}   {rest}" if rest else head
+def _listed(title: str, entries: Sequence[tuple[str, str]]) -> list[str]:
+    """Return a line per entry; the first has the title."""
+    return [f" {title if number == 0 else '':<9}{head}   {rest}" for number, (head, rest) in enumerate(entries)]
 
 
-def _value(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+def _who(one: dict[str, Any]) -> str:
+    known = one["id"] or one.get("key") or ""
+    return f"{one['name']} ({known})" if one["name"] else known
+
+
+def _invite(one: dict[str, Any]) -> str:
+    return f"{','.join(one['roles'])}, until {one['join_until']}; close it: p2pgrid revoke {one['key']}"
+
+
+def _exported(one: dict[str, Any]) -> str:
+    return f"an admin key in a file, of {one['signed_at']}; close it: p2pgrid revoke {one['key']}"

@@ -19,7 +19,7 @@ from click.core import ParameterSource
 
 from p2pgrid.cli.link import open_link
 from p2pgrid.cli.output import clip, count, emit, plain, talk, warn, when
-from p2pgrid.cli.reading import text, texts
+from p2pgrid.cli.reading import text, texts, whole
 from p2pgrid.cli.verb import Setting, Verb
 from p2pgrid.core.errors import GridError
 from p2pgrid.core.locate import default_dirs
@@ -161,7 +161,7 @@ def join(ctx: click.Context, invite: tuple[str, ...], *, leave: bool) -> None:
         warn(SHOWN_IN_PS)
     found = _join(setting, string, leave=leave)
     warnings = texts(found.get("warnings"))
-    grid, name, reached = text(found.get("grid")), text(found.get("name")), _names(found.get("reached"))
+    grid, name, reached = text(found.get("grid")), text(found.get("name")), whole(found.get("reached"))
     joined, running = found.get("joined") is not False, found.get("running") is not False
     if setting.json:
         told = {"grid": grid or None, "id": text(found.get("id")) or None, "name": name or None, "joined": joined}
@@ -170,7 +170,8 @@ def join(ctx: click.Context, invite: tuple[str, ...], *, leave: bool) -> None:
     if not joined:
         click.echo(plain(f"node {name} was in grid {grid} already"))
     elif running:
-        click.echo(plain(f"node {name} joined grid {grid}: {count(len(reached), 'member')} answered"))
+        answered = f"{count(reached, 'member')} answered" if reached else "no member answers yet, it keeps trying"
+        click.echo(plain(f"node {name} joined grid {grid}: {answered}"))
     else:
         click.echo(plain(f"node {name} is a member of grid {grid}"))
     if not running:
@@ -208,10 +209,14 @@ def read_file(path: Path, usage: str = "p2pgrid join @FILE, or - for stdin") -> 
 
 
 def _join(setting: Setting, string: str, *, leave: bool) -> dict[str, Any]:
-    """Ask the node of this machine. One that a program started for itself is not meant."""
+    """Ask the node of this machine, or be it for a moment. A node that a program started for itself is not meant."""
+    from p2pgrid.cli.offline import join_offline, running_or_locked
+
     places = None if setting.dir is not None else default_dirs()
-    with open_link(setting.dir, "p2pgrid join", places) as link:
-        return link.ask("join", invite=string, leave=leave, within_s=JOIN_WITHIN_S)
+    with running_or_locked(setting.dir, places) as place:
+        if isinstance(place, Path):
+            return join_offline(place, string, leave=leave)
+        return place.ask("join", invite=string, leave=leave, within_s=JOIN_WITHIN_S)
 
 
 @click.command("leave", cls=Verb, example="p2pgrid leave")
@@ -257,7 +262,7 @@ def revoke(setting: Setting, target: str, *, with_admitted: bool) -> None:
     found = _request(setting, "revoke", target=target, with_admitted=with_admitted)
     lists = {key: named(found.get(key)) for key in ("revoked", "kept", "cut")}
     if setting.json:
-        emit(lists)
+        emit(lists | {"notes": texts(found.get("notes"))})
         return
     shut, kept, cut = lists["revoked"], lists["kept"], lists["cut"]
     click.echo(plain(f"revoked  {_listed(shut) or clip(target, 60)}"))
@@ -265,6 +270,8 @@ def revoke(setting: Setting, target: str, *, with_admitted: bool) -> None:
         click.echo(plain(f" keeps   {_listed(kept)}: let in by it; --with-admitted undoes that too"))
     if cut:
         click.echo(plain(f" cut     {_listed(cut)}"))
+    for note in texts(found.get("notes")):
+        warn(note)
 
 
 def named(value: object) -> list[dict[str, Any]]:
@@ -282,7 +289,3 @@ def named(value: object) -> list[dict[str, Any]]:
 
 def _listed(those: Sequence[dict[str, Any]]) -> str:
     return ", ".join(f"{one['name']} ({one['id']})" if one["name"] else one["id"] for one in those)
-
-
-def _names(value: object) -> list[str]:
-    return [one["name"] or one["id"] for one in named(value)]

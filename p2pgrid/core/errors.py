@@ -58,6 +58,7 @@ EXIT_CODES: dict[str, ExitCode] = {
     "elsewhere": ExitCode.NOT_FOUND,
     "not-authorized": ExitCode.REFUSED,
     "quota-exceeded": ExitCode.REFUSED,
+    "in-a-grid": ExitCode.REFUSED,
     "timed-out": ExitCode.TIMED_OUT,
     "unschedulable": ExitCode.UNSCHEDULABLE,
     "usage": ExitCode.WRONG,

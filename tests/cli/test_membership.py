@@ -14,7 +14,7 @@ from tests.cli.conftest import Run
 from tests.cli.oracle import NODE_ID, Oracle
 
 INVITE = "p2pgrid-invite-1.AbC-_"
-JOINED = {"grid": "blue-otter", "id": NODE_ID, "name": "quiet-fox", "reached": ["a", "b"], "joined": True}
+JOINED = {"grid": "blue-otter", "id": NODE_ID, "name": "quiet-fox", "reached": 2, "joined": True}
 SEALED = "p2pgrid-recovery-1.AbC"
 
 

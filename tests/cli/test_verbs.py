@@ -71,10 +71,18 @@ IN_GRID: dict[str, Any] = {
 INVITE = "p2pgrid-invite-1.AbC-_"
 UNTIL_S = 4102444800
 GRID: dict[str, Any] = {
-    "id": "ab" * 32, "name": "blue-otter", "admins": [{"id": NODE_ID, "name": "quiet-fox"}],
-    "members": [{"id": NODE_ID, "name": "quiet-fox", "roles": ["submit", "work", "admin"]}, {"id": OTHER_ID}],
-    "invites": [{"id": "0a1b2c3d4e5f", "roles": ["work"]}], "revoked": ["112233445566"],
-    "warnings": ["fewer than two admins are alive"],
+    "id": "ab" * 32, "name": "blue-otter", "roles": ["submit", "work", "admin"], "provisional": False,
+    "admins": [{"id": NODE_ID, "name": "quiet-fox", "status": "alive"}], "members": 2,
+    "invites": [
+        {"key": "0a1b2c3d4e5f6071", "roles": ["work"], "join_until": UNTIL_S, "open": True},
+        {"key": "1111111111111111", "roles": ["work"], "join_until": 1, "open": False},
+    ],
+    "exported": [{"key": "2222222222222222", "signed_at": UNTIL_S, "revoked": False}],
+    "revoked": [
+        {"key": "3333333333333333", "at": UNTIL_S, "by": NODE_ID},
+        {"key": "4444444444444444", "at": UNTIL_S, "by": NODE_ID, "id": OTHER_ID, "name": "red-crow"},
+    ],
+    "warnings": ["only one admin is alive: p2pgrid promote NODE, or p2pgrid grid export FILE"],
 }  # fmt: skip
 
 CASES: dict[str, tuple[list[str], dict[str, Any]]] = {
@@ -95,7 +103,7 @@ CASES: dict[str, tuple[list[str], dict[str, Any]]] = {
     ),
     "join": (
         ["join", INVITE],
-        {"grid": "blue-otter", "id": NODE_ID, "name": "quiet-fox", "reached": ["red-crow"], "joined": True},
+        {"grid": "blue-otter", "id": NODE_ID, "name": "quiet-fox", "reached": 1, "joined": True},
     ),
     "leave": (["leave"], {"left": "blue-otter", "grid": "green-elk"}),
     "promote": (["promote", "red-crow"], {"id": OTHER_ID, "name": "red-crow", "roles": "submit,work,admin"}),

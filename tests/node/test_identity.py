@@ -19,6 +19,8 @@ from p2pgrid.node.identity import (
     base58,
     open_identity,
     peer_id,
+    read_way,
+    write_way,
 )
 
 WALL_S = 1_800_000_000.5
@@ -129,3 +131,17 @@ def test_the_peer_id_is_that_of_libp2p() -> None:
     expected = str(peer.ID.from_pubkey(ed25519.Ed25519PublicKey.from_bytes(public)))
 
     assert peer_id(public) == expected
+
+
+@pytest.mark.parametrize("text", [None, b"", b"[]", b"{}", b'{"grid": 1, "addresses": 2}', b"\xff"])
+def test_the_way_to_a_grid_is_read_or_is_none(tmp_path: Path, text: bytes | None) -> None:
+    """A hint, of one grid: without it the node starts as well."""
+    write_way(tmp_path, b"g" * 32, ["/ip4/10.0.0.1/tcp/9471/p2p/x"])
+    assert read_way(tmp_path, b"g" * 32) == ("/ip4/10.0.0.1/tcp/9471/p2p/x",)
+    assert read_way(tmp_path, b"h" * 32) == ()
+
+    (tmp_path / "way.json").unlink()
+    if text is not None:
+        (tmp_path / "way.json").write_bytes(text)
+
+    assert read_way(tmp_path, b"g" * 32) == ()
