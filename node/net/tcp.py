@@ -46,18 +46,33 @@ def peer_address(stream: Any) -> str | None:
         return None
 
 
-def unacknowledged_bytes(secured: Any) -> int:
-    """Return what the kernel has not yet got across; 0 also when the socket cannot be found or asked."""
+def _socket_of(secured: Any) -> Any:
+    """Return the socket below a secured connection; None when it cannot be found."""
     node = secured
     for name in ("conn", "read_writer", "read_write_closer", "stream", "stream", "socket"):
         node = getattr(node, name, None)
         if node is None:
-            return 0
+            return None
+    return node
+
+
+def unacknowledged_bytes(secured: Any) -> int:
+    """Return what the kernel has not yet got across; 0 also when the socket cannot be found or asked."""
+    sock = _socket_of(secured)
     try:
-        answer = fcntl.ioctl(node.fileno(), termios.TIOCOUTQ, b"\0" * 4)
+        answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0" * 4) if sock is not None else b""
     except OSError:
         return 0
     return int.from_bytes(answer, "little")
+
+
+def remote_address(secured: Any) -> str:
+    """Return where the other end of a secured connection is, as a multiaddr; empty when it is gone already."""
+    try:
+        host, port = _socket_of(secured).getpeername()[:2]
+    except (OSError, AttributeError):
+        return ""
+    return f"/ip6/{host.partition('%')[0]}/tcp/{port}" if ":" in host else f"/ip4/{host}/tcp/{port}"
 
 
 class GridListener(TCPListener):

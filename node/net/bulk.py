@@ -1,0 +1,109 @@
+"""The bulk stream of one connection: large frames, in order, in slices, and never so many bytes that control waits.
+
+How many bytes have arrived is not asked of the kernel: whatever was written before a PING of the control stream has
+arrived when its PONG does, since both travel on one connection. So one exchange says both how far bulk has got and what
+control pays for it; `pacing.Window` decides from the second how much may be under way.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+
+from p2pgrid.node.net.pacing import WINDOW_MIN, Window
+from p2pgrid.node.net.streams import FRAME_BYTES
+
+
+class Bulk:
+    """What one peer is still to be sent in bulk.
+
+    Attributes:
+        queued_bytes: not yet written.
+        written: bytes ever written; a PING notes it, its PONG acknowledges it.
+    """
+
+    def __init__(self, ping: Callable[[], object]) -> None:
+        self.window = Window()
+        self.queued_bytes = 0
+        self.written = 0
+        self._ping = ping
+        self._queue: deque[bytes] = deque()
+        self._acknowledged = 0
+        self._asked = 0  # what `written` was at the last PING
+        self._measuring = False  # a PING that tells the idle round trip is on its way
+        self._held = False  # the window held us back since it last changed
+        self._news = trio.Event()
+        self._empty = trio.Event()
+        self._empty.set()
+
+    @property
+    def under_way(self) -> int:
+        """Bytes that were written and not acknowledged."""
+        return self.written - self._acknowledged
+
+    def put(self, data: bytes) -> None:
+        self._queue.append(data)
+        self.queued_bytes += len(data)
+        if self._empty.is_set():
+            self._empty = trio.Event()
+        self._news.set()
+
+    def acknowledged(self, written: int, round_trip_s: float, sent_at: float, *, alone: bool) -> None:
+        """A PONG has come: its PING left at `sent_at`, when so much was written; `alone`: with nothing under way."""
+        before = self.window.bytes
+        self._acknowledged = max(self._acknowledged, written)
+        self.window.measured(round_trip_s, sent_at, trio.current_time(), alone=alone, filled=self._held)
+        self._held = self._held and self.window.bytes == before
+        self._measuring = self._measuring and not alone
+        self._news.set()
+
+    async def drained(self) -> None:
+        """Wait until all has been written."""
+        while self._queue:
+            await self._empty.wait()
+
+    async def write_all(self, write: Callable[[memoryview], Awaitable[Any]]) -> None:
+        """Write what is queued and what will be, for ever."""
+        while True:
+            while not self._queue:
+                await self._wait()
+            await self._write_frame(memoryview(self._queue[0]), write)
+            self._queue.popleft()
+            if not self._queue:
+                self._ask()
+                self._empty.set()
+
+    async def _write_frame(self, view: memoryview, write: Callable[[memoryview], Awaitable[Any]]) -> None:
+        while view:
+            size = min(len(view), FRAME_BYTES, max(self.window.bytes // 2, WINDOW_MIN))
+            await self._room(size)
+            self.written += size
+            await write(view[:size])
+            self.queued_bytes -= size
+            view = view[size:]
+            if self.written - self._asked >= self.window.bytes // 2:
+                self._ask()
+
+    async def _room(self, size: int) -> None:
+        """Wait until so many bytes more may be under way."""
+        if self.window.is_stale(trio.current_time()) and not self._measuring:
+            while self.under_way:
+                await self._wait()
+            self._measuring = True
+            self._ask()
+        while self.under_way and self.under_way + size > self.window.bytes:
+            self._held = True
+            await self._wait()
+
+    async def _wait(self) -> None:
+        if self._asked < self.written:
+            self._ask()  # nothing else would tell us that it has arrived
+        self._news = trio.Event()
+        await self._news.wait()
+
+    def _ask(self) -> None:
+        self._asked = self.written
+        self._ping()
