@@ -12,7 +12,7 @@ from typing import IO, Any
 import click
 
 from p2pgrid.cli.link import open_link
-from p2pgrid.cli.membership import read_file
+from p2pgrid.cli.membership import JOIN_WITHIN_S, read_file
 from p2pgrid.cli.output import count, emit, plain, talk, warn, when
 from p2pgrid.cli.reading import rows, text, texts, whole
 from p2pgrid.cli.verb import Family, Setting, Verb
@@ -86,18 +86,20 @@ def export(setting: Setting, file: Path, passphrase_file: str | None) -> None:
 @grid.command("recover", cls=Verb, example="p2pgrid grid recover admin.key")
 @click.argument("file", type=FILE)
 @passphrase_option
+@click.option("--leave", is_flag=True, help="Leave the grid this node is in, although it has other members.")
 @click.pass_obj
-def recover(setting: Setting, file: Path, passphrase_file: str | None) -> None:
-    """Make this node an admin by a file that `grid export` wrote."""
+def recover(setting: Setting, file: Path, passphrase_file: str | None, *, leave: bool) -> None:
+    """Make this node an admin by a file that `grid export` wrote, in the grid of the file."""
     sealed = read_file(file, "p2pgrid grid recover FILE, where FILE is what p2pgrid grid export wrote")
     with open_link(setting.dir, "p2pgrid grid recover") as link:
         passphrase = _passphrase(passphrase_file, twice=False)
-        found = link.ask("recover", text=sealed, passphrase=passphrase)
+        found = link.ask("recover", text=sealed, passphrase=passphrase, leave=leave, within_s=JOIN_WITHIN_S)
     roles = texts(found.get("roles")) or [role for role in text(found.get("roles")).split(",") if role]
+    name = text(found.get("grid"))
     if setting.json:
-        emit({"roles": roles})
+        emit({"roles": roles, "grid": name or None})
     else:
-        click.echo(plain(f"this node may now: {','.join(roles)}"))
+        click.echo(plain(f"this node may now{f' in grid {name}' if name else ''}: {','.join(roles)}"))
 
 
 @contextlib.contextmanager

@@ -114,6 +114,7 @@ def invite(setting: Setting, roles: str, expires: float, member_until: int) -> N
             "join_until": until,
             "member_until": when(found.get("member_until") or member_until or None),
             "addresses": texts(found.get("addresses")),
+            "warnings": texts(found.get("warnings")),
         })  # fmt: skip
         return
     click.echo(plain(string))
@@ -262,7 +263,7 @@ def revoke(setting: Setting, target: str, *, with_admitted: bool) -> None:
     found = _request(setting, "revoke", target=target, with_admitted=with_admitted)
     lists = {key: named(found.get(key)) for key in ("revoked", "kept", "cut")}
     if setting.json:
-        emit(lists | {"notes": texts(found.get("notes"))})
+        emit(lists | {"warnings": texts(found.get("warnings"))})
         return
     shut, kept, cut = lists["revoked"], lists["kept"], lists["cut"]
     click.echo(plain(f"revoked  {_listed(shut) or clip(target, 60)}"))
@@ -270,8 +271,8 @@ def revoke(setting: Setting, target: str, *, with_admitted: bool) -> None:
         click.echo(plain(f" keeps   {_listed(kept)}: let in by it; --with-admitted undoes that too"))
     if cut:
         click.echo(plain(f" cut     {_listed(cut)}"))
-    for note in texts(found.get("notes")):
-        warn(note)
+    for warning in texts(found.get("warnings")):
+        warn(warning)
 
 
 def named(value: object) -> list[dict[str, Any]]:

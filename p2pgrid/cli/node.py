@@ -102,7 +102,7 @@ def status(setting: Setting, wait: int | None) -> None:
         warn(warning)
 
 
-_STATUS: dict[str, Any] = {"node": {}, "grid": {}, "jobs": {}, "warnings": [], "process": {}}
+_STATUS: dict[str, Any] = {"node": {}, "grid": {}, "jobs": {}, "warnings": [], "network": {}, "process": {}}
 
 
 def _ask(setting: Setting) -> dict[str, Any]:
@@ -134,14 +134,16 @@ def _wait(setting: Setting, members: int) -> dict[str, Any]:
 
 
 def _status_text(found: dict[str, Any]) -> str:
-    node, grid, jobs, process = (mapping(found.get(key)) for key in ("node", "grid", "jobs", "process"))
+    node, grid, jobs, network, process = (
+        mapping(found.get(key)) for key in ("node", "grid", "jobs", "network", "process")
+    )
     costs = [f"pid {process.get('pid', '?')}"]
     costs += [f"{format_size(number(process['rss']))} of memory"] if process.get("rss") else []
     costs += [f"{process['fds']} open files"] if process.get("fds") else []
     size = f"{count(whole(grid.get('nodes'), 1), 'node')}, {count(whole(grid.get('slots')), 'slot')}"
     runs = f"{whole(node.get('busy'))} of {count(whole(node.get('slots')), 'slot')} busy"
-    addresses = texts(node.get("addresses"))
-    reachable = text(node.get("reachable")) or "not yet known"
+    addresses = [address.partition("/p2p/")[0] for address in texts(network.get("addresses"))]
+    reachable = text(network.get("reachable")) or "not yet known"
     lines = [
         f"node {node.get('name')}   grid {grid.get('name')}: {size}",
         f" runs     {runs}; Python {node.get('python')}",

@@ -263,15 +263,18 @@ def test_a_terminal_is_asked_for_the_passphrase(run: Run, oracle: Oracle, monkey
 
     monkeypatch.setattr("click.termui.hidden_prompt_func", getpass)
     monkeypatch.setattr("sys.stdin", Typed())
-    oracle.answers |= {"export": {"text": SEALED, "key": "0a1b"}, "recover": {"roles": ["admin"]}}
+    oracle.answers |= {"export": {"text": SEALED, "key": "0a1b"}, "recover": {"roles": ["admin"], "grid": "otter"}}
 
     exported = run("grid", "export", "key")
     times = len(asked)
     recovered = run("grid", "recover", "key")
 
     assert (exported.code, recovered.code, times, len(asked)) == (0, 0, 2, 3)
-    assert oracle.heard == [["export", {"passphrase": "sesame"}], ["recover", {"text": SEALED, "passphrase": "sesame"}]]
-    assert recovered.out == "this node may now: admin\n"
+    assert oracle.heard == [
+        ["export", {"passphrase": "sesame"}],
+        ["recover", {"text": SEALED, "passphrase": "sesame", "leave": False}],
+    ]
+    assert recovered.out == "this node may now in grid otter: admin\n"
 
 
 def test_warnings_of_the_grid_go_to_stderr(run: Run, oracle: Oracle) -> None:

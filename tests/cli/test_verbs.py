@@ -65,7 +65,10 @@ LOADS: list[dict[str, Any]] = [
 ]  # fmt: skip
 IN_GRID: dict[str, Any] = {
     **STATUS,
-    "node": {**STATUS["node"], "addresses": ["/ip4/192.168.1.20/tcp/9471", "/ip6/fd00::20/tcp/9471"]},
+    "network": {
+        "addresses": [f"/ip4/192.168.1.20/tcp/9471/p2p/{NODE_ID}", f"/ip6/fd00::20/tcp/9471/p2p/{NODE_ID}"],
+        "connected": 2, "messages_sent": 40, "messages_received": 50, "refused": 0, "dropped": 0,
+    },
     "grid": {"name": "blue-otter", "id": "ab" * 32, "nodes": 3, "slots": 6},
 }  # fmt: skip
 INVITE = "p2pgrid-invite-1.AbC-_"
@@ -112,7 +115,10 @@ CASES: dict[str, tuple[list[str], dict[str, Any]]] = {
         {"revoked": [{"id": OTHER_ID, "name": "red-crow"}], "kept": ["0a1b2c3d"], "cut": []},
     ),
     "grid-show": (["grid", "show"], GRID),
-    "grid-recover": (["grid", "recover", "key", "--passphrase-file", "pass"], {"roles": ["submit", "work", "admin"]}),
+    "grid-recover": (
+        ["grid", "recover", "key", "--passphrase-file", "pass"],
+        {"roles": ["submit", "work", "admin"], "grid": "blue-otter"},
+    ),
 }  # fmt: skip
 
 
