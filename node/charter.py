@@ -7,11 +7,6 @@
 The rules are those of `core.trust` and `core.revocation`; here they meet files, our own key and our clock. Plain
 synchronous code: whoever is expelled by a call is refused by the next one.
 
-Dates are judged by grid time. Before it is known there are two ways to doubt our own clock (`judging_time`): the
-lenient one for what we show and are given, so that a machine that woke up in 2040 does not take its own membership for
-ended; the strict one for whom we let in as a listener and for all that we sign, so that one that woke up in 1970 does
-not make a member of whoever holds an old invite.
-
 Rule 1: what was said is on the disk before anybody hears it.
 Rule 2: no private key but the node's own outlives the call that needed it, and none gets into a message.
 """
@@ -19,10 +14,9 @@ Rule 2: no private key but the node's own outlives the call that needed it, and 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -46,6 +40,7 @@ from p2pgrid.core.chains import (
 from p2pgrid.core.errors import GridError, NotAuthorized, QuotaExceeded
 from p2pgrid.core.ids import grid_name
 from p2pgrid.core.invite import (
+    ADDRESS_LENGTH_MAX,
     ADDRESSES_MAX,
     INVITE_WORD,
     SALT_LENGTH,
@@ -57,27 +52,14 @@ from p2pgrid.core.invite import (
     write_invite,
 )
 from p2pgrid.core.revocation import Revocation, Revocations, named_by_id, vouchers_of
-from p2pgrid.core.trust import Judge, judging_time
-from p2pgrid.node.charter_members import Roster
-from p2pgrid.node.charter_revocations import Ledger
-from p2pgrid.node.charter_shown import admits, comes_by, described, warned
-from p2pgrid.node.identity import Identity, found_grid, peer_id, peer_public, write_membership
+from p2pgrid.core.trust import Judge
+from p2pgrid.node.charter_shown import bad_recovery, comes_by, described, refused_to_sign, warned
+from p2pgrid.node.charter_standing import Admitted, Heard, Standing
+from p2pgrid.node.identity import found_grid
 
-SAVED_PEERS_MAX = 200
+__all__ = ["Admitted", "Charter", "Heard", "Joining", "Revoking"]
+
 HEX_PREFIX_MIN = 4
-_NO_LONGER = frozenset({Reason.ENDED, Reason.EXPIRED, Reason.REVOKED, Reason.FROM_REVOKED})
-"""Reasons for which a statement that was good once does not hold: nobody's fault."""
-
-
-@dataclass(frozen=True, slots=True)
-class Admitted:
-    """A member that was let in: `id` is its PeerId, `provisional` that no admin has signed it yet."""
-
-    public: bytes
-    id: str
-    roles: int
-    chain: bytes
-    provisional: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,157 +100,8 @@ class Revoking:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """What followed from revocations: which to pass on, whose connections must end, whether we are out ourselves."""
-
-    fresh: list[bytes]
-    expelled: list[bytes]
-    lost: bool
-
-
-class Charter:
-    """The membership of one node.
-
-    Attributes:
-        offset_s: grid time minus our own clock; None while no other clock is known. Set by whoever knows.
-        notes: what was found damaged at the start; to be told once.
-    """
-
-    def __init__(self, identity: Identity, folder: Path, wall: Callable[[], float]) -> None:
-        """Read what is kept in `folder`, whose lock the caller holds.
-
-        Args:
-            identity: our key, and what `grid.json` says.
-            folder: the node's directory.
-            wall: unix seconds by this machine.
-        """
-        self.public = identity.public
-        self.offset_s: float | None = None
-        self.notes: list[str] = []
-        self._key = identity.key
-        self._folder = folder
-        self._wall = wall
-        self._enter(identity.grid, identity.chains)
-        self.notes += self._ledger.load()
-        self.notes += self._roster.load(self.grid)
-
-    def _enter(self, grid: bytes, chains: tuple[bytes, ...]) -> None:
-        self.grid = grid
-        self.grid_name = grid_name(grid)
-        self._chains = chains
-        self._shown = chains[-1]
-        self._judge = Judge(grid)
-        self._ledger = Ledger(self._folder, self._judge)
-        self._roster = Roster(self._folder)
-
-    # -- ourselves
-
-    def now_s(self, *, lenient: bool = False) -> float:
-        """Return grid time as well as it is known; the module says which doubt is right where."""
-        offsets = [] if self.offset_s is None else [self.offset_s]
-        now = judging_time(self._wall(), offsets, newest_signed_at(self._shown), dialler=lenient)
-        return min(max(now, 0.0), float(TIME_MAX_S))
-
-    @property
-    def certificate(self) -> bytes:
-        """What we show: the best of our chains; where none holds any more the last one, for others are the judges."""
-        now = self.now_s(lenient=True)
-        with suppress(Refused):
-            self._shown = self._judge.best(self._chains, self.public, now, self._ledger.counting)
-        return self._shown
-
-    @property
-    def roles(self) -> int:
-        """What we may do; 0 if we are out."""
-        return self.roles_of(self.public)
-
-    @property
-    def provisional(self) -> bool:
-        """Whether no admin has signed us yet."""
-        return is_provisional(read_chain(self.certificate))
-
-    @property
-    def alone(self) -> bool:
-        """Whether this is a grid of one: we founded it and never met anybody."""
-        return len(read_chain(self.certificate)) == 1 and not self._roster.members
-
-    @property
-    def lost(self) -> bool:
-        """Whether we were revoked; a membership that has ended is not lost."""
-        return not any(self._holds(chain, self.public, 0) for chain in self._chains)
-
-    def rank(self) -> int:
-        """Return how far from the grid's key we sign: the lowest acts first; LINKS_MAX or more: we cannot."""
-        try:
-            return len(read_chain(self._admin_chain()))
-        except NotAuthorized:
-            return LINKS_MAX + 1
-
-    # -- others
-
-    def admit(self, certificate: bytes, public: bytes, *, dialler: bool) -> Admitted:
-        """Return the member with this key, proved by the connection, or refuse it. `dialler`: we called.
-
-        Raises:
-            Refused: and why.
-        """
-        now = self.now_s(lenient=dialler)
-        chain = certificate
-        try:
-            roles = self._judge.check(chain, public, now, self._ledger.counting)
-        except Refused as refused:
-            # A joiner whose invite ended before it heard of the link signed for it: it is a member all the same.
-            others = self._roster.chains_of(public) if refused.reason in _NO_LONGER else []
-            chain = next((one for one in others if self._holds(one, public, now)), b"")
-            if not chain:
-                raise
-            roles = self._judge.check(chain, public, now, self._ledger.counting)
-        if public != self.public:
-            self._roster.shown(public, chain, self._wall())
-        return Admitted(public, peer_id(public), roles, chain, is_provisional(read_chain(chain)))
-
-    def shown(self, public: bytes, chain: bytes) -> Admitted:
-        """Return what a connected member is by the chain that it shows from now on.
-
-        Raises:
-            Refused: it does not hold.
-        """
-        return self.admit(chain, public, dialler=True)
-
-    def holds(self, public: bytes) -> bool:
-        """Return whether a connected member still belongs here: asked after a revocation, and once time is known."""
-        now = self.now_s(lenient=True)
-        return any(self._holds(chain, public, now) for chain in self._roster.chains_of(public))
-
-    def _holds(self, chain: bytes, public: bytes, now_s: float) -> bool:
-        return admits(self._judge, chain, public, now_s, self._ledger.counting)
-
-    def _expelled(self) -> list[bytes]:
-        return [public for public in self._roster.members if not self.holds(public)]
-
-    def saw(self, peer: str, addresses: Sequence[str]) -> None:
-        """Remember where a member was reached; written lazily. Raises ValueError if it is no PeerId."""
-        self._roster.saw(peer_public(peer), addresses, self._wall())
-
-    def saved_peers(self) -> list[tuple[str, tuple[str, ...]]]:
-        """Return members that still belong and where they were last reached, the newest first."""
-        found: list[tuple[str, tuple[str, ...]]] = []
-        for public, known in reversed(self._roster.members.items()):
-            if known.addresses and self.holds(public):
-                found.append((peer_id(public), known.addresses))
-            if len(found) == SAVED_PEERS_MAX:
-                break
-        return found
-
-    def flush_if_dirty(self) -> None:
-        """Write what was learned of members since; called every few seconds and at the end.
-
-        Raises:
-            GridError: the directory cannot be used; it is tried again at the next call.
-        """
-        if self._roster.dirty:
-            self._roster.write(self.grid)
+class Charter(Standing):
+    """The membership of one node, and what may be done with it."""
 
     # -- coming and going
 
@@ -285,20 +118,6 @@ class Charter:
             return self._joining(invite, invite.join(self.public))
         except Refused as refused:
             raise bad_invite(refused.reason) from None
-
-    def recovering(self, text: str, passphrase: str) -> Joining:
-        """Return the membership that a recovery file gives this node: all roles; `adopt` takes it up. Takes 70 ms.
-
-        Raises:
-            GridError: it is no recovery file, damaged, or its key was revoked; the passphrase is wrong.
-        """
-        try:
-            held = recover_admin(text, passphrase)
-            revoked = self._known_of(held.grid)
-            chain = revoked.judge.promote(held.key, held.chain, self.public, ALL_ROLES, self.now_s(), revoked)
-            return self._joining(held, chain)
-        except Refused as refused:
-            raise _bad_recovery(refused.reason) from None
 
     def _known_of(self, grid: bytes) -> Revocations:
         return self._ledger.counting if grid == self.grid else Revocations(Judge(grid))
@@ -334,35 +153,6 @@ class Charter:
         """Leave: found a fresh grid of one. Raises GridError: the directory cannot be used; nothing is changed."""
         self._switch(*found_grid(self.public, self._wall()))
 
-    def _switch(self, grid: bytes, chain: bytes) -> None:
-        # grid.json first: the other files name their grid, and are passed over if this is cut off here.
-        write_membership(self._folder, grid, (chain,))
-        self._roster.forget_all()
-        self._ledger.forget_all()
-        self._enter(grid, (chain,))
-
-    def offered(self, chain: bytes) -> bool:
-        """Keep a chain that was given to us; return whether what we show changed.
-
-        Raises:
-            Refused: it is nonsense, which is the peer's fault; one that was good once is just not taken.
-            GridError: the directory cannot be used; nothing is changed.
-        """
-        before = self.certificate
-        try:
-            self._keep(chain)
-        except Refused as refused:
-            if refused.reason not in _NO_LONGER:
-                raise
-        return self.certificate != before
-
-    def _keep(self, chain: bytes) -> None:
-        now = self.now_s(lenient=True)
-        kept = self._judge.keep(self._chains, chain, self.public, now, self._ledger.counting)
-        if chain in kept and chain not in self._chains:
-            write_membership(self._folder, self.grid, kept)
-            self._chains = kept
-
     # -- what an admin signs
 
     def _admin_chain(self) -> bytes:
@@ -397,7 +187,14 @@ class Charter:
         try:
             yield chain
         except Refused as refused:
-            raise _refused_to_sign(refused.reason) from None
+            raise refused_to_sign(refused.reason) from None
+
+    def rank(self) -> int:
+        """Return how far from the grid's key we sign: the lowest acts first; LINKS_MAX or more: we cannot."""
+        try:
+            return len(read_chain(self._admin_chain()))
+        except NotAuthorized:
+            return LINKS_MAX + 1
 
     def invite(
         self, roles: int, expires_s: float, member_until: int, addresses: Sequence[str]
@@ -428,7 +225,7 @@ class Charter:
             signed = self._judge.invite(
                 self._key, chain, public, roles, now, self._ledger.counting, join_until=join_until, until=member_until
             )  # fmt: skip
-        text = write_invite(Membership(self.grid, tuple(addresses)[:ADDRESSES_MAX], voucher, signed))
+        text = write_invite(Membership(self.grid, _fit(addresses), voucher, signed))
         self._roster.made(self._roster.invites, public, signed)
         self._roster.write(self.grid)
         facts = {
@@ -461,6 +258,8 @@ class Charter:
     def promote(self, public: bytes, roles: int) -> bytes:
         """Return one more chain for a node, with these roles and those that it has; it is offered until it is shown.
 
+        It gives no time: a membership that ends, ends when it did before.
+
         Raises:
             GridError: not-authorized, or the node was revoked.
         """
@@ -469,9 +268,11 @@ class Charter:
                 raise NotAuthorized(
                     "that node was revoked", next="its machine may join again with a new key: p2pgrid invite"
                 )
-            now = self.now_s()
+            if not 0 < roles <= ALL_ROLES:
+                raise GridError("these are no roles", next="p2pgrid promote NODE --roles admin", code="usage")
+            had, until = self._membership_of(public)
             signed = self._judge.promote(
-                self._key, chain, public, roles | self.roles_of(public), now, self._ledger.counting
+                self._key, chain, public, roles | had, self.now_s(), self._ledger.counting, until=until
             )  # fmt: skip
         if public == self.public:
             self.offered(signed)
@@ -480,23 +281,7 @@ class Charter:
         self._roster.write(self.grid)
         return signed
 
-    def roles_of(self, public: bytes) -> int:
-        """Return what a member may do by the best of its chains known here; 0 if none holds."""
-        chains = self._chains if public == self.public else self._roster.chains_of(public)
-        now = self.now_s(lenient=True)
-        try:
-            best = self._judge.best(chains, public, now, self._ledger.counting)
-            return self._judge.check(best, public, now, self._ledger.counting)
-        except Refused:
-            return 0
-
-    def pending_for(self, public: bytes) -> list[bytes]:
-        """Return chains signed here for a member that it has not shown yet: to be offered when it connects."""
-        known = self._roster.members.get(public)
-        now = self.now_s(lenient=True)
-        return [chain for chain in known.given if self._holds(chain, public, now)] if known else []
-
-    # -- revocations
+    # -- revoking
 
     def resolve(self, text: str) -> list[bytes]:
         """Return the keys that a text means: an invite, or the first hex digits (at least 4) of a key or its id.
@@ -540,9 +325,7 @@ class Charter:
         let_in = [public for public in (*before, self.public) if self._comes_by(public, target)]
         with self._signing():
             said, notes = self._said(target, with_admitted=with_admitted)
-        if said:
-            self._ledger.write(said)
-            self._ledger.hear(said)
+        self._say(said)
         stay = {public for public in before if self.holds(public)} | {self.public}
         return Revoking(
             tuple(record.packed for record in said),
@@ -552,6 +335,34 @@ class Charter:
             tuple(public for public in self._roster.members if public not in stay),
             tuple(notes),
         )
+
+    def close_invites(self) -> list[bytes]:
+        """Return revocations that close the invites by which revoked members came, as far as they are still open.
+
+        Whoever revoked a member may not have known by which invite it came, and its machine may still have the text.
+        To be asked after `heard`, the admin of the lowest `rank` first. On the disk when this returns; [] if we are no
+        admin, or nothing is open.
+
+        Raises:
+            GridError: the directory cannot be used.
+        """
+        counting = self._ledger.counting
+        packed: list[bytes] = []
+        for public, known in self._roster.members.items():
+            if counting.names(public) and not all(counting.names(one) for one in known.vouchers):
+                try:
+                    with self._signing():
+                        said, _ = self._said(public, with_admitted=False)
+                except (NotAuthorized, QuotaExceeded):
+                    return packed
+                self._say(said)
+                packed += [record.packed for record in said]
+        return packed
+
+    def _say(self, said: list[Revocation]) -> None:
+        if said:
+            self._ledger.write(said)
+            self._ledger.hear(said)
 
     def _comes_by(self, public: bytes, target: bytes) -> bool:
         chains = self._chains if public == self.public else self._roster.chains_of(public)
@@ -583,30 +394,6 @@ class Charter:
             said.append(record)
         return said, notes
 
-    def heard(self, packed: Sequence[bytes]) -> Heard:
-        """Take in revocations from a peer; on the disk when this returns.
-
-        Raises:
-            Refused: one is nonsense, or no admin of this grid ever signed it; none was taken in.
-        """
-        fresh = self._ledger.hear([self._ledger.read(one) for one in packed])
-        if not fresh:
-            return Heard([], [], lost=False)
-        try:
-            self._ledger.write()
-        except GridError as error:
-            if str(error) not in self.notes:
-                self.notes.append(str(error))  # a full disk is no reason to let a thief in
-        return Heard(fresh, self._expelled(), self.lost)
-
-    def revocations(self) -> list[list[bytes]]:
-        """Return every revocation heard, packed, in lots of which each fits a control frame."""
-        return self._ledger.lots()
-
-    def digest(self) -> bytes:
-        """Return 32 bytes over every revocation heard, for comparison with a peer's."""
-        return self._ledger.digest()
-
     # -- the recovery file
 
     def export(self, passphrase: str, addresses: Sequence[str] = ()) -> tuple[str, str]:
@@ -621,11 +408,26 @@ class Charter:
             key = Ed25519PrivateKey.generate()
             public = public_of(key)
             signed = self._judge.promote(self._key, chain, public, ADMIN, self.now_s(), self._ledger.counting)
-        held = Membership(self.grid, tuple(addresses)[:ADDRESSES_MAX], key, signed)
+        held = Membership(self.grid, _fit(addresses), key, signed)
         text = export_admin(held, passphrase, os.urandom(SALT_LENGTH))
         self._roster.made(self._roster.exported, public, signed)
         self._roster.write(self.grid)
         return text, key_id(public).hex()
+
+    def recovering(self, text: str, passphrase: str) -> Joining:
+        """Return the membership that a recovery file gives this node: all roles; `adopt` takes it up. Takes 70 ms.
+
+        Raises:
+            GridError: it is no recovery file, damaged, or its key was revoked; the passphrase is wrong.
+        """
+        try:
+            held = recover_admin(text, passphrase)
+            revoked = self._known_of(held.grid)
+            now = max(self.now_s(), newest_signed_at(held.chain))
+            chain = revoked.judge.promote(held.key, held.chain, self.public, ALL_ROLES, now, revoked)
+            return self._joining(held, chain)
+        except Refused as refused:
+            raise bad_recovery(refused.reason) from None
 
     def recover(self, text: str, passphrase: str) -> bytes:
         """Make this node an admin by a recovery file, in the grid of the file; return its chain, which is kept.
@@ -666,34 +468,5 @@ class Charter:
         }
 
 
-def _refused_to_sign(reason: Reason) -> GridError:
-    if reason is Reason.CUTS_SENDER:
-        return NotAuthorized(
-            "this would cut this node itself off", next="leave out --with-admitted, or say it at another admin's node"
-        )
-    if reason is Reason.TOO_MANY:
-        return QuotaExceeded(reason.sentence, next="cut off what it let in, too: p2pgrid revoke --with-admitted")
-    if reason is Reason.LINKS:
-        return NotAuthorized(
-            "this node is too far from the grid's first to sign others",
-            next="ask an admin nearer to it; this lists them: p2pgrid grid show",
-        )
-    return NotAuthorized(f"that cannot be signed: {reason.sentence}")
-
-
-def _bad_recovery(reason: Reason) -> GridError:
-    sentence = {
-        Reason.NO_INVITE: "this is not a recovery file",
-        Reason.TRUNCATED: "the recovery file is cut short",
-        Reason.DAMAGED: "the recovery file is damaged: some character is wrong",
-        Reason.NEWER: "the recovery file was made by a newer version of p2pgrid",
-        Reason.PASSPHRASE: "the passphrase is wrong",
-        Reason.REVOKED: "the key in the recovery file was revoked",
-        Reason.FROM_REVOKED: "the recovery file comes from a key that was revoked",
-    }.get(reason, f"the recovery file cannot be used: {reason.sentence}")
-    advice = "use another one, or ask an admin for an invite: p2pgrid invite"
-    if reason is Reason.PASSPHRASE:
-        advice = "type it again, or name a file that holds it: --passphrase-file FILE"
-    elif reason in {Reason.NO_INVITE, Reason.TRUNCATED, Reason.DAMAGED}:
-        advice = "use the whole file that p2pgrid grid export wrote"
-    return GridError(sentence, next=advice, code="usage")
+def _fit(addresses: Sequence[str]) -> tuple[str, ...]:
+    return tuple(one for one in addresses if 0 < len(one) <= ADDRESS_LENGTH_MAX and one.isprintable())[:ADDRESSES_MAX]

@@ -9,6 +9,7 @@ Rule: bounded everywhere; whoever was seen longest ago goes first.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,8 @@ class Roster:
     def forget_all(self) -> None:
         """Forget everything, on the disk too: this node went to another grid."""
         self.members, self.invites, self.exported, self.dirty = {}, {}, {}, False
-        self._path.unlink(missing_ok=True)
+        with suppress(OSError):  # it names its grid, and is passed over in another
+            self._path.unlink()
 
     def made(self, kind: dict[bytes, bytes], public: bytes, chain: bytes) -> None:
         """Remember an invite or an exported key; `kind` is one of the two dicts."""

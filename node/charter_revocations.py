@@ -11,6 +11,7 @@ Rule 2: `revocations.msgpack` is written before anybody is told.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -53,7 +54,7 @@ class Ledger:
         for one in packed:
             try:
                 good.append(self.read(one))
-            except (Refused, TypeError) as error:
+            except Refused as error:
                 damaged = DamagedError(str(error))
         # Those that counted stand first in the file, in their order: the first heard wins, now as before.
         self.hear(good)
@@ -70,6 +71,8 @@ class Ledger:
         Raises:
             Refused: it is none.
         """
+        if not isinstance(packed, bytes):
+            refuse(Reason.MALFORMED)
         record = read_revocation(packed)
         if not self._judge.check(record.chain, record.signer, 0, provisional=False) & ADMIN:
             refuse(Reason.NOT_ADMIN)
@@ -78,14 +81,14 @@ class Ledger:
 
     def hear(self, records: Iterable[Revocation]) -> list[bytes]:
         """Take in revocations that were read here; return the packed form of those that are new and were kept."""
-        fresh = []
+        fresh, taken = [], False
         for record in records:
-            if record.id in self._heard:
-                continue
-            self._heard[record.id] = record
-            fresh.append(record)
-            if self.counting.add(record):
-                self._settle()
+            if record.id not in self._heard:
+                self._heard[record.id] = record
+                fresh.append(record)
+                taken |= self.counting.add(record)
+        if taken:
+            self._settle()
         if fresh:
             self._shrink()
         return [record.packed for record in fresh if record.id in self._heard]
@@ -120,7 +123,8 @@ class Ledger:
 
     def forget_all(self) -> None:
         """Remove the file: this node went to another grid."""
-        self._path.unlink(missing_ok=True)
+        with suppress(OSError):  # it names its grid, and is passed over in another
+            self._path.unlink()
 
     def lots(self) -> list[list[bytes]]:
         """Return all of them packed, in lots of which each fits a control frame."""

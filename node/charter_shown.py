@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from p2pgrid.core.chains import KEY_ID_LENGTH, Reason, Refused, key_id, read_chain, role_names
+from p2pgrid.core.errors import GridError, NotAuthorized, QuotaExceeded
 from p2pgrid.core.revocation import Revocations
 from p2pgrid.core.trust import Judge, Revoked
 from p2pgrid.node.identity import peer_id
@@ -123,3 +124,38 @@ def _span(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds / 60:.0f} minutes"
+
+
+def refused_to_sign(reason: Reason) -> GridError:
+    """Return the error that tells an admin why the judge did not let it sign or revoke."""
+    if reason is Reason.CUTS_SENDER:
+        return NotAuthorized(
+            "this would cut this node itself off", next="leave out --with-admitted, or say it at another admin's node"
+        )
+    if reason is Reason.TOO_MANY:
+        return QuotaExceeded(reason.sentence, next="cut off what it let in, too: p2pgrid revoke --with-admitted")
+    if reason is Reason.LINKS:
+        return NotAuthorized(
+            "this node is too far from the grid's first to sign others",
+            next="ask an admin nearer to it; this lists them: p2pgrid grid show",
+        )
+    return NotAuthorized(f"that cannot be signed: {reason.sentence}")
+
+
+def bad_recovery(reason: Reason) -> GridError:
+    """Return the error that tells why a recovery file cannot be used."""
+    sentence = {
+        Reason.NO_INVITE: "this is not a recovery file",
+        Reason.TRUNCATED: "the recovery file is cut short",
+        Reason.DAMAGED: "the recovery file is damaged: some character is wrong",
+        Reason.NEWER: "the recovery file was made by a newer version of p2pgrid",
+        Reason.PASSPHRASE: "the passphrase is wrong",
+        Reason.REVOKED: "the key in the recovery file was revoked",
+        Reason.FROM_REVOKED: "the recovery file comes from a key that was revoked",
+    }.get(reason, f"the recovery file cannot be used: {reason.sentence}")
+    advice = "use another one, or ask an admin for an invite: p2pgrid invite"
+    if reason is Reason.PASSPHRASE:
+        advice = "type it again, or name a file that holds it: --passphrase-file FILE"
+    elif reason in {Reason.NO_INVITE, Reason.TRUNCATED, Reason.DAMAGED}:
+        advice = "use the whole file that p2pgrid grid export wrote"
+    return GridError(sentence, next=advice, code="usage")

@@ -79,7 +79,7 @@ def peer_public(text: str) -> bytes:
     """
     number = 0
     for letter in text if len(text) <= _PEER_ID_LENGTH_MAX else "":
-        number = number * 58 + _BASE58.index(letter)  # ValueError if it is none
+        number = number * 58 + max(_BASE58.find(letter), 0)  # another letter makes another text below
     length = len(_PEER_ID_HEAD) + _KEY_LENGTH
     data = number.to_bytes(length, "big") if number < 256**length else b""
     public = data[len(_PEER_ID_HEAD) :]
@@ -188,7 +188,7 @@ def _membership(path: Path, public: bytes, wall_s: float) -> tuple[bytes, tuple[
         kept = json.loads(text)
         grid = bytes.fromhex(kept["grid"])
         chains = tuple(bytes.fromhex(chain) for chain in kept["chains"])
-        mine = any(_admits(Judge(grid), chain, public) for chain in chains)
+        mine = tuple(chain for chain in chains if _admits(Judge(grid), chain, public))
     except (ValueError, TypeError, KeyError, Refused) as error:
         raise GridError(
             f"{path} is not a membership: {error}",
@@ -201,7 +201,7 @@ def _membership(path: Path, public: bytes, wall_s: float) -> tuple[bytes, tuple[
             next=f"put the {KEY_FILE} of that node back, or move {GRID_FILE} away: p2pgrid node founds a new grid",
             code="directory-unusable",
         )
-    return grid, chains, False
+    return grid, mine, False
 
 
 def _admits(judge: Judge, chain: bytes, public: bytes) -> bool:
