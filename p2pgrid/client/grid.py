@@ -21,7 +21,7 @@ from p2pgrid.client.feed import Feed
 from p2pgrid.client.future import Future
 from p2pgrid.client.job import Job, find, future_of
 from p2pgrid.client.mapping import MapWay, not_yet, total_of
-from p2pgrid.client.members import Member, call_of, chosen, members_from, only
+from p2pgrid.client.members import Member, call_of, chosen, connected, members_from, only
 from p2pgrid.client.pickling import Call, Functions, pickled_call
 from p2pgrid.client.results import NoResults, Results
 from p2pgrid.client.session import LEAVE_S, Session, sessions
@@ -380,7 +380,7 @@ class Grid(Executor):
         """
         fn, args, kwargs = call_of(fn_or_argv, args)
         futures = {}
-        for key, member in chosen(self.members(), self._options, where).items():
+        for key, member in chosen(connected(self.members), self._options, where).items():
             view = self.options(where=only(member), strict=True)
             futures[key] = view.submit(fn, *args, **kwargs)
         if self._own is not None:

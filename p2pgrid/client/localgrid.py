@@ -57,7 +57,7 @@ class LocalGrid:
         return grid
 
     def wait_members(self, n: int | None = None, timeout: float = READY_S) -> None:
-        """Wait until every node that runs here sees `n` nodes alive, those that run here among them.
+        """Wait until every node that runs here is connected with `n` that are alive: all that run here, and itself.
 
         Args:
             n: how many; by default as many as run here. Say more where others have joined.
@@ -130,8 +130,8 @@ class LocalGrid:
 
 
 def _alive(node: LocalNode) -> dict[str, str]:
-    """Return names by id of those that a node sees alive."""
-    return {member.id: member.name for member in node.members() if member.status == ALIVE}
+    """Return names by id of those that a node sees alive and is connected with."""
+    return {member.id: member.name for member in node.members() if member.status == ALIVE and member.connected}
 
 
 def _who_misses_whom(running: list[LocalNode], views: dict[str, dict[str, str]]) -> str:

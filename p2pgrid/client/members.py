@@ -1,6 +1,7 @@
 """Who is in the grid, as Python sees it, and which of them a `run` goes to."""
 
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,8 @@ from p2pgrid.core.errors import Unschedulable
 from p2pgrid.core.options import TaskOptions, unmet, why_nowhere
 from p2pgrid.core.where import Either, parse
 
+CONNECTED_WITHIN_S = 5.0
+POLL_S = 0.05
 ALIVE = "alive"
 WORK = "work"
 PREFIX_CHARS_MIN = 12
@@ -29,6 +32,7 @@ class Member:
         pythons: its workers' interpreters, `{"path", "version"}` each.
         version: of its p2pgrid.
         facts: what `where=` and `resources=` are matched against.
+        connected: whether the asked node has a connection with it; its roles are known only then.
     """
 
     id: str
@@ -40,11 +44,12 @@ class Member:
     pythons: tuple[Mapping[str, Any], ...] = ()
     version: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    connected: bool = True
 
     @property
     def is_worker(self) -> bool:
-        """Whether tasks can be sent to it now."""
-        return self.status == ALIVE and WORK in self.roles and self.slots > 0
+        """Whether it takes tasks now, as far as is known."""
+        return self.status == ALIVE and self.slots > 0 and (WORK in self.roles or not self.connected)
 
     def __repr__(self) -> str:
         """Show what tells it from the others, in one line."""
@@ -65,9 +70,23 @@ def members_from(answer: Mapping[str, Any]) -> list[Member]:
             pythons=tuple(one.get("pythons", ())),
             version=one.get("version", ""),
             facts=one.get("facts", {}),
+            connected=one.get("connected", True),
         )
         for one in answer["members"]
     ]
+
+
+def connected(ask: Callable[[], list[Member]]) -> list[Member]:
+    """Return the members as soon as all alive ones are connected, or for a few seconds were not.
+
+    Whoever has just joined hears of everybody first and is connected with each a little later.
+    """
+    deadline = time.monotonic() + CONNECTED_WITHIN_S
+    while True:
+        members = ask()
+        if all(one.connected or one.status != ALIVE for one in members) or time.monotonic() > deadline:
+            return members
+        time.sleep(POLL_S)
 
 
 def chosen(members: Iterable[Member], options: TaskOptions, where: str | None) -> dict[str, Member]:

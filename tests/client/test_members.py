@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from p2pgrid.core.batch import decode_batch
 from p2pgrid.core.errors import ExitCode, GridError, NotFound, Unschedulable
 from p2pgrid.core.options import TaskOptions
 from p2pgrid.core.where import WhereError
+from p2pgrid.core.wire import Frame
 from tests.client.conftest import Connect
 from tests.client.scripted import ScriptedNode
 
@@ -169,6 +171,25 @@ def test_condition_of_one_node_names_it_where_that_is_safe() -> None:
 
     assert only(honest) == "name == 'n0' and id == '12D3'"
     assert only(unnamed) == only(sly) == "id == '12D3'"
+
+
+def test_run_waits_for_connections(node: ScriptedNode, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A member that is alive and not yet connected is waited for; in the end it is tried all the same."""
+    late = {**member("n1"), "connected": False, "roles": []}
+    node.answers["members"] = listing(member("n0"), late)
+    asked = itertools.count(1)
+
+    def arrive(frame: Frame) -> None:
+        if frame.kind == m.REQUEST and next(asked) == 2:
+            node.answers["members"] = listing(member("n0"), member("n1"), member("n2", status="dead"))
+
+    node.on_frame = arrive
+    grid = connect()
+    came = grid.run(double, 1)
+    node.answers["members"] = listing(member("n0"), late)
+    monkeypatch.setattr("p2pgrid.client.members.CONNECTED_WITHIN_S", 0.0)
+
+    assert list(came) == list(grid.run(double, 1)) == ["n0", "n1"]
 
 
 def test_view_waits_for_what_ran_through_it(node: ScriptedNode, connect: Connect) -> None:
