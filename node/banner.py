@@ -19,6 +19,7 @@ from typing import Any, TextIO
 from p2pgrid import __version__
 from p2pgrid.core.errors import GridError, error_to_wire
 from p2pgrid.core.units import format_size
+from p2pgrid.node.addresses import described, is_local
 from p2pgrid.node.config import NodeConfig
 from p2pgrid.node.events import Log
 from p2pgrid.node.identity import Identity
@@ -77,19 +78,37 @@ class Talk:
             _write(sys.stdout, plain)
 
 
-def banner(config: NodeConfig, identity: Identity) -> str:
-    """Return the lines that `p2pgrid node` begins with: only what is true of this node now."""
-    membership = "new, you are its only member and admin" if identity.founded else "you are its only member and admin"
+def banner(config: NodeConfig, identity: Identity, addresses: Sequence[str], known: int) -> str:
+    """Return the lines that `p2pgrid node` begins with: only what is true of this node now.
+
+    Args:
+        config: what the node was told.
+        identity: who it is.
+        addresses: multiaddrs at which others can dial it; its ports are open already.
+        known: how many other members it has met in former lives.
+    """
+    membership = "you are its only member and admin"
+    if config.join:
+        membership = "joining another by an invite"
+    elif identity.founded:
+        membership = f"new, {membership}"
+    elif known:
+        membership = "1 other member known" if known == 1 else f"{known} other members known"
     free = shutil.disk_usage(config.dir).free
     pythons = ", ".join(_short(path) for path in config.python)
     tasks = f"up to {config.slots} tasks at once in {pythons}" if config.work else "no tasks (--no-work)"
     quota = f"at most {format_size(config.quota)} of " if config.quota else ""
+    listens = f"{described(addresses)}   reachable: not yet known"
+    if not addresses:
+        listens = "nothing yet: programs here use its socket"
+    elif is_local(addresses):
+        listens = f"{described(addresses)}   this machine only"
     rows = [
         ("runs", tasks, "--slots --python"),
-        ("listens", "nothing yet: a grid of one machine; programs here use its socket", ""),
+        ("listens", listens, "--listen --advertise"),
         ("keeps", f"{_short(config.dir)}, {quota}{format_size(free)} free", "--dir --quota"),
         ("trust", "tasks run as this user and can read this user's files", ""),
-        ("next", "Python: pg.Grid().map(f, xs)    look: p2pgrid status", ""),
+        ("next", "another machine: p2pgrid invite    Python: pg.Grid().map(f, xs)", ""),
     ]
     lines = [f"p2pgrid {__version__}   node {identity.name}   grid {identity.grid_name}: {membership}"]
     lines += [f" {word:<8} {text:<70} {flags}".rstrip() for word, text, flags in rows]

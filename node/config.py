@@ -1,7 +1,8 @@
 """What a node is told: `NodeConfig`, composed in one place from flags and environment.
 
 Rule: nothing else in `node/` reads the environment, and this file reads it in `from_flags` only. A wrong value is a
-`GridError` of code `usage` that names the flag.
+`GridError` of code `usage` that names the flag. An invite is a secret: it is taken out of the environment, which all
+children inherit, before anything else happens.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,15 @@ from typing import Any
 from p2pgrid.core.errors import GridError
 from p2pgrid.core.locate import data_dir
 from p2pgrid.core.units import parse_duration, parse_size
+from p2pgrid.node.addresses import read_advertise, read_listen
 
 SOCKET_PATH_MAX = 104
 """Bytes in `sun_path` where it is shortest (macOS)."""
 SLOTS_MAX = 1024
 PRESETS = ("local", "lan", "wan", "edge")
 LOG_LEVELS = ("info", "warning")
+INVITE_CHARACTERS_MAX = 1 << 16
+"""More than any invite has; `core.invite` says what is wrong with a longer text."""
 RESERVED_BYTES = 200_000_000
 BYTES_PER_SLOT = 100_000_000
 """Slots by default: as many as there are cpus, and no more than (RAM − 200 MB) / 100 MB (DESIGN §10)."""
@@ -60,6 +64,8 @@ class NodeConfig:
     embedded: bool = False
     """Started by a client: loopback only, log in a file, ends after its last client and job."""
     preset: str = "lan"
+    join: str | None = field(default=None, repr=False)
+    """The text of an invite."""
     log_level: str = "info"
     debug: bool = False
     json: bool = False
@@ -96,7 +102,10 @@ def from_flags(flags: Mapping[str, Any], environ: Mapping[str, str] | None = Non
     Raises:
         GridError: an unknown flag or a wrong value.
     """
+    invite = _take_invite(os.environ) if environ is None else environ.get("P2PGRID_JOIN")
     environ = os.environ if environ is None else environ
+    if invite and not flags.get("join"):
+        flags = {**flags, "join": invite}
     unknown = sorted(set(flags) - _FLAGS.keys())
     if unknown:
         raise _usage(f"no flag {unknown[0]!r}: there are {', '.join(sorted(_FLAGS))}")
@@ -300,6 +309,29 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(map(_text, _items(value)))
 
 
+def _take_invite(environ: MutableMapping[str, str]) -> str | None:
+    """Return the invite in the environment; it is not there any more, so that no worker ever sees it."""
+    found = [environ.pop(name, None) for name in ("P2PGRID_NODE_JOIN", "P2PGRID_JOIN")]
+    return next(filter(None, found), None)
+
+
+def _invite(value: Any) -> str:
+    """Return the text of an invite: as given, on stdin (`-`) or in a file (`@FILE`)."""
+    text = _text(value).strip()
+    if text == "-":
+        text = sys.stdin.read(INVITE_CHARACTERS_MAX)
+    elif text.startswith("@"):
+        path = Path(text[1:]).expanduser()
+        try:
+            with path.open() as file:
+                text = file.read(INVITE_CHARACTERS_MAX)
+        except (OSError, UnicodeError) as error:
+            raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}") from error
+    if not text.strip():
+        raise ValueError("there is no invite in what was given")
+    return text
+
+
 def _pythons(value: Any) -> tuple[Path, ...]:
     paths = []
     for item in _items(value, None):
@@ -331,8 +363,9 @@ _FLAGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "python": ("python", _pythons),
     "resource": ("resources", _resources),
     "tag": ("tags", _texts),
-    "listen": ("listen", lambda value: tuple(map(_text, _items(value, None)))),
-    "advertise": ("advertise", lambda value: tuple(map(_text, _items(value, None)))),
+    "join": ("join", _invite),
+    "listen": ("listen", lambda value: tuple(map(read_listen, map(_text, _items(value, None))))),
+    "advertise": ("advertise", lambda value: tuple(map(read_advertise, map(_text, _items(value, None))))),
     "preset": ("preset", _one_of(PRESETS)),
     "no_work": ("no_work", _flag),
     "no_keep": ("no_keep", _flag),

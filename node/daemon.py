@@ -29,7 +29,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 import trio
@@ -39,13 +38,17 @@ from p2pgrid.core import messages as m
 from p2pgrid.core.errors import ExitCode, GridError, PeerError
 from p2pgrid.core.locate import NODE_FILE, socket_of
 from p2pgrid.node import events as e
+from p2pgrid.node.asked import VERBS, Asked
 from p2pgrid.node.banner import Talk, banner, crash_report, last_line
+from p2pgrid.node.charter import Charter
 from p2pgrid.node.config import NodeConfig, explained, from_flags, prepare_dir, remove_dir
 from p2pgrid.node.disk import Journal
 from p2pgrid.node.identity import Identity, open_identity
 from p2pgrid.node.local import DirectoryLock, LocalServer, ask_to_stop, write_node_file
 from p2pgrid.node.machine import Machine, MachineConfig
+from p2pgrid.node.network import Network
 from p2pgrid.node.timers import Lag, Timers
+from p2pgrid.node.vitals import Standstill, costs
 from p2pgrid.node.workers import WorkerPool
 
 STOP_MARGIN_S = 3.0
@@ -56,6 +59,8 @@ TAKE_OVER_S = 10.0
 STARTING_S = 2.0
 SPAWNED_WITHIN_S = 2.0
 LAG_PERIOD_S = 0.02
+TICK_S = 1.0
+MINUTE_S = 60.0
 GIVE_WAY_S = 0.001
 SWITCH_INTERVAL_S = 0.001
 """How long the journal's threads may keep the GIL from the loop; Python's own 5 ms would be seen in every latency."""
@@ -109,9 +114,12 @@ def _serve(config: NodeConfig, make: MakeMind, talk: Talk, recent: deque[type]) 
                 talk.line(f"p2pgrid: {note}")
             journal.quota = config.quota
             identity = open_identity(config.dir, config.name, now)
-            node = Node(config, identity, journal, talk, recent)
+            charter = Charter(identity, config.dir, time.time)
+            for note in charter.notes:
+                talk.line(f"p2pgrid: {note}")
+            node = Node(config, identity, journal, charter, talk, recent)
             stack.enter_context(node.listening())
-        talk.line(banner(config, identity))
+        talk.line(banner(config, identity, node.network.addresses, len(charter.saved_peers())))
         code = trio.run(node.run, make)
     if code == ExitCode.DONE:
         talk.line(last_line(config, node.waiting))
@@ -151,12 +159,21 @@ class Node:
     """
 
     def __init__(
-        self, config: NodeConfig, identity: Identity, journal: Journal, talk: Talk, recent: deque[type]
+        self,
+        config: NodeConfig,
+        identity: Identity,
+        journal: Journal,
+        charter: Charter,
+        talk: Talk,
+        recent: deque[type],
     ) -> None:
         self.config = config
         self.identity = identity
         self.journal = journal
+        self.charter = charter
         self.talk = talk
+        self.network = Network(config, identity, charter, talk, self.deliver)
+        self.asked = Asked(self.network, self._rows, self._answer)
         self.waiting: Sequence[str] = ()
         self.server = LocalServer(config.socket, self.deliver, talk.log, self._room)
         self.pool = WorkerPool(
@@ -164,6 +181,9 @@ class Node:
         )
         self.timers = Timers()
         self.lag = Lag()
+        self.mind: Any = None
+        self._begin: Callable[..., None] = self._too_early
+        self._standstill = Standstill()
         self._steps: Callable[[e.Event, float], Iterable[Sequence[e.Effect]]] = _unborn
         self._inbox: deque[e.Event] = deque()
         self._recent = recent
@@ -181,7 +201,12 @@ class Node:
         self._code = ExitCode.DONE
         self._perform: dict[type, Callable[[Any], None]] = {
             e.Reply: self._reply,
-            e.Send: self._send,
+            e.Send: self.network.perform,
+            e.Connect: self.network.perform,
+            e.Disconnect: self.network.perform,
+            e.Drop: self.network.perform,
+            e.Introduce: self.network.perform,
+            e.GridClock: self.network.perform,
             e.Store: self._store,
             e.Fetch: lambda effect: journal.fetch(effect.token, effect.keys),
             e.Run: self.pool.run,
@@ -202,9 +227,12 @@ class Node:
         if self._ended:
             return
         inbox = self._inbox
-        inbox.extend(events)
         if self._delivering:
+            inbox.extend(events)
             return
+        if stood_s := self._standstill.look():
+            inbox.append(e.Stalled(stood_s))  # before anything that queued meanwhile
+        inbox.extend(events)
         self._delivering = True
         perform, recent = self._perform, self._recent
         now = time.monotonic()
@@ -217,25 +245,38 @@ class Node:
                     for effect in effects:
                         perform[type(effect)](effect)
                     if not inbox:  # whoever waits for the first part gets it before the second is begun
-                        self.pool.flush()
-                        self.server.flush()
-            self.pool.flush()
-            self.server.flush()
+                        self._flush()
+            self._flush()
             if self._ended:
                 break
         self._delivering = False
         if not self._work_came.is_set():
             self._work_came.set()
 
+    def _flush(self) -> None:
+        self.pool.flush()
+        self.server.flush()
+        self.network.flush()
+
     def _effects(self, event: e.Event, now: float) -> Iterator[Sequence[e.Effect]]:
         if type(event) is e.ClientSent and event.kind == m.REQUEST:
-            event = self._request(event)
+            known = self._request(event)
+            if known is None:
+                return
+            event = known
         try:
             yield from self._steps(event, now)
         except PeerError as error:
-            if type(event) is not e.ClientSent:
+            if type(event) is e.ClientSent:
+                self.server.drop(event.client, str(error))
+            elif type(event) is e.PeerSent:
+                self.network.drop(event.peer, str(error))
+            else:
                 raise
-            self.server.drop(event.client, str(error))
+
+    @staticmethod
+    def _too_early(*_: Any) -> None:
+        raise AssertionError("no request is read before the loop runs")
 
     # ---- effects ----------------------------------------------------------------------------------------------------
 
@@ -246,8 +287,10 @@ class Node:
                 effect = replace(effect, body=self._completed(verb, effect.body))
         self.server.reply(effect)
 
-    def _send(self, effect: e.Send) -> None:
-        raise AssertionError("a grid of one has nobody to send to")
+    def _answer(self, answer: e.Reply) -> None:
+        """Answer a request that the machine has not seen."""
+        self.server.reply(answer)
+        self.server.flush()
 
     def _store(self, effect: e.Store) -> None:
         failed = self.journal.store(effect.token, effect.rows)
@@ -266,10 +309,16 @@ class Node:
 
     # ---- what only the shell knows ----------------------------------------------------------------------------------
 
-    def _request(self, event: e.ClientSent) -> e.ClientSent:
-        """Look at a request on its way to the machine: some answers want what only the shell knows."""
+    def _request(self, event: e.ClientSent) -> e.ClientSent | None:
+        """Look at a request on its way to the machine: some answers want what only the shell knows.
+
+        None: it is none of the machine's business.
+        """
         match event.body:
-            case [("status" | "workers") as verb, dict()]:
+            case [str(verb), dict(arguments)] if verb in VERBS:
+                self._begin(self.asked.answer, event.client, event.id, verb, arguments)
+                return None
+            case [("status" | "workers" | "top") as verb, dict()]:
                 if len(self._asked) > m.REQUEST << 10:  # answers that never came
                     self._asked.clear()
                 self._asked[event.client, event.id] = verb
@@ -280,7 +329,15 @@ class Node:
 
     def _completed(self, verb: str, body: Any) -> Any:
         if verb == "status":
-            return {**body, "process": self.process()}
+            grid = {**body.get("grid", {}), "id": self.charter.grid.hex()}
+            warnings = [*body.get("warnings", ()), *self.network.warnings(self._rows())]
+            node = {**body.get("node", {}), "addresses": list(self.network.addresses)}
+            told = {"network": self.network.stats(), "process": self.process()}
+            return {**body, "node": node, "grid": grid, "warnings": warnings, **told}
+        if verb == "top":
+            stats, me = self.network.stats(), self.identity.id
+            count = {"messages": stats["messages_sent"] + stats["messages_received"]}
+            return {**body, "nodes": [{**row, **count} if row.get("id") == me else row for row in body["nodes"]]}
         states = {state.worker: state for state in self.pool.states()}
         rows = []
         for row in body["workers"]:
@@ -291,23 +348,27 @@ class Node:
 
     def process(self) -> dict[str, Any]:
         """Return what this process costs."""
-        page = os.sysconf("SC_PAGE_SIZE")
         return {
-            "pid": os.getpid(),
-            "rss": int(_proc("statm").split()[1]) * page if _proc("statm") else None,
-            "pss": _pss(),
-            "fds": sum(1 for _ in Path("/proc/self/fd").iterdir()) if _proc("statm") else None,
+            **costs(),
             "tasks": trio.lowlevel.current_statistics().tasks_living,
             "loop_lag_p50": self.lag.quantile(0.5),
             "loop_lag_p99": self.lag.quantile(0.99),
             "refused": self.server.refused,
         }
 
+    def _rows(self) -> list[dict[str, Any]]:
+        """Return the members as the machine sees them."""
+        return [] if self.mind is None else self.mind.member_rows(time.monotonic())
+
     # ---- a life -----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Open the socket and say where it is; both are gone afterwards."""
+        """Open the socket and say where it is, and the ports of the network; all are gone afterwards."""
+        if self.config.join:
+            self.charter.join(self.config.join)  # what is wrong with the text is said before anything else
+        if not self.config.embedded:
+            self.network.open()
         self.server.listen()
         try:
             said = {
@@ -317,6 +378,7 @@ class Node:
             write_node_file(self.config.dir, said)
             yield
         finally:
+            self.network.listening.close()
             self.server.close()
             with contextlib.suppress(OSError):
                 (self.config.dir / NODE_FILE).unlink()
@@ -329,25 +391,46 @@ class Node:
         scope = trio.CancelScope()
         with self._signals(token, scope), scope:
             async with trio.open_nursery() as nursery:
+                self._begin = nursery.start_soon
                 nursery.start_soon(self._raise_failures)
-                self._steps = (await self._mind(make)).steps
-                self.deliver([e.Loaded(self.journal.load(), time.time() - time.monotonic(), self.journal.incarnation)])
+                self.mind = await self._mind(make)
+                self._steps = self.mind.steps
+                charter = self.charter
+                self.deliver([
+                    e.Loaded(self.journal.load(), time.time() - time.monotonic(), self.journal.incarnation),
+                    e.Belongs(charter.grid, charter.grid_name, charter.roles),
+                ])  # fmt: skip
                 gc.freeze()  # what is there now stays: the collector need not look at it again
                 nursery.start_soon(self._fire_timers)
                 nursery.start_soon(self._watch_lag)
+                nursery.start_soon(self._watch_clock)
                 nursery.start_soon(self.server.serve)
+                nursery.start_soon(self.network.serve)
                 await nursery.start(self.pool.serve)
-                await self._spawned()
-                said = {"id": self.identity.id, "name": self.identity.name, "grid": self.identity.grid_name}
-                self.talk.event(f"ready {said['id']} {said['name']}", "ready", **said, addresses=[])
-                self.talk.started()
+                await self._be_ready()
                 await self._stopped.wait()
                 self.talk.event(None, "stopping")
                 self._ended = True
                 self.pool.stop(kill=True)
+                await self.network.close()
                 await self.server.drained(within_s=0.5)
                 nursery.cancel_scope.cancel()
+        with contextlib.suppress(GridError):  # a full disk: where members were is learned again
+            self.charter.flush_if_dirty()
         return self._code
+
+    async def _be_ready(self) -> None:
+        """Wait for workers and network, go where an invite leads, and say that this node can be used."""
+        if self.config.join or not self.config.embedded:
+            await self.network.ready()
+        await self._spawned()
+        if self.config.join:
+            await self.network.follow(self.config.join)
+        said = {"id": self.identity.id, "name": self.identity.name, "grid": self.charter.grid_name}
+        addresses = self.network.dialled
+        plain = " ".join(["ready", said["id"], said["name"], *addresses])
+        self.talk.event(plain, "ready", **said, addresses=addresses)
+        self.talk.started()
 
     async def _mind(self, make: MakeMind) -> Mind:
         config, identity = self.config, self.identity
@@ -433,6 +516,8 @@ class Node:
     async def _fire_timers(self) -> None:
         while True:
             await trio.lowlevel.checkpoint()
+            if stood_s := self._standstill.look():
+                self.deliver([e.Stalled(stood_s)])  # timers that were due meanwhile may be moved by it
             due = self.timers.due(time.monotonic())
             if due:
                 self._timer_at = float("-inf")  # whoever sets one meanwhile need not wake us
@@ -443,6 +528,18 @@ class Node:
             self._timer_at = float("inf") if at_s is None else at_s
             with trio.move_on_after(max(self._timer_at - time.monotonic(), 0.0)):
                 await self._timer_changed.wait()
+
+    async def _watch_clock(self) -> None:
+        """Look every second whether the loop stood still, and every minute what time it is."""
+        due_s = time.monotonic() + MINUTE_S * (0.5 + random.random())  # nodes of one start do not do it all at once
+        while True:
+            await trio.sleep(TICK_S)
+            if stood_s := self._standstill.look():
+                self.deliver([e.Stalled(stood_s)])
+            if time.monotonic() >= due_s:
+                due_s = time.monotonic() + MINUTE_S
+                self.deliver([e.WallClock(time.time() - time.monotonic())])
+                self.network.minute()
 
     async def _watch_lag(self) -> None:
         """Sample how late the loop is, as long as there is something to do."""
@@ -496,20 +593,6 @@ class Node:
 def _unborn(event: e.Event, _now: float) -> Iterable[Sequence[e.Effect]]:
     """Stand in for the machine until there is one: a signal may come earlier."""
     return [[e.Stopped()]] if isinstance(event, e.Stop) else []
-
-
-def _proc(name: str) -> str:
-    try:
-        return Path("/proc/self", name).read_text()
-    except OSError:
-        return ""
-
-
-def _pss() -> int | None:
-    for line in _proc("smaps_rollup").splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    return None
 
 
 def main() -> int:

@@ -50,6 +50,7 @@ class Neighbours(Handler):
         self._time: GridTime
         self._wall_offset_s = 0.0
         self._persisted = 0
+        self._life = b""
         self._addresses: tuple[str, ...] = ()
         self._introduced: Card | None = None
         self._wanted: dict[str, tuple[str, ...]] = {}
@@ -78,8 +79,10 @@ class Neighbours(Handler):
         self._time = GridTime(GridTimeOptions(), self.rng)
         self._time.wall_offset(self._wall_offset_s)
         born = self._liveness.begin(self._persisted, now + self._wall_offset_s, now)
-        life = self.rng.randbytes(8)
-        card = Card(born.incarnation, 0, life, born.leaf, self._addresses, dict(self.config.facts), ())
+        # In another grid the same life goes on, newer: it is not to be taken for a clone of itself.
+        self._persisted = max(self._persisted, born.incarnation)
+        self._life = self._life or self.rng.randbytes(8)
+        card = Card(born.incarnation, 0, self._life, born.leaf, self._addresses, dict(self.config.facts), ())
         self.view = View(self.config.node_id, view.PRESETS[preset], self.rng)
         self.view.begin(card, now)
         self._settle(now)

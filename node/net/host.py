@@ -14,7 +14,8 @@ Never used: `host.run`, `host.connect`, bootstrap, mDNS, pnet, QUIC, the health 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+import socket
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -57,11 +58,18 @@ class CannotListen(OSError):
 
 
 def make_host(
-    key: Ed25519PrivateKey, membership: Membership, door: Door | None = None, connections_max: int = CONNECTIONS_MAX
+    key: Ed25519PrivateKey,
+    membership: Membership,
+    door: Door | None = None,
+    connections_max: int = CONNECTIONS_MAX,
+    opened: Mapping[str, socket.socket] | None = None,
 ) -> IHost:
-    """Return a host that only members reach; it is not running yet."""
+    """Return a host that only members reach; it is not running yet.
+
+    `opened` are sockets that listen already, by multiaddr: `running` serves them where it is told to listen there.
+    """
     key_pair = create_new_key_pair(key.private_bytes_raw())
-    host = _hardened(key_pair, {PROTOCOL: MemberNoise(key_pair, membership)}, connections_max)
+    host = _hardened(key_pair, {PROTOCOL: MemberNoise(key_pair, membership)}, connections_max, opened)
     guard_connections(host, door or Door())
     guard_streams(host, membership)
     return host
@@ -90,13 +98,18 @@ def test_host() -> IHost:
 test_host.__test__ = False  # type: ignore[attr-defined]  # pytest: it is no test
 
 
-def _hardened(key_pair: KeyPair, security: dict[TProtocol, ISecureTransport], connections_max: int) -> IHost:
+def _hardened(
+    key_pair: KeyPair,
+    security: dict[TProtocol, ISecureTransport],
+    connections_max: int,
+    opened: Mapping[str, socket.socket] | None = None,
+) -> IHost:
     install()
     # It logs as an error what any stranger can provoke as often as he likes; what matters we say ourselves.
     logging.getLogger("libp2p").setLevel(logging.CRITICAL)
     host = new_host(
         key_pair=key_pair,
-        transports=[GridTCP()],
+        transports=[GridTCP(opened)],
         muxer_preference="YAMUX",
         sec_opt=security,
         connection_config=ConnectionConfig(

@@ -5,9 +5,12 @@ from __future__ import annotations
 import fcntl
 import socket
 import termios
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import trio
+from libp2p.io.trio import TrioTCPStream
 from libp2p.transport.exceptions import OpenConnectionError
 from libp2p.transport.tcp.tcp import TCP, TCPListener
 from libp2p.utils.multiaddr_utils import extract_ip_from_multiaddr
@@ -76,8 +79,16 @@ def remote_address(secured: Any) -> str:
 
 
 class GridListener(TCPListener):
+    def __init__(self, handler_function: Any, opened: Mapping[str, socket.socket]) -> None:
+        super().__init__(handler_function)
+        self._opened = opened
+
     async def listen(self, maddr: Multiaddr) -> None:
         """X2: libp2p binds with SO_REUSEPORT (for hole punching); a second daemon would silently share the port."""
+        opened = self._opened.get(str(maddr))
+        if opened is not None:
+            await self._serve(opened)
+            return
         address = extract_ip_from_multiaddr(maddr) or "0.0.0.0"  # noqa: S104 - that is what the library does with None
         port = int(maddr.value_for_protocol("tcp") or 0)
         with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
@@ -88,8 +99,26 @@ class GridListener(TCPListener):
                 raise OpenConnectionError(f"cannot listen on {maddr}: {error.strerror or error}") from error
         await super().listen(maddr)
 
+    async def _serve(self, opened: socket.socket) -> None:
+        """Serve a socket that listens already: its port was chosen, and told, before libp2p was imported."""
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(opened))
+
+        async def handle(stream: trio.SocketStream) -> None:
+            await self.handler(TrioTCPStream(stream))
+
+        async with self._lifecycle_lock:
+            if self._nursery is None:
+                await self._spawn_background_task()
+            await self._nursery.start(partial(trio.serve_listeners, handle, [listener]))
+            self.listeners.append(listener)
+
 
 class GridTCP(TCP):
+    def __init__(self, opened: Mapping[str, socket.socket] | None = None) -> None:
+        """`opened`: sockets that listen already, by their multiaddr."""
+        super().__init__()
+        self._opened = opened or {}
+
     async def _dial_resolved(self, maddr: Multiaddr, source: tuple[str, int] | None = None) -> Any:
         """S6: the library leaves the time limit of a dial to the kernel, more than two minutes."""
         with trio.fail_after(DIAL_TIMEOUT_S):
@@ -102,4 +131,4 @@ class GridTCP(TCP):
             tune(stream.stream.socket)
             await handler_function(stream)
 
-        return GridListener(handle)
+        return GridListener(handle, self._opened)

@@ -25,11 +25,8 @@ STOP_S = 30.0
 """How long `stop` waits: a node ends within its grace + 5 s."""
 REAP_S = 3.0
 
-_REAL, _PEER, _HOME = "A grid of real nodes", "Peer to peer", "At home"
+_PEER, _HOME = "Peer to peer", "At home"
 LATER_FLAGS = {
-    "--join": _REAL,
-    "--listen": _REAL,
-    "--advertise": _REAL,
     "--no-mdns": _PEER,
     "--open-dht": _PEER,
     "--worker-user": _HOME,
@@ -44,7 +41,7 @@ def _flag(name: str, text: str, **attributes: Any) -> Callable[[F], F]:
 @click.command(
     "node",
     cls=Verb,
-    example="p2pgrid node --slots 4 --resource gpu=1\np2pgrid node --dir /tmp/try --ephemeral",
+    example="p2pgrid node --slots 4 --resource gpu=1\np2pgrid node --join @invite.txt",
     later=LATER_FLAGS,
 )
 @_flag("--name", "Its name (default: two words drawn from its key).")
@@ -56,6 +53,14 @@ def _flag(name: str, text: str, **attributes: Any) -> Callable[[F], F]:
 @_flag("--tag", "A label that where= can name; may be repeated.", multiple=True, metavar="K=V")
 @_flag("--quota", "What its directory may take, like 20GB.", metavar="SIZE")
 @_flag("--grace", "What running tasks get when it stops (default: 2s).", metavar="TIME")
+@_flag(
+    "--listen",
+    "Where others reach it: a multiaddr or HOST:PORT; may be repeated (default: port 9471 of every address).",
+    multiple=True,
+    metavar="ADDR",
+)
+@_flag("--advertise", "The addresses others are told, instead of those of this machine.", multiple=True, metavar="ADDR")
+@_flag("--join", "An invite: the text, - for stdin or @FILE (also $P2PGRID_JOIN).", metavar="INVITE")
 @_flag("--no-work", "Run no tasks here.", is_flag=True)
 @_flag("--no-keep", "Keep no jobs for others.", is_flag=True)
 @_flag("--ephemeral", "Remove the directory at the end.", is_flag=True)
@@ -70,12 +75,13 @@ def node(setting: Setting, /, **flags: Any) -> int:
     """
     for flag, milestone in LATER_FLAGS.items():
         name = f"P2PGRID_NODE_{flag[2:].replace('-', '_').upper()}"
-        for variable in (name, "P2PGRID_JOIN") if flag == "--join" else (name,):
-            if os.environ.get(variable):
-                raise NotYet(f"{flag} (${variable})", milestone, next=f"unset {variable}")
+        if os.environ.get(name):
+            raise NotYet(f"{flag} (${name})", milestone, next=f"unset {name}")
     from p2pgrid.node.config import from_flags
 
     given = {name: value for name, value in flags.items() if value or value == ""}
+    if given.get("join") and given["join"] != "-" and not given["join"].startswith("@"):
+        talk("warning: everybody on this machine sees an invite typed here (ps); use --join - or --join @FILE")
     typed = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
     place = {} if setting.dir is None else {"dir": setting.dir}
     config = from_flags({**typed, **place, "json": setting.json or None})

@@ -18,7 +18,8 @@ POLL_S = 0.02
 def environment(home: Path) -> dict[str, str]:
     """Return the environment of a machine where nothing of ours runs yet."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("P2PGRID_")}
-    return {**ours, MARK: str(home), "XDG_DATA_HOME": str(home / "data"), "TMPDIR": str(home), "PYTHONUNBUFFERED": "1"}
+    said = {"XDG_DATA_HOME": str(home / "data"), "TMPDIR": str(home), "P2PGRID_NODE_LISTEN": "127.0.0.1:0"}
+    return {**ours, **said, MARK: str(home), "PYTHONUNBUFFERED": "1"}
 
 
 def p2pgrid(home: Path, *words: str, timeout_s: float = 100.0) -> subprocess.CompletedProcess[str]:

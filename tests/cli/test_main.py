@@ -79,13 +79,25 @@ def test_a_flag_whose_feature_is_not_built_says_so(run: Run, flag: str) -> None:
 
 
 def test_an_invite_in_the_environment_is_not_passed_over(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """$P2PGRID_JOIN asks for what is not built; a node of another grid would be a surprise."""
+    """$P2PGRID_JOIN is read, told what is wrong with it, and gone for whatever the node would start."""
     monkeypatch.setenv("P2PGRID_JOIN", "string")
 
     ran = run("node")
 
-    assert ran.code == 2
-    assert "P2PGRID_JOIN" in ran.err
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert ran.err.startswith("p2pgrid: this is not an invite; next: ")
+    assert "P2PGRID_JOIN" not in os.environ
+
+
+def test_an_invite_that_is_typed_is_seen_by_all(run: Run, home: Path) -> None:
+    """The warning names the ways that keep it to oneself; those warn of nothing."""
+    (home / "invite").write_text("string")
+    typed = run("node", "--join", "string")
+    quiet = run("node", "--join", f"@{home / 'invite'}")
+
+    assert (typed.code, quiet.code) == (2, 2)
+    assert "--join - or --join @FILE" in typed.err.splitlines()[0]
+    assert quiet.err.startswith("p2pgrid: this is not an invite; next: ")
 
 
 def test_flags_of_node_make_its_config(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -41,6 +42,9 @@ class Mind:
 
     def steps(self, event, now):
         yield self.handle(event, now)
+
+    def member_rows(self, now):
+        return []
 
     def handle(self, event, now):
         match event:
@@ -152,14 +156,14 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
 
 @pytest.mark.parametrize("mind", [STAND_IN, REAL], ids=["stand-in", "real"])
 def test_a_node_starts_and_stops(start: Callable[..., Daemon], mind: str) -> None:
-    """`ready ID NAME` alone on stdout, banner and last line on stderr, exit code 0, nothing left of socket and file."""
+    """`ready ID NAME ADDRESS` alone on stdout, the rest on stderr, exit code 0, nothing left of socket and file."""
     daemon = start(mind, name="otter")
     ready = daemon.ready()
     path = socket_of(daemon.folder)
     said = node_file(daemon.folder)
     code, out, err = daemon.signalled(signal.SIGTERM)
 
-    assert ready == f"ready {said['id']} otter\n"
+    assert re.fullmatch(rf"ready {said['id']} otter /ip4/127\.0\.0\.1/tcp/\d+/p2p/{said['id']}\n", ready)
     assert (said["pid"], said["name"]) == (daemon.process.pid, "otter")
     assert (code, out) == (0, "")
     assert err.startswith("p2pgrid ")

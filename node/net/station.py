@@ -1,0 +1,45 @@
+"""Host, membership and links of a node, put together: the one thing that `node.network` asks of this folder."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any, NamedTuple, Protocol
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from multiaddr import Multiaddr
+
+from p2pgrid.node.net.host import make_host, running
+from p2pgrid.node.net.links import Links, Listener
+from p2pgrid.node.net.membership import Admit, Membership
+
+
+class Owner(Listener, Protocol):
+    """Whose station it is."""
+
+    rng: random.Random
+
+    @property
+    def admit(self) -> Admit: ...
+    def hello(self) -> list[bytes]: ...
+    def log(self, text: str) -> None: ...
+
+
+class Station(NamedTuple):
+    """What a network is made of; `running` is to be entered before `links.serve`."""
+
+    membership: Membership
+    links: Links
+    running: AbstractAsyncContextManager[Any]
+
+
+def build(
+    me: str, key: Ed25519PrivateKey, certificate: bytes, owner: Owner, opened: Mapping[str, socket.socket]
+) -> Station:
+    """Return the parts; nothing runs yet. `opened` are the sockets that listen, by multiaddr."""
+    membership = Membership(certificate, owner.admit)
+    host = make_host(key, membership, opened=opened)
+    links = Links(me, host, membership, owner, owner.hello, owner.log, owner.rng)
+    return Station(membership, links, running(host, [Multiaddr(address) for address in opened]))

@@ -1,0 +1,495 @@
+"""The network of a node, inside its daemon: libp2p's host, the links to members, and who belongs.
+
+    machine  --Send, Connect, …-->  Network  -->  Links (node.net)          frames of kinds P_*
+    machine  <--PeerUp, PeerSent--  Network  <--  Links
+                                    Trustees <->  Charter                   frames of kinds L_*: who belongs
+                                    Seeker   -->  Links.dial                whoever can be found when nobody is there
+
+libp2p is imported here and only when there is need of it, in a thread: it takes longer than all else a node does to
+start, and the local socket answers meanwhile.
+
+Whatever comes from links is gathered for the rest of the loop's turn and handed over in one piece, so that answers to
+many frames leave together. Bad members cost themselves the connection; if our own host ends, the node does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from p2pgrid import __version__
+from p2pgrid.core import messages as m
+from p2pgrid.core.chains import Refused, is_provisional, newest_signed_at, read_chain
+from p2pgrid.core.errors import GridError, PeerError
+from p2pgrid.core.invite import bad_invite
+from p2pgrid.core.member import Card, shown
+from p2pgrid.core.trust import Judge
+from p2pgrid.core.wire import frame
+from p2pgrid.node import events as e
+from p2pgrid.node.addresses import Listening, advertised, interfaces, listen
+from p2pgrid.node.banner import Talk
+from p2pgrid.node.charter import Admitted, Charter, Joining
+from p2pgrid.node.config import NodeConfig
+from p2pgrid.node.identity import Identity, peer_id, read_way, write_way
+from p2pgrid.node.trustees import Trustees
+
+if TYPE_CHECKING:
+    from p2pgrid.node.net.links import Links
+    from p2pgrid.node.net.membership import Membership
+    from p2pgrid.node.net.station import Station
+
+DIAL_WITHIN_S = 10.0
+"""One address of somebody unknown: TCP and handshake."""
+STAGGER_S = 0.25
+ADDRESSES_TRIED_MAX = 32
+"""In one round of looking for members."""
+PATIENCE_S = 3.0
+"""How long a start waits for the grid that it was told to join."""
+PAUSE_MIN_S, PAUSE_MAX_S = 1.0, 30.0
+"""Between rounds while nobody answers."""
+
+Deliver = Callable[[Sequence[e.Event]], None]
+
+
+class Network:
+    """The links of a node, what it tells of itself, and the grid it is in.
+
+    Attributes:
+        addresses: multiaddrs at which others can dial us; empty while nothing listens.
+        members: what is known of those who are connected, by PeerId.
+        listening: the open sockets.
+    """
+
+    def __init__(self, config: NodeConfig, identity: Identity, charter: Charter, talk: Talk, deliver: Deliver) -> None:
+        self.config = config
+        self.identity = identity
+        self.charter = charter
+        self.talk = talk
+        self.listening = Listening()
+        self.addresses: tuple[str, ...] = ()
+        self.members: dict[str, Admitted] = {}
+        self._names: dict[str, str] = {}
+        self.links: Links | None = None
+        self.membership: Membership | None = None
+        self.rng = random.Random()
+        self.trustees = Trustees(self)
+        self.refusal = ""
+        self._deliver = deliver
+        self._card: Card | None = None
+        self._kept: dict[str, tuple[str, ...]] = {}  # with whom the machine wants a connection
+        self._events: list[e.Event] = []
+        self._came = trio.Event()
+        self._wanted = trio.Event()
+        self._ready = trio.Event()
+        self._changed = trio.Event()
+        self._changing = trio.Lock()  # one change of grid at a time
+        self._joining: Joining | None = None
+        self._let_in: set[bytes] = set()  # by the grid that is being joined
+        self._seeking = read_way(config.dir, charter.grid)
+        self._met_any = False
+        self._nursery: trio.Nursery | None = None
+
+    # ---- a life -----------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Listen. Raises GridError: a port that was asked for is taken."""
+        loopback = self.config.embedded and not self.config.join
+        self.listening = listen(self.config.listen, self.config.dir, loopback=loopback)
+        self.addresses = self._reachable_at()
+
+    def start(self) -> None:
+        """Have `serve` begin; an embedded node that nobody joins needs no network."""
+        self._wanted.set()
+
+    async def ready(self) -> None:
+        """Begin, and wait until the network listens."""
+        self.start()
+        await self._ready.wait()
+
+    async def serve(self) -> None:
+        """Be the network until cancelled, from the moment it is wanted."""
+        await self._wanted.wait()
+        if not self.listening.sockets:
+            self.open()
+        build = await trio.to_thread.run_sync(_load)
+        me = self.identity
+        net = build(me.id, me.key, self.charter.certificate, self, self.listening.sockets)
+        self.membership = net.membership
+        async with net.running, trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await nursery.start(net.links.serve)
+            self.links = net.links
+            for peer, addresses in self._kept.items():
+                net.links.connect(peer, addresses)
+            nursery.start_soon(self._hand_over)
+            nursery.start_soon(self._seek)
+            self.later(e.Listens(self.addresses))
+            self._ready.set()
+
+    def hello(self) -> list[bytes]:
+        """Return the frames that a control stream begins with."""
+        assert self._card is not None, "the machine says what we are before there is a network"
+        said = {"v": 1, "version": __version__, "card": shown(self._card)}
+        return [frame(m.L_HELLO, said), *([] if self._joining else self.trustees.hello())]
+
+    def admit(self, certificate: bytes, public: bytes, *, dialler: bool) -> Admitted:
+        """Judge whoever connects; whom we dial on the way into another grid, by that grid."""
+        joining = self._joining
+        if joining is not None and dialler:
+            roles = Judge(joining.grid).check(certificate, public, newest_signed_at(joining.chain))
+            self._let_in.add(public)
+            return Admitted(public, peer_id(public), roles, certificate, is_provisional(read_chain(certificate)))
+        return self.charter.admit(certificate, public, dialler=dialler)
+
+    def log(self, text: str) -> None:
+        self.talk.log(e.Log("info", text))
+
+    def warn(self, text: str) -> None:
+        self.talk.log(e.Log("warning", text))
+
+    async def close(self) -> None:
+        """Say good-bye to all."""
+        self._events.clear()
+        if self.links is not None:
+            await self.links.close("stopping")
+
+    def minute(self) -> None:
+        """Do what is due once a minute."""
+        if self.links is None:
+            return
+        addresses = self._reachable_at()
+        if addresses != self.addresses:
+            self.addresses = addresses
+            self.later(e.Listens(addresses))
+        self.trustees.minute()
+
+    def _reachable_at(self) -> tuple[str, ...]:
+        return advertised(self.listening.addresses, interfaces(), self.config.advertise)
+
+    @property
+    def dialled(self) -> list[str]:
+        """Our addresses as others dial them."""
+        return [f"{address}/p2p/{self.identity.id}" for address in self.addresses]
+
+    # ---- what links tell --------------------------------------------------------------------------------------------
+
+    def up(self, peer: str, hello: dict[str, Any], member: Admitted) -> None:
+        if self._joining is not None and member.public in self._let_in:
+            self._adopt(self._joining)
+        try:
+            member = self.charter.shown(member.public, member.chain)  # the handshake may have been in another grid
+        except Refused as refused:
+            self.drop(peer, str(refused))
+            return
+        card: Card = hello["card"]
+        self.members[peer] = member
+        self._names[peer] = str(card.facts.get("name") or peer[-8:])
+        self.refusal = ""
+        self.later(e.PeerUp(peer, card.facts, card, member.roles))
+        self.trustees.up(peer, member)
+        self._change()
+        if not self._met_any:
+            self._met_any = True
+            self.talk.event(None, "joined", id=self.identity.id, grid=self.charter.grid_name)
+            self.log(f"in grid {self.charter.grid_name}: its members can run tasks here, as this user")
+
+    def down(self, peer: str, *, reset: bool, why: str) -> None:
+        if self.members.pop(peer, None) is not None:
+            del self._names[peer]
+            self.later(e.PeerDown(peer, reset))
+            self._change()
+
+    def frame(self, peer: str, kind: int, body: Any) -> None:
+        if peer not in self.members:
+            return
+        if m.P_WANT <= kind <= m.P_CLOCK_IS:
+            self.later(e.PeerSent(peer, kind, body))
+        elif m.L_REVOCATIONS <= kind <= m.L_SHOW:
+            self.trustees.frame(peer, kind, body)
+        else:
+            raise PeerError(f"a frame of type {kind}")
+
+    def later(self, event: e.Event) -> None:
+        self._events.append(event)
+        self._came.set()
+
+    async def _hand_over(self) -> None:
+        while True:
+            await self._came.wait()
+            self._came = trio.Event()
+            events, self._events = self._events, []
+            self._deliver(events)
+
+    # ---- what the machine wants -------------------------------------------------------------------------------------
+
+    def perform(self, effect: e.Send | e.Connect | e.Disconnect | e.Drop | e.Introduce | e.GridClock) -> None:
+        """Carry out what the machine wants of the network."""
+        match effect:
+            case e.Send():
+                if self.links is not None:
+                    self.links.send(effect.peer, effect.kind, effect.body)
+            case e.Connect():
+                addresses = tuple(effect.addresses)
+                self._kept[effect.peer] = addresses
+                with contextlib.suppress(ValueError):  # members are told of by members: it may be no PeerId
+                    self.charter.saw(effect.peer, addresses)
+                if self.links is not None:
+                    self.links.connect(effect.peer, addresses)
+            case e.Disconnect():
+                self._kept.pop(effect.peer, None)
+                if self.links is not None:
+                    self.links.disconnect(effect.peer)
+            case e.Drop():
+                self.drop(effect.peer, effect.why)
+            case e.Introduce():
+                self._card = effect.card
+            case e.GridClock():
+                first = self.charter.offset_s is None
+                self.charter.offset_s = effect.offset_s
+                if first:
+                    self.trustees.judge_again()
+
+    def flush(self) -> None:
+        if self.links is not None:
+            self.links.flush()
+
+    def send(self, peer: str, kind: int, body: Any) -> None:
+        """Send a frame of the shell's own; it leaves at once."""
+        if self.links is not None:
+            self.links.send(peer, kind, body)
+            self.links.flush()
+
+    def drop(self, peer: str, why: str) -> None:
+        """End a connection; the member may try again."""
+        self.down(peer, reset=False, why=why)
+        if self.links is not None:
+            self.links.drop(peer, why)
+
+    def expel(self, public: bytes) -> None:
+        """End every connection with somebody who does not belong any more."""
+        for peer, member in list(self.members.items()):
+            if member.public == public:
+                self.drop(peer, "it does not belong to the grid any more")
+        if self.membership is not None and self._nursery is not None:
+            self._nursery.start_soon(self.membership.expel, public)
+
+    def soon(self, work: Callable[..., Any], *arguments: Any) -> None:
+        """Run a task as long as the network lives."""
+        assert self._nursery is not None, "there is no network"
+        self._nursery.start_soon(work, *arguments)
+
+    # ---- which grid -------------------------------------------------------------------------------------------------
+
+    def show(self) -> None:
+        """What we are has changed: new connections are shown it, and the machine hears of it."""
+        if self.membership is not None:
+            self.membership.certificate = self.charter.certificate
+        self.later(e.Belongs(self.charter.grid, self.charter.grid_name, self.charter.roles))
+
+    async def follow(self, text: str) -> None:
+        """Join at the start. Who is refused ends; who meets nobody soon is ready all the same, and goes on trying.
+
+        Raises:
+            GridError: as `join`.
+        """
+        done = trio.Event()
+
+        async def go() -> None:
+            await self.join(text, leave=False)
+            done.set()
+
+        self.soon(go)
+        with trio.move_on_after(PATIENCE_S):
+            await done.wait()
+
+    async def join(self, text: str, *, leave: bool) -> dict[str, Any]:
+        """Go to the grid of an invite. What this node runs and keeps stays with it.
+
+        Raises:
+            GridError: the invite is no good, or this node is in a grid with others and may not leave it.
+        """
+        joining = self.charter.join(text)
+        async with self._changing:
+            if joining.already:
+                return {**self._place(), "joined": False}
+            self.may_leave(joining, leave=leave)
+            await self.ready()
+            if joining.grid == self.charter.grid:
+                self._adopt(joining)
+                return {**self._place(), "joined": True}
+            assert self.membership is not None, "a network without membership"
+            self._joining, self.membership.certificate = joining, joining.chain
+            try:
+                reached, refused = await self.reach(joining.addresses)
+                if self.charter.grid != joining.grid:
+                    self._adopt_unseen(joining, refused)
+            finally:
+                self._joining, self.membership.certificate = None, self.charter.certificate
+                self._let_in.clear()
+            if not reached:
+                self.warn(f"no member of grid {self.charter.grid_name} answers yet; this node keeps trying")
+            return {**self._place(), "joined": True}
+
+    def may_leave(self, joining: Joining, *, leave: bool) -> None:
+        """Raise GridError if going there means to leave a grid that has other members."""
+        if joining.grid != self.charter.grid and not self.charter.alone and not leave:
+            raise GridError(
+                f"this node is in grid {self.charter.grid_name}, which has other members",
+                next="leave that one for it: p2pgrid join --leave INVITE",
+                code="in-a-grid",
+            )
+
+    def take_up(self, joining: Joining) -> None:
+        """Be a member by what nobody has to be asked for. Raises GridError: the directory cannot be used."""
+        self._adopt(joining)
+
+    def _adopt_unseen(self, joining: Joining, refused: Refused | None) -> None:
+        """Nobody there let us in. Raises GridError if somebody refused, or the invite is over by our own clock."""
+        try:
+            if refused is not None:
+                raise refused
+            Judge(joining.grid).check(joining.chain, self.identity.public, time.time())
+        except Refused as error:
+            raise bad_invite(error.reason) from None
+        self._adopt(joining)
+
+    async def leave(self) -> dict[str, Any]:
+        """Leave the grid for one of this node's own."""
+        async with self._changing:
+            left = self.charter.grid_name
+            self._part()
+            self.charter.found_anew()
+            self._arrive(())
+            self.talk.event(None, "left", id=self.identity.id, left=left, grid=self.charter.grid_name)
+            self.log(f"left grid {left}; now alone in grid {self.charter.grid_name}")
+            return {"left": left, "grid": self.charter.grid_name}
+
+    def _place(self) -> dict[str, Any]:
+        reached = [{"id": peer, "name": self._names.get(peer, "")} for peer in self.members]
+        me = self.identity
+        return {"grid": self.charter.grid_name, "id": me.id, "name": me.name, "reached": reached}
+
+    def _adopt(self, joining: Joining) -> None:
+        if joining.grid == self.charter.grid:
+            self.charter.adopt(joining)
+            self.trustees.refresh()
+            return
+        self._part()
+        self.charter.adopt(joining)
+        self._joining = None
+        self._arrive(joining.addresses)
+
+    def _part(self) -> None:
+        """Take leave of the members of the grid we are in."""
+        for peer in list(self.members):
+            self.send(peer, m.L_GOODBYE, ["leaving"])
+            self.drop(peer, "leaving")
+        for peer in self._kept:
+            if self.links is not None:
+                self.links.disconnect(peer)
+        self._kept.clear()
+
+    def _arrive(self, addresses: Iterable[str]) -> None:
+        self._met_any = False
+        self.trustees.arrived()
+        self._seeking = tuple(addresses)
+        if self._seeking:
+            write_way(self.config.dir, self.charter.grid, self._seeking)  # nobody may be met before the next start
+        self.refusal = ""
+        self.show()
+        self._change()
+
+    # ---- looking for members ----------------------------------------------------------------------------------------
+
+    def _change(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _known_addresses(self) -> list[str]:
+        """Return where members were or are said to be, those of the invite first."""
+        saved = [
+            f"{address}/p2p/{peer}"
+            for peer, addresses in self.charter.saved_peers()
+            for address in addresses
+            if peer != self.identity.id
+        ]
+        return list(dict.fromkeys([*self._seeking, *saved]))[:ADDRESSES_TRIED_MAX]
+
+    async def _seek(self) -> None:
+        """Look for members while none is connected: after a start, a move, a long cut."""
+        pause_s = PAUSE_MIN_S
+        while True:
+            changed = self._changed
+            known = [] if self.members or self._joining or self.trustees.lost else self._known_addresses()
+            if not known:
+                pause_s = PAUSE_MIN_S
+                await changed.wait()
+                continue
+            reached, refused = await self.reach(known)
+            if refused is not None and not reached:
+                self._refused(refused)
+            if not reached:
+                with trio.move_on_after(self.rng.uniform(0.5, 1.0) * pause_s):
+                    await changed.wait()
+                pause_s = min(2 * pause_s, PAUSE_MAX_S)
+
+    def _refused(self, refused: Refused) -> None:
+        text = f"the members of grid {self.charter.grid_name} do not let this node in: {refused.reason.sentence}"
+        if text != self.refusal:
+            self.refusal = text
+            self.warn(text)
+
+    async def reach(self, addresses: Sequence[str]) -> tuple[int, Refused | None]:
+        """Dial until one answers. Returns how many did (0 or 1), and why a member refused us, if one did."""
+        assert self.links is not None, "there is no network"
+        links = self.links
+        reached: list[str] = []
+        refusals: list[Refused] = []
+
+        async def attempt(address: str, failed: trio.Event) -> None:
+            try:
+                reached.append(await links.dial(address, DIAL_WITHIN_S))
+            except ConnectionError as error:
+                if reason := getattr(error, "refused", None):
+                    refusals.append(Refused(reason))
+                failed.set()
+                return
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for address in addresses:
+                failed = trio.Event()
+                nursery.start_soon(attempt, address, failed)
+                with trio.move_on_after(STAGGER_S):
+                    await failed.wait()
+        return len(reached), refusals[0] if refusals else None
+
+    # ---- answers ----------------------------------------------------------------------------------------------------
+
+    def warnings(self, members: Sequence[dict[str, Any]]) -> list[str]:
+        """Return what `status` warns of."""
+        return [*self.charter.warnings(members), *([self.refusal] if self.refusal else [])]
+
+    def stats(self) -> dict[str, Any]:
+        """Return the figures of `status`."""
+        told = {} if self.links is None else self.links.stats()
+        return {
+            "addresses": self.dialled,
+            "connected": len(self.members),
+            "messages_sent": told.get("sent", 0),
+            "messages_received": told.get("received", 0),
+            "refused": told.get("refused", 0),
+            "dropped": told.get("dropped", 0),
+        }
+
+
+def _load() -> Callable[..., Station]:
+    """Import libp2p and all that stands on it; takes a second, in a thread. Returns what builds a host."""
+    from p2pgrid.node.net.station import build  # noqa: PLC0415 - only when there is need of it, see the top
+
+    return build
