@@ -78,10 +78,10 @@ class LocalGrid:
             for node in self.nodes:
                 if node.has_failed:
                     msg = f"node {node.name} ended: {node.log_tail()[-LOG_TAIL_CHARS:]}"
-                    raise NoNode(msg)
+                    raise NoNode(msg, next="mend what its log says")
             if time.monotonic() > deadline:
                 msg = f"after {timeout:g} s not every node sees {wanted} alive: {_who_misses_whom(running, views)}"
-                raise GridError(msg, code="timed-out")
+                raise GridError(msg, code="timed-out", next="give it more time: wait_members(timeout=...)")
             time.sleep(POLL_S)
 
     def __enter__(self) -> Self:
@@ -127,6 +127,9 @@ class LocalGrid:
             node.wait_ended()
         if self._root is not None:
             shutil.rmtree(self._root, ignore_errors=True)
+
+    def __repr__(self) -> str:
+        return f"<LocalGrid {' '.join(self._names)}>"
 
 
 def _alive(node: LocalNode) -> dict[str, str]:

@@ -75,7 +75,7 @@ class LocalNode:
             if self._child.poll() is not None or time.monotonic() > deadline:
                 self.kill()
                 msg = f"node {self.name} did not start: {self.log_tail()}"
-                raise NoNode(msg, next=f"read {self._log}")
+                raise NoNode(msg, next="mend what its log says")
             time.sleep(POLL_S)
         self._id = str(said.get("id", ""))
 
