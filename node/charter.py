@@ -53,7 +53,7 @@ from p2pgrid.core.invite import (
 )
 from p2pgrid.core.revocation import Revocation, Revocations, named_by_id, vouchers_of
 from p2pgrid.core.trust import Judge
-from p2pgrid.node.charter_shown import bad_recovery, comes_by, described, refused_to_sign, warned
+from p2pgrid.node.charter_shown import bad_recovery, described, refused_to_sign, touched, warned
 from p2pgrid.node.charter_standing import Admitted, Heard, Standing
 from p2pgrid.node.identity import found_grid
 
@@ -321,18 +321,20 @@ class Charter(Standing):
                 next="p2pgrid leave, or revoke it at another admin's node",
                 code="usage",
             )
-        before = [public for public in self._roster.members if self.holds(public)]
-        let_in = [public for public in (*before, self.public) if self._comes_by(public, target)]
         with self._signing():
             said, notes = self._said(target, with_admitted=with_admitted)
+        concerned = self._touching({key_id(target), *(key_id(record.target) for record in said)})
+        before = [public for public in concerned if self.holds(public)]
         self._say(said)
         stay = {public for public in before if self.holds(public)} | {self.public}
+        let_in = {public for public in (*before, self.public) if self._depends(public, target)}
+        others = [public for public in (*before, self.public) if key_id(public) != key_id(target)]
         return Revoking(
             tuple(record.packed for record in said),
             target,
-            tuple(public for public in let_in if public in stay and key_id(public) != key_id(target)),
-            tuple(public for public in before if public not in stay and key_id(public) != key_id(target)),
-            tuple(public for public in self._roster.members if public not in stay),
+            tuple(public for public in others if public in stay & let_in),
+            tuple(public for public in others if public not in stay),
+            tuple(public for public in concerned if public not in stay),
             tuple(notes),
         )
 
@@ -364,23 +366,23 @@ class Charter(Standing):
             self._ledger.write(said)
             self._ledger.hear(said)
 
-    def _comes_by(self, public: bytes, target: bytes) -> bool:
+    def _depends(self, public: bytes, key: bytes) -> bool:
         chains = self._chains if public == self.public else self._roster.chains_of(public)
-        return any(comes_by(chain, self.grid, target) for chain in chains)
+        return any(key_id(key) in touched(chain) for chain in chains)
 
     def _said(self, target: bytes, *, with_admitted: bool) -> tuple[list[Revocation], list[str]]:
         """Return what is to be said, and notes. Nothing is heard yet: all of it is tried on a copy."""
         trial = self._ledger.counting.copy()
-        known = [*self._chains, *self._roster.all_chains()]
         said: list[Revocation] = []
         notes: list[str] = []
         member = self._roster.members.get(target)
-        vouchers = {key_id(one): one for one in (*(member.vouchers if member else ()), *vouchers_of(known, target))}
+        vouchers = [*(member.vouchers if member else ()), *vouchers_of(self._roster.chains_of(target), target)]
         if trial.names(target) and with_admitted:
             notes.append("it was revoked before; what was kept then stays, unless it is revoked itself")
-        for key in (target, *vouchers.values()):
+        for key in dict.fromkeys((target, *vouchers)):
             if trial.names(key):
                 continue
+            known = [one for one in (*self._chains, *self._roster.all_chains()) if key_id(key) in touched(one)]
             undo = with_admitted and key is target
             try:
                 record = trial.revoke(self._key, self._chains, key, self.now_s(), known, with_admitted=undo)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from p2pgrid.core.chains import CHAIN_BYTES_MAX, KEY_LENGTH, Refused, read_chain
+from p2pgrid.core.chains import CHAIN_BYTES_MAX, KEY_LENGTH, Refused, is_provisional, read_chain
 from p2pgrid.core.revocation import vouchers_of
 from p2pgrid.node.charter_files import DamagedError, read_kept, set_aside, write_kept
 
@@ -115,7 +115,10 @@ class Roster:
             self.dirty = True
         if known.chains and known.chains[-1] == chain:
             return
-        known.chains = [*(old for old in known.chains if old != chain), chain][-CHAINS_MAX:]
+        # Where there is an admin's word, that of a voucher is needed no more.
+        final = not is_provisional(read_chain(chain))
+        kept = [old for old in known.chains if old != chain and not (final and is_provisional(read_chain(old)))]
+        known.chains = [*kept, chain][-CHAINS_MAX:]
         for voucher in vouchers_of([chain], public):
             if voucher not in known.vouchers and len(known.vouchers) < VOUCHERS_MAX:
                 known.vouchers.append(voucher)

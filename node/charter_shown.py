@@ -6,6 +6,7 @@ Rule: nothing is decided here, and nothing is kept.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from p2pgrid.core.chains import KEY_ID_LENGTH, Reason, Refused, key_id, read_chain, role_names
@@ -18,6 +19,8 @@ APART_S = 300.0
 """Clocks further apart are worth a warning (DESIGN §6)."""
 ADMINS_WANTED = 2
 REVOKED_SHOWN_MAX = 256
+TOUCHED_MAX = 8192
+"""Chains of which it is remembered what they depend on: with thousands of members, reading all takes half a second."""
 _GONE = {"dead", "left"}
 
 
@@ -30,14 +33,15 @@ def admits(judge: Judge, chain: bytes, public: bytes, now_s: float, revoked: Rev
     return True
 
 
-def comes_by(chain: bytes, grid: bytes, key: bytes) -> bool:
-    """Return whether the key signed or let in somebody in the chain, or stands in it as a voucher."""
-    name, signer = key_id(key), key_id(grid)
-    for link in read_chain(chain):
-        if name in {signer, link.inviter, link.voucher}:
-            return True
-        signer = key_id(link.subject)
-    return False
+@lru_cache(maxsize=TOUCHED_MAX)
+def touched(chain: bytes) -> frozenset[bytes]:
+    """Return the ids of all keys on which a chain depends, its own included.
+
+    Only what is said of one of them can change whether it holds. Raises Refused if it is malformed.
+    """
+    return frozenset(
+        part for link in read_chain(chain) for part in (key_id(link.subject), link.inviter, link.voucher) if part
+    )
 
 
 def described(

@@ -20,6 +20,7 @@ from p2pgrid.core.chains import (
     Reason,
     Refused,
     is_provisional,
+    key_id,
     newest_signed_at,
     read_chain,
     refuse,
@@ -29,7 +30,7 @@ from p2pgrid.core.ids import grid_name
 from p2pgrid.core.trust import Judge, judging_time
 from p2pgrid.node.charter_members import Roster
 from p2pgrid.node.charter_revocations import Ledger
-from p2pgrid.node.charter_shown import admits
+from p2pgrid.node.charter_shown import admits, touched
 from p2pgrid.node.identity import Identity, peer_id, peer_public, write_membership
 
 SAVED_PEERS_MAX = 200
@@ -39,7 +40,13 @@ _NO_LONGER = frozenset({Reason.ENDED, Reason.EXPIRED, Reason.REVOKED, Reason.FRO
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A member that was let in: `id` is its PeerId, `provisional` that no admin has signed it yet."""
+    """A member that was let in.
+
+    Attributes:
+        id: its PeerId.
+        chain: what it showed; roles and `provisional` may be by a better one that is known here.
+        provisional: no admin has signed it yet.
+    """
 
     public: bytes
     id: str
@@ -183,15 +190,15 @@ class Standing:
             Refused: and why.
         """
         now = self.now_s(lenient=dialler)
-        chain = certificate
+        good = certificate
         try:
-            roles = self._judge.check(chain, public, now, self._ledger.counting)
+            roles = self._judge.check(good, public, now, self._ledger.counting)
             if public != self.public:
-                self._roster.shown(public, chain, self._wall())
+                self._roster.shown(public, good, self._wall())
         except Refused as refused:
-            chain = self._better(public, now, refused.reason)
-            roles = self._judge.check(chain, public, now, self._ledger.counting)
-        return Admitted(public, peer_id(public), roles, chain, is_provisional(read_chain(chain)))
+            good = self._better(public, now, refused.reason)
+            roles = self._judge.check(good, public, now, self._ledger.counting)
+        return Admitted(public, peer_id(public), roles, certificate, is_provisional(read_chain(good)))
 
     def _better(self, public: bytes, now_s: float, reason: Reason) -> bytes:
         """Return a chain that a member does not show, and that holds; it is offered to it (`pending_for`).
@@ -226,8 +233,13 @@ class Standing:
     def _holds(self, chain: bytes, public: bytes, now_s: float) -> bool:
         return admits(self._judge, chain, public, now_s, self._ledger.counting)
 
-    def _expelled(self) -> list[bytes]:
-        return [public for public in self._roster.members if not self.holds(public)]
+    def _touching(self, keys: set[bytes]) -> list[bytes]:
+        """Return the members that a change in the standing of keys (ids) can concern."""
+        return [
+            public
+            for public in self._roster.members
+            if any(not keys.isdisjoint(touched(chain)) for chain in self._roster.chains_of(public))
+        ]
 
     def pending_for(self, public: bytes) -> list[bytes]:
         """Return chains signed here for a member that it has not shown yet: to be offered when it connects."""
@@ -266,7 +278,9 @@ class Standing:
         Raises:
             Refused: one is nonsense, or no admin of this grid ever signed it; none was taken in.
         """
-        fresh = self._ledger.hear([self._ledger.read(one) for one in packed])
+        records = [self._ledger.read(one) for one in packed]
+        before = {record.id: record for record in self._ledger.counting.records()}
+        fresh = self._ledger.hear(records)
         if not fresh:
             return Heard([], [], lost=False)
         try:
@@ -274,7 +288,11 @@ class Standing:
         except GridError as error:
             if str(error) not in self.notes:
                 self.notes.append(str(error))  # a full disk is no reason to let a thief in
-        return Heard(fresh, self._expelled(), self.lost)
+        after = {record.id: record for record in self._ledger.counting.records()}
+        # One that counts no more matters as well: what it listed does not hold any longer.
+        changed = {key_id((before | after)[one].target) for one in before.keys() ^ after.keys()}
+        expelled = [public for public in self._touching(changed) if not self.holds(public)]
+        return Heard(fresh, expelled, self.lost)
 
     def revocations(self) -> list[list[bytes]]:
         """Return every revocation heard, packed, in lots of which each fits a control frame."""
