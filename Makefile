@@ -14,7 +14,7 @@ ARGS ?=
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r a b; do printf '  make %-10s %s\n' "$$a" "$$b"; done
 
-demo: $(READY) ## watch a Julia set rendered by tasks while a worker is killed
+demo: $(READY) ## watch five nodes render a Julia set, and kill one of them
 	$(BIN)/p2pgrid demo $(ARGS)
 
 test: $(READY) ## all tests, real processes included (ARGS="-k word" for some)

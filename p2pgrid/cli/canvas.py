@@ -1,13 +1,13 @@
 """What the demo shows while it works: the picture in half-blocks on a terminal, plain lines anywhere else.
 
-A row is shown in the colour of the process that made it; what it shows of the picture is brightness.
+A row is shown in the colour of the node that made it; what it shows of the picture is brightness.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Protocol, Self, TextIO
@@ -19,7 +19,7 @@ from rich.segment import Segment
 from rich.style import Style
 
 HUES = ((255, 176, 59), (64, 186, 255), (126, 224, 110), (255, 110, 150), (190, 140, 255), (80, 230, 210))
-"""Colours of workers, in the order in which they show up; then again from the first."""
+"""Colours of nodes; then again from the first."""
 DARKEST = 40
 FRAME_S = 0.2
 COLUMNS_MAX = 100
@@ -33,7 +33,7 @@ Colour = tuple[int, int, int]
 
 
 def hue(number: int) -> Colour:
-    """Return the colour of the worker that showed up as the `number`-th."""
+    """Return the colour of the `number`-th node."""
     return HUES[number % len(HUES)]
 
 
@@ -49,8 +49,11 @@ def tinted(rgb: bytes, colour: Colour) -> bytes:
 class Progress(Protocol):
     """Shows rows as they come."""
 
-    def add(self, y: int, rgb: bytes, worker: int) -> None:
-        """Show a row, made by the `worker`-th that showed up."""
+    watched: bool
+    """Whether somebody may be watching, who can be asked."""
+
+    def add(self, y: int, rgb: bytes, node: int) -> None:
+        """Show a row, made by the `node`-th."""
 
     def say(self, text: str) -> None:
         """Say a line without tearing the picture."""
@@ -59,20 +62,23 @@ class Progress(Protocol):
 class Lines(AbstractContextManager["Lines"]):
     """For pipes and files: a line now and then."""
 
-    def __init__(self, height: int, out: TextIO) -> None:
+    watched = False
+
+    def __init__(self, height: int, out: TextIO, names: Sequence[str]) -> None:
         self._height = height
         self._out = out
-        self._rows: dict[int, int] = {}
+        self._rows = dict.fromkeys(names, 0)
+        self._names = names
         self._shown = 0
 
-    def add(self, y: int, rgb: bytes, worker: int) -> None:
+    def add(self, y: int, rgb: bytes, node: int) -> None:
         """Count the row."""
-        self._rows[worker] = self._rows.get(worker, 0) + 1
+        self._rows[self._names[node]] += 1
         done = sum(self._rows.values())
         percent = done * 100 // self._height // STEP * STEP
         if percent > self._shown:
             self._shown = percent
-            shares = ", ".join(f"worker {number + 1}: {rows}" for number, rows in sorted(self._rows.items()))
+            shares = ", ".join(f"{name} {rows}" for name, rows in self._rows.items())
             self.say(f"   {percent:>3} %   {done} rows   {shares}")
 
     def say(self, text: str) -> None:
@@ -85,6 +91,8 @@ class Lines(AbstractContextManager["Lines"]):
 
 class Picture(AbstractContextManager["Picture"]):
     """For terminals: the picture grows. Two pixels are one character, `▀` in two colours."""
+
+    watched = True
 
     def __init__(self, width: int, height: int, console: Console) -> None:
         self._width = width
@@ -101,13 +109,13 @@ class Picture(AbstractContextManager["Picture"]):
     def _row_of(self, line: int) -> int:
         return (2 * line + 1) * self._height // (4 * self._lines)
 
-    def add(self, y: int, rgb: bytes, worker: int) -> None:
+    def add(self, y: int, rgb: bytes, node: int) -> None:
         """Take the row if it is one of those shown."""
         line = self._sampled.get(y)
         if line is None:
             return
         places = [(2 * column + 1) * self._width // (2 * self._columns) * 3 for column in range(self._columns)]
-        tint = tinted(b"".join(rgb[place : place + 3] for place in places), hue(worker))
+        tint = tinted(b"".join(rgb[place : place + 3] for place in places), hue(node))
         self._pixels[line] = [(tint[i], tint[i + 1], tint[i + 2]) for i in range(0, len(tint), 3)]
         if time.monotonic() - self._shown_at > FRAME_S:
             self._live.refresh()
@@ -141,9 +149,9 @@ class Picture(AbstractContextManager["Picture"]):
             yield Segment.line()
 
 
-def canvas(width: int, height: int, out: TextIO) -> Lines | Picture:
+def canvas(width: int, height: int, out: TextIO, names: Sequence[str]) -> Lines | Picture:
     """Return what can be shown on `out`: without colours the rows could not be told apart, so lines then."""
     console = Console(file=out)
     if not console.is_terminal or console.is_dumb_terminal or console.no_color or out is not sys.stdout:
-        return Lines(height, out)
+        return Lines(height, out, names)
     return Picture(width, height, console)

@@ -54,19 +54,19 @@ def test_tints_keep_brightness() -> None:
 
 
 def test_lines_come_every_ten_percent() -> None:
-    """With the shares of the workers."""
+    """With the shares of the nodes."""
     out = io.StringIO()
-    lines = Lines(20, out)
+    lines = Lines(20, out, ("otter", "wren"))
 
     for y in range(20):
         lines.add(y, b"", y % 2)
 
     said = out.getvalue().splitlines()
     assert len(said) == 10
-    assert said[-1].split() == "100 % 20 rows worker 1: 10, worker 2: 10".split()
+    assert said[-1].split() == "100 % 20 rows otter 10, wren 10".split()
 
 
-def test_a_terminal_gets_half_blocks_in_the_colours_of_workers() -> None:
+def test_a_terminal_gets_half_blocks_in_the_colours_of_nodes() -> None:
     """Each row as soon as it is there, beneath what is said."""
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, color_system="truecolor", width=40, height=30)
@@ -93,7 +93,7 @@ def test_without_colours_there_are_lines(monkeypatch: pytest.MonkeyPatch, reason
     if reason == "no colour":
         monkeypatch.setenv("NO_COLOR", "1")
 
-    assert isinstance(canvas(64, 48, out), Lines)
+    assert isinstance(canvas(64, 48, out, ("otter",)), Lines)
 
 
 def test_a_terminal_with_colours_gets_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,4 +104,4 @@ def test_a_terminal_with_colours_gets_the_picture(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
 
-    assert isinstance(canvas(64, 48, out), Picture)
+    assert isinstance(canvas(64, 48, out, ("otter",)), Picture)

@@ -1,18 +1,21 @@
-"""The demo, whole: real node, real kill, real signals; and nothing is left of it."""
+"""The demo, whole: real nodes, real kill, real signals; and nothing is left of it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
 
 from p2pgrid.cli import julia
+from p2pgrid.cli.demo import NAMES
 from tests.cli.processes import alive, environment, p2pgrid, until
 
 pytestmark = pytest.mark.slow
@@ -20,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("seed", ["1", "2"])
 def test_demo_ends_identical(tmp_path: Path, seed: str) -> None:
-    """The picture of `make demo`, in full size: a worker is killed, and the picture is the serial one."""
+    """The picture of `make demo`, in full size: a node is killed, and the picture is the serial one."""
     done = p2pgrid(tmp_path, "demo", "--seed", seed, "--no-input")
 
     assert done.returncode == 0, done.stderr
@@ -28,14 +31,14 @@ def test_demo_ends_identical(tmp_path: Path, seed: str) -> None:
     assert [line[0] for line in acts] == ["1", "2", "3", "4", "5"]
     assert "%  kill -9 " in acts[2]
     assert "IDENTICAL" in done.stdout
-    assert "from 3 workers" in done.stdout
+    assert "your turn" not in done.stdout
     for name in ("julia.png", "who-made-what.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG\r\n")
     assert alive(tmp_path) == []
 
 
 def test_demo_as_json(tmp_path: Path) -> None:
-    """One object on stdout; the picture is what its seed says; at least one row was made twice."""
+    """One object on stdout; the picture is what its seed says; the node that was killed is not the one with the job."""
     done = p2pgrid(tmp_path, "demo", "--seed", "1", "--size", "200x150", "--json")
 
     told = json.loads(done.stdout)
@@ -43,11 +46,51 @@ def test_demo_as_json(tmp_path: Path) -> None:
     assert done.stdout.count("\n") == 1
     assert (told["v"], told["seed"], told["identical"], told["rows"]) == (1, 1, True, 150)
     assert told["killed"]
+    assert told["victim"] in NAMES[1:]
+    assert list(told["nodes"]) == list(NAMES)
+    assert sum(told["nodes"].values()) == 150
     pictures = {
         hashlib.sha256(b"".join(julia.row(julia.Scene(200, 150, c), y) for y in range(150))).hexdigest()
         for c in julia.CONSTANTS
     }
     assert told["sha256"] in pictures
+
+
+def test_the_person_watching_says_who_dies(tmp_path: Path) -> None:
+    """On a terminal it asks; the key that is pressed names the victim, whatever the seed says."""
+    keyboard, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (40, 100))
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "p2pgrid", "demo", "--seed", "1"],
+        cwd=tmp_path, env={**environment(tmp_path), "TERM": "xterm-256color"},
+        stdin=terminal, stdout=terminal, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    os.close(terminal)
+
+    shown = _typed_when_asked(keyboard, b"f")
+    _, err = demo.communicate(timeout=60)
+    os.close(keyboard)
+
+    assert demo.returncode == 0, err
+    assert "[w]ren [h]eron [f]ox [l]ynx" in shown
+    assert "fox is dead" in shown
+    assert "▀" in shown
+    assert "IDENTICAL" in shown
+    assert alive(tmp_path) == []
+
+
+def _typed_when_asked(keyboard: int, key: bytes) -> str:
+    """Read all that the demo shows; press the key at the question."""
+    shown = b""
+    asked = False
+    while True:
+        try:
+            shown += os.read(keyboard, 65536)
+        except OSError:  # its other end is closed: the demo has ended
+            return shown.decode(errors="replace")
+        if not asked and b"your turn" in shown:
+            asked = True
+            os.write(keyboard, key)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -65,7 +108,7 @@ def test_interrupted_demo_leaves_nothing(tmp_path: Path, number: signal.Signals)
 
 
 def test_killed_demo_leaves_nothing(tmp_path: Path) -> None:
-    """Even SIGKILL: the node ends with its last client."""
+    """Even SIGKILL: the nodes have their guards."""
     demo = _until_rows_come(tmp_path)
 
     demo.kill()
