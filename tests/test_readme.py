@@ -1,4 +1,6 @@
-"""Every Python snippet of the README and of docs/python.md runs, as a program of its own, in a folder of its own."""
+"""Every Python snippet of the README and of docs/python.md runs, as a program of its own, in a folder of its own; and so
+does the README's tour of two machines, line by line, in two shells.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +8,26 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.cli.processes import alive, environment, until
+
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "python.md")
-SNIPPETS = [
-    snippet
-    for page in PAGES
-    for snippet in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-]
+README, PYTHON = ((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/python.md"))
+SNIPPETS = re.findall(r"```python\n(.*?)```", README + PYTHON, re.DOTALL)
+TOUR = re.findall(
+    r"^(\w+)\$ +(.*?)(?: {2,}#.*)?$", README.partition("<!-- tour -->")[2].partition("<!-- /tour -->")[0], re.MULTILINE
+)
+READ_AND_RUN = """
+while IFS= read -r line <&3
+do eval "$line" </dev/null 3<&- 4>&-; echo "$?" >&4
+done 3<&0 4>&1 >>"$0" 2>&1
+"""
+"""Lines come in on stdin, their exit codes go out on stdout, what they say goes into the file."""
+LINE_S = 60
 
 
 @pytest.mark.slow
@@ -34,3 +45,72 @@ def test_snippet_runs(number: int, tmp_path: Path) -> None:
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
+
+
+class Shell:
+    """A shell on a machine of its own: a data folder, and a port on loopback."""
+
+    def __init__(self, home: Path, name: str) -> None:
+        self.told = home / f"{name}.out"
+        ours = {"XDG_DATA_HOME": str(home / name), "P2PGRID_NODE_LISTEN": "127.0.0.1:0"}
+        path = os.pathsep.join([str(home / "bin"), os.environ["PATH"]])
+        self._shell = subprocess.Popen(
+            ["bash", "-c", READ_AND_RUN, str(self.told)],
+            cwd=home, env={**environment(home), **ours, "PATH": path}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+
+    def type(self, line: str) -> tuple[int, str]:
+        """Type a line; return what it ended with, and what has been printed meanwhile."""
+        before = len(self.told.read_text()) if self.told.exists() else 0
+        stdin, stdout = self._shell.stdin, self._shell.stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdin.write(f"{line}\n")
+        stdin.flush()
+        status = int(stdout.readline())
+        return status, self.told.read_text()[before:]
+
+    def close(self) -> None:
+        """End it, and what it started with it."""
+        self._shell.communicate(timeout=LINE_S)
+
+
+@pytest.fixture
+def shells(tmp_path: Path) -> Iterator[dict[str, Shell]]:
+    """Two machines that have the commands, and the program of the tour, and share nothing else but a folder."""
+    (tmp_path / "bin").mkdir()
+    for name, words in (("p2pgrid", "-m p2pgrid"), ("python", "")):
+        script = tmp_path / "bin" / name
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
+        script.chmod(0o755)
+    (program,) = [snippet for snippet in SNIPPETS if snippet.startswith("# where.py\n")]
+    (tmp_path / "where.py").write_text(program, encoding="utf-8")
+    shells = {name: Shell(tmp_path, name) for name in ("first", "second")}
+    try:
+        yield shells
+    finally:
+        for shell in shells.values():
+            shell.type("p2pgrid stop; kill -TERM $(jobs -p)")
+            shell.close()
+        assert until(lambda: alive(tmp_path) == [], 20.0), alive(tmp_path)
+
+
+@pytest.mark.slow
+def test_tour_of_two_machines(shells: dict[str, Shell]) -> None:
+    """Line by line: two nodes become one grid, the same program uses both, one is killed, the other goes on."""
+    said = []
+    for name, line in TOUR:
+        status, text = shells[name].type(line)
+        said.append(text)
+
+        assert status == 0, f"{name}$ {line}: {text}"
+
+    lines = [line for _, line in TOUR]
+    members = said[lines.index("p2pgrid members")]
+    first, second = (text for line, text in zip(lines, said, strict=True) if line == "python where.py")
+    assert "otter" in members
+    assert "wren" in members
+    assert "'otter':" in first
+    assert "'wren':" in first
+    assert "{'otter': 200}" in second
