@@ -1,4 +1,4 @@
-"""Every Python snippet of the README and of docs/python.md runs, as a program of its own, in a folder of its own; and so
+"""Every Python snippet of the README and of docs/python.md runs, as a program of its own, in a folder of its own; so
 does the README's tour of two machines, line by line, in two shells.
 """
 
