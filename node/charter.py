@@ -321,6 +321,8 @@ class Charter(Standing):
                 next="p2pgrid leave, or revoke it at another admin's node",
                 code="usage",
             )
+        if key_id(target) == key_id(self.grid):
+            raise GridError("that is the grid itself", next="p2pgrid grid show lists what is in it", code="usage")
         with self._signing():
             said, notes = self._said(target, with_admitted=with_admitted)
         concerned = self._touching({key_id(target), *(key_id(record.target) for record in said)})

@@ -234,7 +234,9 @@ class Standing:
         return admits(self._judge, chain, public, now_s, self._ledger.counting)
 
     def _touching(self, keys: set[bytes]) -> list[bytes]:
-        """Return the members that a change in the standing of keys (ids) can concern."""
+        """Return the members that a change in the standing of keys (ids) can concern; the grid's concerns all."""
+        if key_id(self.grid) in keys:
+            return list(self._roster.members)
         return [
             public
             for public in self._roster.members

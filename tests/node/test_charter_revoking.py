@@ -16,12 +16,14 @@ from p2pgrid.core.chains import (
     Refused,
 )
 from p2pgrid.core.errors import ExitCode
-from p2pgrid.core.revocation import read_revocation
+from p2pgrid.core.revocation import Revocations, read_revocation
+from p2pgrid.core.trust import Judge
 from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node.charter_revocations import REVOCATIONS_FILE
 from p2pgrid.node.identity import GRID_FILE, KEY_FILE
 from tests.node.boxes import (
     HERE,
+    T0,
     USER,
     WEEK,
     Box,
@@ -247,6 +249,45 @@ def test_of_two_admins_who_revoke_each_other_the_first_heard_wins(tmp_path: Path
     assert (founder.charter.holds(a.public), founder.charter.holds(b.public)) == (True, False)
     assert (c.charter.holds(a.public), c.charter.holds(b.public)) == (False, True)
     assert founder.charter.digest() == c.charter.digest()
+
+
+def test_who_was_listed_by_what_counts_no_more_is_out(tmp_path: Path) -> None:
+    """Two revoked the founder, one of them knew the member; that one turns out to have been a thief."""
+    founder, a, b, c, d = grid_of(tmp_path, "f", "a", "b", "c", "d")
+    member = Box(tmp_path, "m")
+    join(member, founder.charter.invite(USER, WEEK, 0, HERE)[0])
+    for box in (founder, a, b):
+        meet(member, box)
+    of_c, of_a = c.charter.revoke(founder.public).records, a.charter.revoke(founder.public).records
+    tell(of_c, b)
+
+    assert not b.charter.holds(member.public)
+
+    tell(of_a, b)
+
+    assert b.charter.holds(member.public)
+
+    heard = b.charter.heard(list(d.charter.revoke(a.public).records))
+
+    assert set(heard.expelled) >= {a.public, member.public}
+    assert b.charter.holds(c.public)
+    assert b.charter.holds(d.public)
+
+
+def test_the_grids_own_key_cannot_be_revoked_by_a_slip(tmp_path: Path) -> None:
+    """Nor by a thief on purpose: it must list the founder's link or cut itself off, and all hang from that one."""
+    founder, thief, a = grid_of(tmp_path, "f", "t", "a")
+    told = Revocations(Judge(founder.charter.grid))
+    record = told.revoke(
+        thief.key, [thief.charter.certificate], founder.charter.grid, T0, [thief.charter.certificate]
+    )  # fmt: skip
+
+    assert error(founder.charter.revoke, founder.charter.grid).exit_code == ExitCode.WRONG
+
+    heard = a.charter.heard([record.packed])
+
+    assert (heard.fresh, heard.expelled, heard.lost) == ([record.packed], [], False)
+    assert founder.charter.heard([record.packed]).expelled == []
 
 
 def test_a_revocation_by_somebody_who_is_no_admin_is_nonsense(tmp_path: Path) -> None:
