@@ -162,6 +162,8 @@ class Holding:
         """How long an answer to a request for work takes, transfer of the inputs included."""
         self._incarnation = 0
         self._number = 0
+        self._served_s: dict[str, float] = {}
+        """How long tasks of each keeper kept this node busy."""
 
     def begin(self, incarnation: int) -> None:
         """Start a life."""
@@ -171,13 +173,17 @@ class Holding:
 
     def hint(self, peer: str) -> None:
         """A keeper has work."""
-        self.hints[peer] = None
+        if peer not in self.hints:
+            # Whoever had nothing for us has no credit for that: else it would hold up all others later.
+            least = min((self._served_s.get(one, 0.0) for one in self.hints), default=0.0)
+            self._served_s[peer] = max(self._served_s.get(peer, 0.0), least)
+            self.hints[peer] = None
 
     def ask(self, slots: int, speed: float, seconds: float, now: float) -> list[Send]:
-        """Ask the next keeper that has work, one at a time: `slots` are free, `seconds` is the work wanted."""
+        """Ask the keeper that has work and was served least, one at a time: `slots` are free, `seconds` are wanted."""
         if not self.hints or self.asked is not None:
             return []
-        peer = next(iter(self.hints))
+        peer = min(self.hints, key=lambda one: self._served_s.get(one, 0.0))
         self.hints.move_to_end(peer)
         self._number += 1
         rid = (self._incarnation, self._number)
@@ -252,6 +258,7 @@ class Holding:
         outcomes = [list(outcome) for outcome in lot.outcomes]
         logs = [list(one) for one in lot.logs]
         entry = [job, [self._incarnation, number], attempt, outcomes, logs, lot.busy_s]
+        self._served_s[peer] = self._served_s.get(peer, 0.0) + lot.busy_s
         debt.batches[job, number] = Owed(entry, lot.size, self._again_s(lot.size, now))
         return [Send(peer, m.P_RESULTS, [entry])]
 
@@ -358,6 +365,7 @@ class Holding:
     def gone(self, peer: str) -> None:
         """The keeper's connection ended: nothing to ask there; what is owed is kept for a while."""
         self.hints.pop(peer, None)
+        self._served_s.pop(peer, None)
         if peer in self.debts:
             self.debts[peer].away = True
         if self.asked is not None and self.asked.peer == peer:

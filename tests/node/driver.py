@@ -41,6 +41,10 @@ class Faults:
     slow_s: float = 2.0
     reset_seen: float = 0.5
     """How often a crash is seen as a reset connection; else the node just falls silent."""
+    ordered: bool = False
+    """Frames arrive in order as on a connection; those above 64 KiB take a stream of their own."""
+    rate: float = 0.0
+    """Bytes per second of such a stream between two nodes; 0: no limit."""
 
 
 @dataclass
@@ -63,6 +67,12 @@ class World:
         self.nodes: dict[str, Node] = {}
         self.runs: Counter[tuple[bytes, int]] = Counter()
         self.sent: Counter[int] = Counter()
+        self.bytes: Counter[int] = Counter()
+        """Of the frames by kind, without those that a cut connection took in vain."""
+        self.cut: set[frozenset[str]] = set()
+        """Pairs of nodes that do not reach each other."""
+        self.cuts: Counter[frozenset[str]] = Counter()
+        self._free_s: dict[tuple[str, str, bool], float] = {}
         self.tasks: dict[bytes, Callable[[int], Task]] = {}
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
@@ -92,7 +102,14 @@ class World:
     def deliver(self, source: Node, effect: e.Send) -> None:
         """Carry a frame, badly."""
         self.sent[effect.kind] += 1
-        body = unpack(pack(effect.body))
+        packed = pack(effect.body)
+        body = unpack(packed)
+        if frozenset((source.name, effect.peer)) in self.cut:
+            return
+        self.bytes[effect.kind] += len(packed)
+        if self.faults.ordered:
+            self._carry(source, effect, body, len(packed))
+            return
         copies = 0 if self.rng.random() < self.faults.loss else 1
         copies += self.rng.random() < self.faults.duplicate
         life = source.life
@@ -102,8 +119,39 @@ class World:
                 delay += self.rng.uniform(0, self.faults.slow_s)
             self.at(delay, lambda: self._arrive(source, life, effect, body))
 
+    def _carry(self, source: Node, effect: e.Send, body: Any, size: int) -> None:
+        """Carry a frame as a connection does."""
+        bulk = size > 64 << 10
+        stream = (source.name, effect.peer, bulk)
+        takes = size / self.faults.rate if bulk and self.faults.rate else 0.0
+        leaves = max(self.now, self._free_s.get(stream, 0.0)) + takes if bulk else self.now
+        arrives = max(leaves + self.rng.uniform(*self.faults.delay_s), self._free_s.get(stream, 0.0))
+        self._free_s[stream] = leaves if bulk else arrives
+        life, cut = source.life, self.cuts[frozenset(stream[:2])]
+
+        def arrive() -> None:
+            if self.cuts[frozenset(stream[:2])] == cut:  # a connection that ends loses what is under way
+                self._arrive(source, life, effect, body)
+
+        self.at(arrives - self.now, arrive)
+
+    def part(self, a: Node, b: Node, *, reset: bool = False) -> None:
+        """End the connection of two nodes."""
+        self.cuts[frozenset((a.name, b.name))] += 1
+        self.cut.add(frozenset((a.name, b.name)))
+        a.handle(e.PeerDown(b.name, reset))
+        b.handle(e.PeerDown(a.name, reset))
+
+    def join(self, a: Node, b: Node) -> None:
+        """Connect two nodes again."""
+        self.cut.discard(frozenset((a.name, b.name)))
+        a.handle(e.PeerUp(b.name, b.facts))
+        b.handle(e.PeerUp(a.name, a.facts))
+
     def _arrive(self, source: Node, life: int, effect: e.Send, body: Any) -> None:
         target = self.nodes[effect.peer]
+        if frozenset((source.name, effect.peer)) in self.cut:
+            return
         if target.alive and (source.life == life or not source.alive):
             target.handle(e.PeerSent(source.name, effect.kind, body))
 
