@@ -39,6 +39,9 @@ KNOWN_KEPT = 4096
 Key = tuple[bytes, bytes | tuple[int, int]]
 """A job and one of its functions or packed runs."""
 
+Life = tuple[str, int]
+"""A member and its incarnation."""
+
 
 class Granting(Handler):
     """The keeper's side of the conversations with members."""
@@ -57,7 +60,8 @@ class Granting(Handler):
     def up(self, peer: str, now: float) -> None:
         """A member is reachable (again)."""
         self.told.pop(peer, None)
-        self.out += [e.Send(peer, m.P_GRANT, body) for body in self.leases.up(peer, now)]
+        for rid, body in self.leases.up(peer, now):
+            self._send(peer, rid, body)
         self.watch()
 
     def offer(self, now: float) -> None:
@@ -96,18 +100,21 @@ class Granting(Handler):
         shut = self.parts.stopping or before is not None or peer in self.parts.suspects
         for lane in () if shut else self.pool.candidates(foreign=False):
             if self.fitness.fits(lane, peer):
-                self._grant(peer, rid, self._fitting(lane, peer, self._share(lane, peer, free, seconds)), now)
+                self._grant(peer, rid, self._fitting(lane, (peer, rid[0]), self._share(lane, peer, free, seconds)), now)
                 return
         self.told.pop(peer, None)
         self.out.append(e.Send(peer, m.P_NONE, [list(rid)]))
 
     def _grant(self, peer: str, rid: tuple[int, int], taken: Taken, now: float) -> None:
-        body, brings, size = self._body(peer, rid, taken)
+        body, brings, size = self._body((peer, rid[0]), rid, taken)
         self.leases.grant(peer, rid, taken.work.job, taken.spans, body, now, size=size, brings=brings)
+        self._send(peer, rid, body)
+        self.watch()
+
+    def _send(self, peer: str, rid: tuple[int, int], body: Any) -> None:
         self.out.append(e.Send(peer, m.P_GRANT, body))
         if self.leases.is_large(peer, rid):
             self.out.append(e.Send(peer, m.P_COMING, [list(rid)]))
-        self.watch()
 
     def _share(self, lane: Lane, peer: str, free: int, seconds: float) -> int:
         """Return how many tasks of a lane a member gets that has `free` slots and would queue `seconds` of work."""
@@ -123,7 +130,7 @@ class Granting(Handler):
         begun = min(int(free / cpus), -(-left * slots // everywhere))
         return max(1, begun, min(int(wanted), guided))
 
-    def _fitting(self, lane: Lane, peer: str, count: int) -> Taken:
+    def _fitting(self, lane: Lane, life: Life, count: int) -> Taken:
         """Take tasks whose inputs do not exceed what one grant may carry; at least one."""
         taken = self.pool.take(lane, count)
         spans: list[tuple[int, int]] = []
@@ -131,7 +138,7 @@ class Granting(Handler):
         for run, _, lo, hi in taken.pieces():
             end = hi
             if run.shape != CALLS:
-                room -= 0 if self._has(peer, (lane.work.job, (run.lo, run.hi))) else len(run.data)
+                room -= 0 if self._has(life, (lane.work.job, (run.lo, run.hi))) else len(run.data)
             else:
                 for index in range(lo, hi):
                     room -= len(run.data[index - run.lo])
@@ -152,7 +159,7 @@ class Granting(Handler):
         self.pool.put_back(taken, list(rest))
         return Taken(taken.work, taken.lane, tuple(kept), taken.attempt, taken.alone)
 
-    def _body(self, peer: str, rid: tuple[int, int], taken: Taken) -> tuple[list[Any], list[Key], int]:
+    def _body(self, life: Life, rid: tuple[int, int], taken: Taken) -> tuple[list[Any], list[Key], int]:
         """Return ranges with all a holder needs to run them and does not have, what that is, and how large."""
         work = taken.work
         batches: list[list[Any]] = []
@@ -160,12 +167,12 @@ class Granting(Handler):
         brings: list[Key] = []
         for run, lane, lo, end in taken.pieces():
             key: Key = (work.job, run.fn)
-            if run.fn not in codes and not self._has(peer, key):
+            if run.fn not in codes and not self._has(life, key):
                 codes[run.fn] = work.codes[run.fn]
                 brings.append(key)
             a, b = (lo, end) if run.shape == CALLS else (run.lo, run.hi)
             key = (work.job, (a, b))
-            if run.shape != CALLS and self._has(peer, key):
+            if run.shape != CALLS and self._has(life, key):
                 batches.append([a, b, b""])
                 continue
             if run.shape != CALLS:
@@ -176,8 +183,9 @@ class Granting(Handler):
         size = sum(len(one[2]) for one in batches) + sum(map(len, codes.values())) + 24 * len(ranges)
         return [list(rid), work.job, work.name, ranges, [list(item) for item in codes.items()], batches], brings, size
 
-    def _has(self, peer: str, key: Key) -> bool:
-        return peer in self._known and key in self._known[peer][1]
+    def _has(self, life: Life, key: Key) -> bool:
+        incarnation, known = self._known.get(life[0], (0, ()))
+        return incarnation == life[1] and key in known
 
     def acknowledged(self, peer: str, body: Any, now: float) -> None:
         rid, seq = body

@@ -44,6 +44,8 @@ class HoldingOptions:
     claim_bounds: int = 4096
     """Numbers in one frame of a claim; larger claims leave in parts."""
     rtt_weight: float = 0.2
+    rtt_max_s: float = 1.0
+    """An answer that took longer was large: no reason to queue more than that would cover."""
 
 
 @dataclass(slots=True)
@@ -205,6 +207,10 @@ class Holding:
 
     def coming(self, peer: str, rid: Rid, now: float) -> None:
         """The answer is large and under way: wait for it, and go on saying so, which shows that we are here."""
+        if self.asked is None and rid[0] == self._incarnation and rid not in self.debts.setdefault(peer, Debt()).seen:
+            # It was asked for over a connection that ended meanwhile.
+            self.asked = Asked(peer, rid, [list(rid), 0, 0.0, 0.0], now, now, now)
+            self.hint(peer)
         if self.asked is not None and (self.asked.peer, self.asked.rid) == (peer, rid):
             self.asked.until_s = now + 5 * self.options.ask_again_s
 
@@ -213,7 +219,7 @@ class Holding:
         if asked is None or (asked.peer, asked.rid) != (peer, rid):
             return False
         self.asked = None
-        took = now - asked.since_s
+        took = min(now - asked.since_s, self.options.rtt_max_s)
         self.rtt_s = self.rtt_s + self.options.rtt_weight * (took - self.rtt_s) if self.rtt_s else took
         return True
 

@@ -267,7 +267,7 @@ class Leases:
         if peer in self.holders:
             self.holders[peer].alive_s = now
 
-    def up(self, peer: str, now: float) -> list[Any]:
+    def up(self, peer: str, now: float) -> list[tuple[Rid, Any]]:
         """The member is reachable (again); return the grants to send again, for what was under way is lost."""
         holder = self.holders.get(peer)
         if holder is None:
@@ -277,7 +277,7 @@ class Leases:
             holder.lapses_s = now + self.options.after_reset_s
         for grant in holder.grants.values():
             grant.due_s = now + (self.options.patience_s(grant.size) if grant.size else self.options.grant_again_s)
-        return [grant.body for grant in holder.grants.values()]
+        return [(rid, grant.body) for rid, grant in holder.grants.items()]
 
     def returned(self, peer: str, job: Job, spans: RangeSet) -> RangeSet:
         """The member gave ranges back; return those that were covered by it."""

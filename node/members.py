@@ -119,6 +119,8 @@ class Members(Handler):
 
     def _coming(self, peer: str, body: Any, now: float) -> None:
         self.holding.coming(peer, body[0], now)
+        if self.holding.asked is not None:
+            self.parts.timer_unless_set(("ask",), now + self.config.holding.ask_again_s)
 
     def _granted(self, peer: str, body: Any, now: float) -> None:
         rid, job, name, ranges, codes, batches = body
