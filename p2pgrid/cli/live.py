@@ -38,10 +38,11 @@ def each_second(sample: Callable[[], T]) -> Iterator[T]:
 
 def redraw(sample: Callable[[], T], draw: Callable[[T], RenderableType]) -> int:
     """Show samples in place until Ctrl-C; returns the exit code of that."""
+    from rich.console import Console
     from rich.live import Live
 
     try:
-        with Live(auto_refresh=False) as live:
+        with Live(console=Console(), auto_refresh=False) as live:
             for one in each_second(sample):
                 live.update(draw(one), refresh=True)
     except KeyboardInterrupt:
@@ -72,9 +73,10 @@ def grid_of(rows: Sequence[Sequence[object]], shrinks: Sequence[str] = ()) -> Re
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in zip(*texts, strict=True):
         width = None if column[0] in shrinks else max(map(len, column))
-        table.add_column(Text(column[0]), no_wrap=True, overflow="ellipsis", min_width=width)
+        # rich takes room only from columns that may wrap, so the cells say that they do not.
+        table.add_column(Text(column[0]), no_wrap=column[0] not in shrinks, min_width=width)
     for row in texts[1:]:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(cell, no_wrap=True, overflow="ellipsis") for cell in row))
     return table
 
 

@@ -85,6 +85,21 @@ def test_a_node_that_ends_ends_the_watch(run: Run, oracle: Oracle, seconds: list
 
 
 @pytest.mark.usefixtures("_terminal", "seconds")
+@pytest.mark.parametrize("columns", [80, 92, 100, 120])
+def test_a_narrow_terminal_takes_room_from_addresses(
+    run: Run, oracle: Oracle, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    """The id stays one that can be typed."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    oracle.answers["members"] = {"members": MEMBERS}
+
+    lines = run("members", "--watch").out.splitlines()
+
+    assert max(map(len, lines)) <= columns
+    assert lines[1].split()[-1] == MEMBERS[0]["id"][:14]
+
+
+@pytest.mark.usefixtures("_terminal", "seconds")
 def test_json_is_never_redrawn(run: Run, oracle: Oracle) -> None:
     """Also on a terminal: lines."""
     oracle.answers["members"] = {"members": MEMBERS}
