@@ -75,8 +75,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, 
 @click.command(
     "demo",
     cls=Verb,
-    example="p2pgrid demo\
-p2pgrid demo --seed 7 --no-input",
+    example="p2pgrid demo\np2pgrid demo --seed 7 --no-input",
     dir_help="Not looked at: the nodes of the demo live in directories of their own.",
 )
 @click.option(
