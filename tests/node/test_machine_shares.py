@@ -12,7 +12,7 @@ from p2pgrid.core.batch import CALLS, encode_batch
 from p2pgrid.node import events as e
 from tests.node.desk import JOB, Desk, batch, sends
 from tests.node.driver import CODE, UNION, Client, Faults, Node, Task, World
-from tests.node.test_machine_members import FACTS, granted, keeper, waiting
+from tests.node.test_machine_members import FACTS, granted, keeper, waiting, want
 
 SHARED = b"j" * 16
 
@@ -63,6 +63,24 @@ def test_a_member_is_given_no_more_than_it_would_queue() -> None:
     (second,) = sends(desk.do(e.PeerSent("p", m.P_WANT, [[5, 2], 2, 0.0, 0.5])), m.P_GRANT)
 
     assert len(granted(second)) == 10
+
+
+def test_the_last_tasks_leave_one_by_one() -> None:
+    """Half a member's share of what is left at most, however much it would like to have."""
+    desk = keeper(64)
+    desk.do(e.PeerUp("q", FACTS))
+    want(desk)
+    entry = [JOB, [5, 1], 1, [[0, 1, 0, [b"a"]]], [], 0.001]
+    desk.do(e.PeerSent("p", m.P_GRANT_ACK, [[5, 1], 1]), e.PeerSent("p", m.P_RESULTS, [entry]))
+    sizes = []
+    for number in range(2, 40):
+        for grant in sends(desk.do(e.PeerSent("p", m.P_WANT, [[5, number], 1, 0.0, 100.0])), m.P_GRANT):
+            desk.do(e.PeerSent("p", m.P_GRANT_ACK, [[5, number], 1]))
+            sizes.append(len(granted(grant)))
+
+    assert sizes[:4] == [16, 12, 9, 7]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-3:] == [1, 1, 1]
 
 
 def test_a_grant_carries_a_bounded_amount_of_inputs() -> None:
