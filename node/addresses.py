@@ -29,6 +29,8 @@ PORTS = 10
 """The default port, and how many are tried from there on when it is taken."""
 ADDRESSES_MAX = 16
 """A peer dials no more than that (node.net.dial)."""
+ADDRESS_LENGTH_MAX = 200
+"""With a PeerId behind it, it still fits an invite."""
 BACKLOG = 128
 LISTEN_FILE = "listen.json"
 BRIDGES = ("docker", "br-", "veth", "cni", "podman", "virbr", "lxc", "lxdbr", "flannel", "cali")
@@ -87,6 +89,11 @@ def multiaddr(host: str, port: int) -> str:
     """Return `/ip4/192.168.1.20/tcp/9471`."""
     kind = f"ip{ip_address(host).version}" if _is_ip(host) else "dns"
     return f"/{kind}/{host}/tcp/{port}"
+
+
+def is_address(text: str) -> bool:
+    """Return whether another member's address is one that can be dialled."""
+    return len(text) <= ADDRESS_LENGTH_MAX and _MULTIADDR.fullmatch(text) is not None
 
 
 def place(address: str) -> tuple[str, int]:

@@ -5,13 +5,17 @@ Each request is a task of its own: some wait for other machines. Whoever asked m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
+
+import trio
 
 from p2pgrid.core import messages as m
 from p2pgrid.core.chains import key_id, parse_roles, role_names
 from p2pgrid.core.errors import GridError, NotFound, error_to_wire
 from p2pgrid.core.invite import ADDRESSES_MAX
+from p2pgrid.node.addresses import is_address
 from p2pgrid.node.events import Reply
 from p2pgrid.node.identity import peer_id, peer_public
 from p2pgrid.node.network import Network
@@ -19,6 +23,8 @@ from p2pgrid.node.network import Network
 VERBS = frozenset({"invite", "join", "leave", "promote", "revoke", "grid", "export", "recover"})
 OWN_ADDRESSES_MAX = 4
 """In an invite; the rest of its room is for other members, who may be up when we are not."""
+ACQUAINTED_WITHIN_S = 3.0
+STRANGERS_MAX = 64
 EXPIRES_S = 7 * 86_400.0
 DEFAULT_ROLES = "submit,work,admin"
 
@@ -56,7 +62,7 @@ class Asked:
         others = [
             f"{row['addresses'][0]}/p2p/{row['id']}"
             for row in self._rows()[1:]
-            if row["addresses"] and row["status"] == "alive"
+            if row["addresses"] and row["status"] == "alive" and is_address(row["addresses"][0])
         ]
         addresses = [*own, *others][:ADDRESSES_MAX]
         expires_s, member_until = given.number("expires", EXPIRES_S), int(given.number("member_until", 0))
@@ -77,7 +83,10 @@ class Asked:
 
     async def _promote(self, given: _Given) -> dict[str, Any]:
         row = self._member(given.text("target"))
-        public = peer_public(row["id"])
+        try:
+            public = peer_public(row["id"])
+        except ValueError:  # other members told of it
+            raise NotFound(f"{row['id'][:80]!r} is not the id of a node", next="p2pgrid members") from None
         chain = self._net.charter.promote(public, given.roles(DEFAULT_ROLES))
         if row["id"] == self._net.identity.id:
             self._net.trustees.refresh()
@@ -89,8 +98,8 @@ class Asked:
         return {"id": row["id"], "name": row["name"], "roles": roles}
 
     async def _revoke(self, given: _Given) -> dict[str, Any]:
-        said = given.text("target")
-        target = self._key(said)
+        target = self._key(given.text("target"))
+        await self._get_acquainted()
         done = self._net.charter.revoke(target, with_admitted=given.flag("with_admitted"))
         self._net.trustees.spread(done.records, done.expelled)
         self._net.trustees.refresh()
@@ -102,6 +111,21 @@ class Asked:
             "cut": [self._named(public, names) for public in done.cut],
             "warnings": list(done.notes),
         }
+
+    async def _get_acquainted(self) -> None:
+        """Meet members that are known by hearsay: whom a revoked node let in stays only if its chain was seen here."""
+        links = self._net.links
+        if links is None:
+            return
+        strangers = [
+            [f"{address}/p2p/{row['id']}" for address in row["addresses"]]
+            for row in self._rows()[1:]
+            if row["status"] == "alive" and row["id"] not in self._net.members
+        ]
+        with trio.move_on_after(ACQUAINTED_WITHIN_S):
+            async with trio.open_nursery() as nursery:
+                for addresses in strangers[:STRANGERS_MAX]:
+                    nursery.start_soon(self._net.reach, addresses)
 
     async def _export(self, given: _Given) -> dict[str, Any]:
         text, key = self._net.charter.export(given.text("passphrase"), self._net.dialled[:OWN_ADDRESSES_MAX])
@@ -129,7 +153,7 @@ class Asked:
     def _key(self, text: str) -> bytes:
         """Return the key that is to be revoked: of a member, an invite, an exported file."""
         if _meant(text, self._rows()):
-            return peer_public(self._member(text)["id"])
+            text = self._member(text)["id"]
         keys = self._net.charter.resolve(text)
         if len(keys) == 1:
             return keys[0]
@@ -172,7 +196,7 @@ class _Given:
 
     def number(self, name: str, default: float) -> float:
         value = self._arguments.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise self._wrong(name)
         return float(value)
 

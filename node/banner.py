@@ -78,7 +78,7 @@ class Talk:
             _write(sys.stdout, plain)
 
 
-def banner(config: NodeConfig, identity: Identity, addresses: Sequence[str], known: int) -> str:
+def banner(config: NodeConfig, identity: Identity, addresses: Sequence[str], known: int = 0, joining: str = "") -> str:
     """Return the lines that `p2pgrid node` begins with: only what is true of this node now.
 
     Args:
@@ -86,10 +86,11 @@ def banner(config: NodeConfig, identity: Identity, addresses: Sequence[str], kno
         identity: who it is.
         addresses: multiaddrs at which others can dial it; its ports are open already.
         known: how many other members it has met in former lives.
+        joining: the name of the grid that it is told to join.
     """
     membership = "you are its only member and admin"
-    if config.join:
-        membership = "joining another by an invite"
+    if joining:
+        membership = "joining it by an invite"
     elif identity.founded:
         membership = f"new, {membership}"
     elif known:
@@ -110,7 +111,7 @@ def banner(config: NodeConfig, identity: Identity, addresses: Sequence[str], kno
         ("trust", "tasks run as this user and can read this user's files", ""),
         ("next", "another machine: p2pgrid invite    Python: pg.Grid().map(f, xs)", ""),
     ]
-    lines = [f"p2pgrid {__version__}   node {identity.name}   grid {identity.grid_name}: {membership}"]
+    lines = [f"p2pgrid {__version__}   node {identity.name}   grid {joining or identity.grid_name}: {membership}"]
     lines += [f" {word:<8} {text:<70} {flags}".rstrip() for word, text, flags in rows]
     return "\n".join(lines)
 

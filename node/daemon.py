@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import json
 import os
 import random
@@ -36,31 +37,32 @@ import trio
 from p2pgrid import __version__
 from p2pgrid.core import messages as m
 from p2pgrid.core.errors import ExitCode, GridError, PeerError
-from p2pgrid.core.locate import NODE_FILE, socket_of
+from p2pgrid.core.locate import NODE_FILE
 from p2pgrid.node import events as e
 from p2pgrid.node.asked import VERBS, Asked
 from p2pgrid.node.banner import Talk, banner, crash_report, last_line
 from p2pgrid.node.charter import Charter
+from p2pgrid.node.completing import Completing
 from p2pgrid.node.config import NodeConfig, explained, from_flags, prepare_dir, remove_dir
 from p2pgrid.node.disk import Journal
 from p2pgrid.node.identity import Identity, open_identity
-from p2pgrid.node.local import DirectoryLock, LocalServer, ask_to_stop, write_node_file
+from p2pgrid.node.local import DirectoryLock, LocalServer, take_directory, write_node_file
 from p2pgrid.node.machine import Machine, MachineConfig
 from p2pgrid.node.network import Network
 from p2pgrid.node.timers import Lag, Timers
-from p2pgrid.node.vitals import Standstill, costs
+from p2pgrid.node.vitals import Standstill
 from p2pgrid.node.workers import WorkerPool
 
 STOP_MARGIN_S = 3.0
 """After the grace: how long the machine may take to say Stopped before we end without it."""
 HARD_MARGIN_S = 4.8
 """After the grace: how long the process may live at all, even on a disk that hangs."""
-TAKE_OVER_S = 10.0
-STARTING_S = 2.0
 SPAWNED_WITHIN_S = 2.0
 LAG_PERIOD_S = 0.02
 TICK_S = 1.0
 MINUTE_S = 60.0
+KEEP_TICKS = 5
+"""What was learned of members may be lost for so long; to write it stops the loop for one fsync."""
 GIVE_WAY_S = 0.001
 SWITCH_INTERVAL_S = 0.001
 """How long the journal's threads may keep the GIL from the loop; Python's own 5 ms would be seen in every latency."""
@@ -73,6 +75,9 @@ class Mind(Protocol):
 
     def steps(self, event: e.Event, now: float) -> Iterable[Sequence[e.Effect]]:
         """Take in one event; yield what the shell shall do, in order, the urgent part first."""
+
+    def member_rows(self, now: float) -> list[dict[str, Any]]:
+        """Return every member that is known, this node first."""
 
 
 MakeMind = Callable[[MachineConfig, random.Random], Mind]
@@ -103,7 +108,7 @@ def _serve(config: NodeConfig, make: MakeMind, talk: Talk, recent: deque[type]) 
             if config.ephemeral:
                 stack.callback(remove_dir, config)
             lock = DirectoryLock(config.dir)
-            _take(lock, config)
+            take_directory(lock, config.dir, embedded=config.embedded)
             stack.callback(lock.release)
             if config.embedded:
                 talk.to_file(config.dir / "node.log")
@@ -119,29 +124,12 @@ def _serve(config: NodeConfig, make: MakeMind, talk: Talk, recent: deque[type]) 
                 talk.line(f"p2pgrid: {note}")
             node = Node(config, identity, journal, charter, talk, recent)
             stack.enter_context(node.listening())
-        talk.line(banner(config, identity, node.network.addresses, len(charter.saved_peers())))
+        talk.line(banner(config, identity, node.network.addresses, len(charter.saved_peers()), node.joining))
         code = trio.run(node.run, make)
     if code == ExitCode.DONE:
         talk.line(last_line(config, node.waiting))
         talk.event(None, "stopped", waiting=list(node.waiting))
     return code
-
-
-def _take(lock: DirectoryLock, config: NodeConfig) -> None:
-    """Become the node of the directory. One that a program started for itself is asked to make room."""
-    if lock.take():
-        return
-    # Whoever holds the lock may be just starting; then its socket is not there yet, or is that of an earlier life.
-    patience = time.monotonic() + (0.0 if config.embedded else STARTING_S)
-    while (path := socket_of(config.dir)) is None and time.monotonic() < patience:
-        time.sleep(0.02)
-    if config.embedded or path is None or not ask_to_stop(path, TAKE_OVER_S):
-        raise lock.in_use()
-    patience = time.monotonic() + TAKE_OVER_S
-    while not lock.take():
-        if time.monotonic() > patience:
-            raise lock.in_use()
-        time.sleep(0.02)
 
 
 def _the_users(error: BaseException) -> GridError | None:
@@ -156,6 +144,7 @@ class Node:
 
     Attributes:
         waiting: which jobs wait in the journal, once it has stopped.
+        joining: the name of the grid that it was told to join, and is not in yet.
     """
 
     def __init__(
@@ -175,13 +164,14 @@ class Node:
         self.network = Network(config, identity, charter, talk, self.deliver)
         self.asked = Asked(self.network, self._rows, self._answer)
         self.waiting: Sequence[str] = ()
+        self.joining = ""
         self.server = LocalServer(config.socket, self.deliver, talk.log, self._room)
         self.pool = WorkerPool(
             config.slots if config.work else 0, config.python, config.dir, identity.name, self.deliver, log=talk.log
         )
         self.timers = Timers()
         self.lag = Lag()
-        self.mind: Any = None
+        self.mind: Mind | None = None
         self._begin: Callable[..., None] = self._too_early
         self._standstill = Standstill()
         self._steps: Callable[[e.Event, float], Iterable[Sequence[e.Effect]]] = _unborn
@@ -190,7 +180,7 @@ class Node:
         self._delivering = False
         self._ended = False
         self._delivered = 0
-        self._asked: dict[tuple[int, int], str] = {}
+        self.completing = Completing(self.network, self.server, self.pool, self.lag, self._rows)
         self._timer_changed = trio.Event()
         self._timer_at = float("-inf")
         self._work_came = trio.Event()
@@ -281,11 +271,7 @@ class Node:
     # ---- effects ----------------------------------------------------------------------------------------------------
 
     def _reply(self, effect: e.Reply) -> None:
-        if self._asked and effect.id:
-            verb = self._asked.pop((effect.client, effect.id), None)
-            if verb is not None and effect.kind == m.ANSWER:
-                effect = replace(effect, body=self._completed(verb, effect.body))
-        self.server.reply(effect)
+        self.server.reply(self.completing.completed(effect))
 
     def _answer(self, answer: e.Reply) -> None:
         """Answer a request that the machine has not seen."""
@@ -307,54 +293,17 @@ class Node:
         self._ended = True
         self._stopped.set()
 
-    # ---- what only the shell knows ----------------------------------------------------------------------------------
-
     def _request(self, event: e.ClientSent) -> e.ClientSent | None:
-        """Look at a request on its way to the machine: some answers want what only the shell knows.
-
-        None: it is none of the machine's business.
-        """
+        """Look at a request on its way to the machine; None: it is none of the machine's business."""
         match event.body:
             case [str(verb), dict(arguments)] if verb in VERBS:
                 self._begin(self.asked.answer, event.client, event.id, verb, arguments)
                 return None
-            case [("status" | "workers" | "top") as verb, dict()]:
-                if len(self._asked) > m.REQUEST << 10:  # answers that never came
-                    self._asked.clear()
-                self._asked[event.client, event.id] = verb
             case ["stop", dict(arguments)]:
                 self._limit_stop()
                 return replace(event, body=["stop", {"grace": self.config.grace_s, **arguments}])
+        self.completing.asked(event)
         return event
-
-    def _completed(self, verb: str, body: Any) -> Any:
-        if verb == "status":
-            grid = {**body.get("grid", {}), "id": self.charter.grid.hex()}
-            warnings = [*body.get("warnings", ()), *self.network.warnings(self._rows())]
-            node = {**body.get("node", {}), "addresses": list(self.network.addresses)}
-            told = {"network": self.network.stats(), "process": self.process()}
-            return {**body, "node": node, "grid": grid, "warnings": warnings, **told}
-        if verb == "top":
-            stats, me = self.network.stats(), self.identity.id
-            count = {"messages": stats["messages_sent"] + stats["messages_received"]}
-            return {**body, "nodes": [{**row, **count} if row.get("id") == me else row for row in body["nodes"]]}
-        states = {state.worker: state for state in self.pool.states()}
-        rows = []
-        for row in body["workers"]:
-            state = states.get(row["worker"])
-            known = {} if state is None else {"pid": state.pid, "state": state.state, "index": state.index}
-            rows.append({**row, **known})
-        return {**body, "workers": rows}
-
-    def process(self) -> dict[str, Any]:
-        """Return what this process costs."""
-        return {
-            **costs(),
-            "tasks": trio.lowlevel.current_statistics().tasks_living,
-            "loop_lag_p50": self.lag.quantile(0.5),
-            "loop_lag_p99": self.lag.quantile(0.99),
-            "refused": self.server.refused,
-        }
 
     def _rows(self) -> list[dict[str, Any]]:
         """Return the members as the machine sees them."""
@@ -365,9 +314,11 @@ class Node:
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Open the socket and say where it is, and the ports of the network; all are gone afterwards."""
-        if self.config.join:
-            self.charter.join(self.config.join)  # what is wrong with the text is said before anything else
-        if not self.config.embedded:
+        if self.config.join:  # what is wrong with the text is said before anything else
+            joining = self.charter.join(self.config.join)
+            self.joining = "" if joining.already else joining.grid_name
+            self.network.may_leave(joining, leave=False)
+        if self.config.join or not self.config.embedded:
             self.network.open()
         self.server.listen()
         try:
@@ -415,8 +366,7 @@ class Node:
                 await self.network.close()
                 await self.server.drained(within_s=0.5)
                 nursery.cancel_scope.cancel()
-        with contextlib.suppress(GridError):  # a full disk: where members were is learned again
-            self.charter.flush_if_dirty()
+        self.network.keep()
         return self._code
 
     async def _be_ready(self) -> None:
@@ -532,10 +482,12 @@ class Node:
     async def _watch_clock(self) -> None:
         """Look every second whether the loop stood still, and every minute what time it is."""
         due_s = time.monotonic() + MINUTE_S * (0.5 + random.random())  # nodes of one start do not do it all at once
-        while True:
+        for tick in itertools.count(1):
             await trio.sleep(TICK_S)
             if stood_s := self._standstill.look():
                 self.deliver([e.Stalled(stood_s)])
+            if tick % KEEP_TICKS == 0:
+                self.network.keep()
             if time.monotonic() >= due_s:
                 due_s = time.monotonic() + MINUTE_S
                 self.deliver([e.WallClock(time.time() - time.monotonic())])

@@ -15,6 +15,7 @@ import json
 import os
 import socket
 import struct
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ import trio
 
 from p2pgrid.core import messages as m
 from p2pgrid.core.errors import GridError, PeerError, VersionMismatch, error_to_wire
-from p2pgrid.core.locate import NODE_FILE, node_file
+from p2pgrid.core.locate import NODE_FILE, node_file, socket_of
 from p2pgrid.core.wire import VERSION, Frame, Splitter, frame
 from p2pgrid.node.config import prepare_runtime_dir
 from p2pgrid.node.events import ClientGone, ClientJoined, ClientSent, Event, Log, Reply
@@ -37,6 +38,8 @@ OUT_BYTES_MAX = 512 * 1024 * 1024
 """Unsent bytes a client may leave lying before it is dropped: one largest result and as much again."""
 CLIENTS_MAX = 512
 HELLO_WITHIN_S = 10.0
+TAKE_OVER_S = 10.0
+STARTING_S = 2.0
 SESSION_BYTES = 16
 GATHER_MAX = 512
 """Buffers per sendmsg; the kernel takes up to 1024."""
@@ -393,6 +396,27 @@ def ask_to_stop(path: Path, within_s: float) -> bool:
                     case _:
                         return False
     return False
+
+
+def take_directory(lock: DirectoryLock, folder: Path, *, embedded: bool) -> None:
+    """Become the node of the directory. One that a program started for itself is asked to make room.
+
+    Raises:
+        GridError: another node has it.
+    """
+    if lock.take():
+        return
+    # Whoever holds the lock may be just starting; then its socket is not there yet, or is that of an earlier life.
+    patience = time.monotonic() + (0.0 if embedded else STARTING_S)
+    while (path := socket_of(folder)) is None and time.monotonic() < patience:
+        time.sleep(0.02)
+    if embedded or path is None or not ask_to_stop(path, TAKE_OVER_S):
+        raise lock.in_use()
+    patience = time.monotonic() + TAKE_OVER_S
+    while not lock.take():
+        if time.monotonic() > patience:
+            raise lock.in_use()
+        time.sleep(0.02)
 
 
 def write_node_file(folder: Path, said: dict[str, Any]) -> None:

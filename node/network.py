@@ -36,6 +36,7 @@ from p2pgrid.node.banner import Talk
 from p2pgrid.node.charter import Admitted, Charter, Joining
 from p2pgrid.node.config import NodeConfig
 from p2pgrid.node.identity import Identity, peer_id, read_way, write_way
+from p2pgrid.node.seeking import Seeker, reach
 from p2pgrid.node.trustees import Trustees
 
 if TYPE_CHECKING:
@@ -43,15 +44,8 @@ if TYPE_CHECKING:
     from p2pgrid.node.net.membership import Membership
     from p2pgrid.node.net.station import Station
 
-DIAL_WITHIN_S = 10.0
-"""One address of somebody unknown: TCP and handshake."""
-STAGGER_S = 0.25
-ADDRESSES_TRIED_MAX = 32
-"""In one round of looking for members."""
 PATIENCE_S = 3.0
 """How long a start waits for the grid that it was told to join."""
-PAUSE_MIN_S, PAUSE_MAX_S = 1.0, 30.0
-"""Between rounds while nobody answers."""
 
 Deliver = Callable[[Sequence[e.Event]], None]
 
@@ -78,7 +72,8 @@ class Network:
         self.membership: Membership | None = None
         self.rng = random.Random()
         self.trustees = Trustees(self)
-        self.refusal = ""
+        self.seeker = Seeker(self, read_way(config.dir, charter.grid))
+        self.changed = trio.Event()
         self._deliver = deliver
         self._card: Card | None = None
         self._kept: dict[str, tuple[str, ...]] = {}  # with whom the machine wants a connection
@@ -86,21 +81,24 @@ class Network:
         self._came = trio.Event()
         self._wanted = trio.Event()
         self._ready = trio.Event()
-        self._changed = trio.Event()
         self._changing = trio.Lock()  # one change of grid at a time
         self._joining: Joining | None = None
         self._let_in: set[bytes] = set()  # by the grid that is being joined
-        self._seeking = read_way(config.dir, charter.grid)
         self._met_any = False
+        self._unkept = ""
         self._nursery: trio.Nursery | None = None
 
     # ---- a life -----------------------------------------------------------------------------------------------------
 
-    def open(self) -> None:
-        """Listen. Raises GridError: a port that was asked for is taken."""
-        loopback = self.config.embedded and not self.config.join
-        self.listening = listen(self.config.listen, self.config.dir, loopback=loopback)
-        self.addresses = self._reachable_at()
+    def open(self, *, loopback: bool = False) -> None:
+        """Listen, if that is not done. `loopback`: unless told where, for this machine only.
+
+        Raises:
+            GridError: a port that was asked for is taken.
+        """
+        if not self.listening.sockets:
+            self.listening = listen(self.config.listen, self.config.dir, loopback=loopback)
+            self.addresses = self._reachable_at()
 
     def start(self) -> None:
         """Have `serve` begin; an embedded node that nobody joins needs no network."""
@@ -114,8 +112,7 @@ class Network:
     async def serve(self) -> None:
         """Be the network until cancelled, from the moment it is wanted."""
         await self._wanted.wait()
-        if not self.listening.sockets:
-            self.open()
+        self.open(loopback=self.config.embedded)
         build = await trio.to_thread.run_sync(_load)
         me = self.identity
         net = build(me.id, me.key, self.charter.certificate, self, self.listening.sockets)
@@ -127,7 +124,7 @@ class Network:
             for peer, addresses in self._kept.items():
                 net.links.connect(peer, addresses)
             nursery.start_soon(self._hand_over)
-            nursery.start_soon(self._seek)
+            nursery.start_soon(self.seeker.run)
             self.later(e.Listens(self.addresses))
             self._ready.set()
 
@@ -158,6 +155,15 @@ class Network:
         if self.links is not None:
             await self.links.close("stopping")
 
+    def keep(self) -> None:
+        """Write what was learned of members; called every few seconds."""
+        try:
+            self.charter.flush_if_dirty()
+        except GridError as error:  # it is tried again; until then a restart would cost what was learned
+            if str(error) != self._unkept:
+                self._unkept = str(error)
+                self.warn(self._unkept)
+
     def minute(self) -> None:
         """Do what is due once a minute."""
         if self.links is None:
@@ -176,6 +182,20 @@ class Network:
         """Our addresses as others dial them."""
         return [f"{address}/p2p/{self.identity.id}" for address in self.addresses]
 
+    @property
+    def is_moving(self) -> bool:
+        """Whether it is on its way into another grid."""
+        return self._joining is not None
+
+    async def reach(self, addresses: Sequence[str]) -> tuple[bool, Refused | None]:
+        """As `seeking.reach`."""
+        assert self.links is not None, "there is no network"
+        return await reach(self.links, addresses)
+
+    def _change(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
+
     # ---- what links tell --------------------------------------------------------------------------------------------
 
     def up(self, peer: str, hello: dict[str, Any], member: Admitted) -> None:
@@ -189,7 +209,7 @@ class Network:
         card: Card = hello["card"]
         self.members[peer] = member
         self._names[peer] = str(card.facts.get("name") or peer[-8:])
-        self.refusal = ""
+        self.seeker.refusal = ""
         self.later(e.PeerUp(peer, card.facts, card, member.roles))
         self.trustees.up(peer, member)
         self._change()
@@ -215,6 +235,10 @@ class Network:
             raise PeerError(f"a frame of type {kind}")
 
     def later(self, event: e.Event) -> None:
+        """Tell the machine, with whatever else this turn of the loop brings."""
+        if self._nursery is None:  # nothing else can come
+            self._deliver([event])
+            return
         self._events.append(event)
         self._came.set()
 
@@ -251,7 +275,7 @@ class Network:
             case e.GridClock():
                 first = self.charter.offset_s is None
                 self.charter.offset_s = effect.offset_s
-                if first:
+                if first and effect.offset_s is not None:
                     self.trustees.judge_again()
 
     def flush(self) -> None:
@@ -277,6 +301,15 @@ class Network:
                 self.drop(peer, "it does not belong to the grid any more")
         if self.membership is not None and self._nursery is not None:
             self._nursery.start_soon(self.membership.expel, public)
+
+    def let_go(self) -> None:
+        """Keep no connection any more, whatever the machine wanted so far."""
+        for peer in list(self.members):
+            self.drop(peer, "not wanted any more")
+        for peer in self._kept:
+            if self.links is not None:
+                self.links.disconnect(peer)
+        self._kept.clear()
 
     def soon(self, work: Callable[..., Any], *arguments: Any) -> None:
         """Run a task as long as the network lives."""
@@ -318,6 +351,7 @@ class Network:
             if joining.already:
                 return {**self._place(), "joined": False}
             self.may_leave(joining, leave=leave)
+            self.open()  # who joins wants to be reached, also where a program started the node for itself
             await self.ready()
             if joining.grid == self.charter.grid:
                 self._adopt(joining)
@@ -389,91 +423,22 @@ class Network:
         for peer in list(self.members):
             self.send(peer, m.L_GOODBYE, ["leaving"])
             self.drop(peer, "leaving")
-        for peer in self._kept:
-            if self.links is not None:
-                self.links.disconnect(peer)
-        self._kept.clear()
+        self.let_go()
 
     def _arrive(self, addresses: Iterable[str]) -> None:
         self._met_any = False
         self.trustees.arrived()
-        self._seeking = tuple(addresses)
-        if self._seeking:
-            write_way(self.config.dir, self.charter.grid, self._seeking)  # nobody may be met before the next start
-        self.refusal = ""
+        self.seeker.said, self.seeker.refusal = tuple(addresses), ""
+        if self.seeker.said:
+            write_way(self.config.dir, self.charter.grid, self.seeker.said)  # nobody may be met before the next start
         self.show()
         self._change()
-
-    # ---- looking for members ----------------------------------------------------------------------------------------
-
-    def _change(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
-
-    def _known_addresses(self) -> list[str]:
-        """Return where members were or are said to be, those of the invite first."""
-        saved = [
-            f"{address}/p2p/{peer}"
-            for peer, addresses in self.charter.saved_peers()
-            for address in addresses
-            if peer != self.identity.id
-        ]
-        return list(dict.fromkeys([*self._seeking, *saved]))[:ADDRESSES_TRIED_MAX]
-
-    async def _seek(self) -> None:
-        """Look for members while none is connected: after a start, a move, a long cut."""
-        pause_s = PAUSE_MIN_S
-        while True:
-            changed = self._changed
-            known = [] if self.members or self._joining or self.trustees.lost else self._known_addresses()
-            if not known:
-                pause_s = PAUSE_MIN_S
-                await changed.wait()
-                continue
-            reached, refused = await self.reach(known)
-            if refused is not None and not reached:
-                self._refused(refused)
-            if not reached:
-                with trio.move_on_after(self.rng.uniform(0.5, 1.0) * pause_s):
-                    await changed.wait()
-                pause_s = min(2 * pause_s, PAUSE_MAX_S)
-
-    def _refused(self, refused: Refused) -> None:
-        text = f"the members of grid {self.charter.grid_name} do not let this node in: {refused.reason.sentence}"
-        if text != self.refusal:
-            self.refusal = text
-            self.warn(text)
-
-    async def reach(self, addresses: Sequence[str]) -> tuple[int, Refused | None]:
-        """Dial until one answers. Returns how many did (0 or 1), and why a member refused us, if one did."""
-        assert self.links is not None, "there is no network"
-        links = self.links
-        reached: list[str] = []
-        refusals: list[Refused] = []
-
-        async def attempt(address: str, failed: trio.Event) -> None:
-            try:
-                reached.append(await links.dial(address, DIAL_WITHIN_S))
-            except ConnectionError as error:
-                if reason := getattr(error, "refused", None):
-                    refusals.append(Refused(reason))
-                failed.set()
-                return
-            nursery.cancel_scope.cancel()
-
-        async with trio.open_nursery() as nursery:
-            for address in addresses:
-                failed = trio.Event()
-                nursery.start_soon(attempt, address, failed)
-                with trio.move_on_after(STAGGER_S):
-                    await failed.wait()
-        return len(reached), refusals[0] if refusals else None
 
     # ---- answers ----------------------------------------------------------------------------------------------------
 
     def warnings(self, members: Sequence[dict[str, Any]]) -> list[str]:
         """Return what `status` warns of."""
-        return [*self.charter.warnings(members), *([self.refusal] if self.refusal else [])]
+        return [*self.charter.warnings(members), *([self.seeker.refusal] if self.seeker.refusal else [])]
 
     def stats(self) -> dict[str, Any]:
         """Return the figures of `status`."""

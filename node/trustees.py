@@ -18,7 +18,7 @@ import trio
 
 from p2pgrid.core import messages as m
 from p2pgrid.core.chains import CHAIN_BYTES_MAX, LINKS_MAX
-from p2pgrid.core.errors import PeerError
+from p2pgrid.core.errors import GridError, PeerError
 from p2pgrid.core.wire import FRAME_MAX_CONTROL, frame
 from p2pgrid.node import events as e
 
@@ -72,14 +72,21 @@ class Trustees:
                 if digest != self._charter.digest():
                     self._tell_all(peer)
             case m.L_CHAIN, [bytes(chain)] if 0 < len(chain) <= CHAIN_BYTES_MAX:
-                self._charter.offered(chain)
-                self.refresh()
+                self._offered(chain)
             case m.L_SHOW, [bytes(chain)] if 0 < len(chain) <= CHAIN_BYTES_MAX:
                 member = self._charter.shown(self._net.members[peer].public, chain)
                 self._net.members[peer] = member
                 self._net.later(e.PeerRoles(peer, member.roles))
             case _:
                 raise PeerError(f"a malformed frame of type {kind}")
+
+    def _offered(self, chain: bytes) -> None:
+        try:
+            self._charter.offered(chain)
+        except GridError as error:  # a full disk; it is offered again when that neighbour comes back
+            self._net.warn(str(error))
+            return
+        self.refresh()
 
     def refresh(self) -> None:
         """Show the best chain we have now, if it is another one than before."""
@@ -127,8 +134,7 @@ class Trustees:
     def _be_lost(self) -> None:
         self.lost = True
         self._net.warn(f"this node was revoked in grid {self._charter.grid_name}; next: p2pgrid leave, or join anew")
-        for peer in list(self._net.members):
-            self._net.drop(peer, "this node was revoked")
+        self._net.let_go()
 
     def _tell_all(self, peer: str) -> None:
         for lot in self._charter.revocations():

@@ -1,0 +1,103 @@
+"""Finding members when nobody is connected: after a start, a move into another grid, a long cut.
+
+Whoever is connected is told of the others by gossip; only a node that has nobody needs to remember where somebody was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import trio
+
+from p2pgrid.core.chains import Refused
+
+if TYPE_CHECKING:
+    from p2pgrid.node.net.links import Links
+    from p2pgrid.node.network import Network
+
+DIAL_WITHIN_S = 10.0
+"""One address of somebody unknown: TCP and handshake."""
+STAGGER_S = 0.25
+ADDRESSES_TRIED_MAX = 32
+"""In one round."""
+PAUSE_MIN_S, PAUSE_MAX_S = 1.0, 30.0
+"""Between rounds while nobody answers."""
+
+
+class Seeker:
+    """Looks for members.
+
+    Attributes:
+        said: addresses at which the invite says that members are.
+        refusal: why members do not let this node in, if that is so.
+    """
+
+    def __init__(self, network: Network, said: Sequence[str]) -> None:
+        self._net = network
+        self.said = tuple(said)
+        self.refusal = ""
+
+    async def run(self) -> None:
+        """Look whenever nobody is there, until cancelled."""
+        net, pause_s = self._net, PAUSE_MIN_S
+        while True:
+            changed = net.changed
+            known = [] if net.members or net.is_moving or net.trustees.lost else self._known()
+            if not known:
+                pause_s = PAUSE_MIN_S
+                await changed.wait()
+                continue
+            assert net.links is not None, "there is no network"
+            reached, refused = await reach(net.links, known)
+            if reached:
+                continue
+            if refused is not None:
+                self._refused(refused)
+            with trio.move_on_after(net.rng.uniform(0.5, 1.0) * pause_s):
+                await changed.wait()
+            pause_s = min(2 * pause_s, PAUSE_MAX_S)
+
+    def _known(self) -> list[str]:
+        """Return where members were or are said to be, those of the invite first."""
+        saved = [
+            f"{address}/p2p/{peer}"
+            for peer, addresses in self._net.charter.saved_peers()
+            for address in addresses
+            if peer != self._net.identity.id
+        ]
+        return list(dict.fromkeys([*self.said, *saved]))[:ADDRESSES_TRIED_MAX]
+
+    def _refused(self, refused: Refused) -> None:
+        grid = self._net.charter.grid_name
+        text = f"the members of grid {grid} do not let this node in: {refused.reason.sentence}"
+        if text != self.refusal:
+            self.refusal = text
+            self._net.warn(text)
+
+
+async def reach(links: Links, addresses: Sequence[str]) -> tuple[bool, Refused | None]:
+    """Dial addresses, the next before the last has failed, until one answers.
+
+    Returns whether one did, and why a member refused us, if one did.
+    """
+    reached: list[str] = []
+    refusals: list[Refused] = []
+
+    async def attempt(address: str, failed: trio.Event) -> None:
+        try:
+            reached.append(await links.dial(address, DIAL_WITHIN_S))
+        except ConnectionError as error:  # NoConnection; importing it would import libp2p
+            if reason := getattr(error, "refused", None):
+                refusals.append(Refused(reason))
+            failed.set()
+            return
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for address in addresses:
+            failed = trio.Event()
+            nursery.start_soon(attempt, address, failed)
+            with trio.move_on_after(STAGGER_S):
+                await failed.wait()
+    return bool(reached), refusals[0] if refusals else None
