@@ -25,16 +25,18 @@ class Bulk:
         written: bytes ever written; a PING notes it, its PONG acknowledges it.
     """
 
-    def __init__(self, ping: Callable[[], object]) -> None:
+    def __init__(self, ping: Callable[[], object], unacknowledged: Callable[[], int]) -> None:
         self.window = Window()
         self.queued_bytes = 0
         self.written = 0
         self._ping = ping
+        self._unacknowledged = unacknowledged
         self._queue: deque[bytes] = deque()
         self._acknowledged = 0
         self._asked = 0  # what `written` was at the last PING
         self._measuring = False  # a PING that tells the idle round trip is on its way
         self._held = False  # the window held us back since it last changed
+        self._crossed = False  # at the last PING, the kernel had got most of what was under way across
         self._news = trio.Event()
         self._empty = trio.Event()
         self._empty.set()
@@ -53,9 +55,9 @@ class Bulk:
 
     def acknowledged(self, written: int, round_trip_s: float, sent_at: float, *, alone: bool) -> None:
         """A PONG has come: its PING left at `sent_at`, when so much was written; `alone`: with nothing under way."""
-        before = self.window.bytes
+        before, now = self.window.bytes, trio.current_time()
         self._acknowledged = max(self._acknowledged, written)
-        self.window.measured(round_trip_s, sent_at, trio.current_time(), alone=alone, filled=self._held)
+        self.window.measured(round_trip_s, sent_at, now, alone=alone, filled=self._held, crossed=self._crossed)
         self._held = self._held and self.window.bytes == before
         self._measuring = self._measuring and not alone
         self._news.set()
@@ -94,6 +96,8 @@ class Bulk:
                 await self._wait()
             self._measuring = True
             self._ask()
+            while self._measuring:  # what is written meanwhile would overtake the PING, which another task writes
+                await self._wait()
         while self.under_way and self.under_way + size > self.window.bytes:
             self._held = True
             await self._wait()
@@ -106,4 +110,5 @@ class Bulk:
 
     def _ask(self) -> None:
         self._asked = self.written
+        self._crossed = self._unacknowledged() < self.under_way // 4
         self._ping()

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import trio
@@ -29,7 +30,7 @@ from p2pgrid.core.wire import FRAME_MAX_CONTROL, FRAME_MAX_LOCAL, VERSION, Frame
 from p2pgrid.node.net.bulk import Bulk
 from p2pgrid.node.net.membership import close_quietly
 from p2pgrid.node.net.pacing import Bucket
-from p2pgrid.node.net.tcp import remote_address
+from p2pgrid.node.net.tcp import remote_address, unacknowledged_bytes
 
 CONTROL = TProtocol("/p2pgrid/control/1.0.0")
 BULK = TProtocol("/p2pgrid/bulk/1.0.0")
@@ -126,7 +127,7 @@ class Link:
         self.writes = 0
         self.sent = 0
         self.received = 0
-        self.bulk = Bulk(self.ping)
+        self.bulk = Bulk(self.ping, partial(unacknowledged_bytes, connection.muxed_conn.secured_conn))
         self._host = host
         self._owner = owner
         self._options = options

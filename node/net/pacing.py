@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from statistics import median
 
 from p2pgrid.core.errors import PeerError
 
@@ -21,11 +22,16 @@ WINDOW_FIRST = 16 << 10
 """What TCP itself begins with (RFC 6928), for the same reason."""
 WINDOW_MAX = 4 << 20
 """The most that Yamux lets a stream have under way."""
-QUEUE_S = 0.0035
-"""Waiting that bulk may cause beyond half the idle round trip; the goal allows 5 ms, this is where we steer to."""
-IDLE_SAMPLES = 4
-IDLE_AGE_S = 10.0
-"""So old, the idle round trip is measured anew: the route may have changed. BBR drains as often."""
+QUEUE_S = 0.004
+"""Waiting that bulk may cause beyond the idle round trip, roughly; the goal allows 5 ms, this is where we steer to."""
+IDLE_SAMPLES = 9
+IDLE_AGE_S = 1.0
+IDLE_AGE_ROUNDS = 50
+"""So old, or so many of itself, the idle round trip is measured anew, for which bulk pauses: 2 % of the time."""
+CROSSED_BYTES = 256 << 10
+CROSSED_STEP = 1.25
+"""Up to so many bytes a window grows whatever the round trip, while the kernel shows that none of them queue on the
+way: processes that wait for their CPU answer late, and a smaller window would not make them answer earlier."""
 
 
 class Window:
@@ -46,13 +52,15 @@ class Window:
     @property
     def wanted_s(self) -> float:
         """The round trip of control that we steer to."""
-        return 1.5 * self.idle_s + QUEUE_S
+        return 1.75 * self.idle_s + QUEUE_S
 
     def is_stale(self, now: float) -> bool:
         """Say whether bulk should pause until nothing is under way, for the idle round trip to be measured."""
-        return now - self._idle_at > IDLE_AGE_S
+        return now - self._idle_at > max(IDLE_AGE_S, IDLE_AGE_ROUNDS * self.idle_s)
 
-    def measured(self, round_trip_s: float, sent_at: float, now: float, *, alone: bool, filled: bool) -> None:
+    def measured(
+        self, round_trip_s: float, sent_at: float, now: float, *, alone: bool, filled: bool, crossed: bool
+    ) -> None:
         """Take in one round trip.
 
         Args:
@@ -61,16 +69,18 @@ class Window:
             now: when its PONG came.
             alone: no bulk was under way when it was sent.
             filled: the window was what held bulk back since.
+            crossed: the kernel had got most of what was under way across when the PING left.
         """
-        if alone or round_trip_s < self.idle_s:
-            self._idle.append(round_trip_s)
-            self.idle_s = min(self._idle)
         if alone:
+            self._idle.append(round_trip_s)
+            self.idle_s = median(self._idle)  # the least of them would be one that a busy machine seldom reaches
             self._idle_at = now
             return
         if sent_at < self._changed_at:
             return  # it tells of the window before this one
         step = min(max(self.wanted_s / round_trip_s, 0.5), 2.0)
+        if crossed and self.bytes < CROSSED_BYTES:
+            step = max(step, CROSSED_STEP)  # it was no queue that took so long, but two busy machines
         if step > 1 and not filled:
             return  # nothing shows that more would fit
         self.bytes = int(min(max(self.bytes * step, WINDOW_MIN), WINDOW_MAX))
