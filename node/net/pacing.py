@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from statistics import median
+from statistics import median_low
 
 from p2pgrid.core.errors import PeerError
 
@@ -73,7 +73,7 @@ class Window:
         """
         if alone:
             self._idle.append(round_trip_s)
-            self.idle_s = median(self._idle)  # the least of them would be one that a busy machine seldom reaches
+            self.idle_s = median_low(self._idle)  # the least is one that a busy machine seldom reaches
             self._idle_at = now
             return
         if sent_at < self._changed_at:
