@@ -45,7 +45,7 @@ KILL_AT, KILL_BY = 0.5, 0.9
 """Parts of the picture: from the first on the victim dies as soon as it is seen at work, at the second in any case."""
 TURN_S = 3.0
 AHEAD = 5
-"""A fifth of the rows is given out ahead: while somebody thinks, the grid goes on, and not to the end."""
+"""Where somebody is asked, a fifth of the rows is given out ahead: meanwhile the grid goes on, and not to the end."""
 SIDE_MIN, SIDE_MAX = 16, 8192
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FILES = ("julia.png", "who-made-what.png")
@@ -185,18 +185,20 @@ class Turn:
 
     local: LocalGrid
     rows: Rows
-    show: Show
-    victim: str | None = None
+    asks: bool
+    victim: str
+    is_named: bool = False
     after: int = 0
     """A row at least this far down, made by the victim, shows that it is at work and has more rows in its hands."""
-    asked: bool = False
 
     def come(self, made: Made, tally: Tally, shown: Lines | Picture) -> None:
         """Look whether it is time to ask, or to kill."""
         if tally.killed is not None or tally.part < KILL_AT:
             return
-        if self.victim is None:
-            self._ask(tally, shown)
+        if not self.is_named:
+            self.is_named = True
+            if self.asks:
+                self._ask(tally, shown)
         elif (made.node == self.victim and made.y >= self.after) or tally.part >= KILL_BY:
             node = next(one for one in self.local.nodes if one.name == self.victim)
             tally.killed = node.name, node.pid or 0
@@ -205,20 +207,20 @@ class Turn:
             shown.say(f"3  {tally.part:.0%}  kill -9 {tally.killed[1]}: {node.name} is dead")
 
     def _ask(self, tally: Tally, shown: Lines | Picture) -> None:
-        self.victim = self.show.victim
-        self.asked = not self.show.silent and shown.watched and can_ask()
-        if self.asked:
-            keys = {name[0]: name for name in NAMES[1:]}
-            names = " ".join(f"[{name[0]}]{name[1:]}" for name in keys.values())
-            shown.say(f"   {tally.part:.0%}  your turn: {names} ? ({TURN_S:g} s, then random)")
-            self.victim = keys[pressed("".join(keys), TURN_S) or self.victim[0]]
-            # The grid went on meanwhile with what it was given; by now it may have nothing left to do.
-            self.after = self.rows.given
+        keys = {name[0]: name for name in NAMES[1:]}
+        names = " ".join(f"[{name[0]}]{name[1:]}" for name in keys.values())
+        shown.say(f"   {tally.part:.0%}  your turn: {names} ? ({TURN_S:g} s, then random)")
+        self.victim = keys[pressed("".join(keys), TURN_S) or self.victim[0]]
+        # The grid went on meanwhile with what it was given; by now it may have nothing left to do.
+        self.after = self.rows.given
 
 
 def _play(scene: Scene, show: Show) -> dict[str, Any]:
+    from p2pgrid.cli.canvas import canvas
     from p2pgrid.client.localgrid import LocalGrid
 
+    shown = canvas(scene.width, scene.height, show.out, NAMES)
+    asks = not show.silent and shown.watched and can_ask()
     began = time.monotonic()
     with LocalGrid(nodes=len(NAMES), slots=1, name=list(NAMES)) as local:
         joined_s = time.monotonic() - began
@@ -226,27 +228,24 @@ def _play(scene: Scene, show: Show) -> dict[str, Any]:
         show.say("   broker 0 · head 0 · scheduler 0 · config files 0 · addresses typed 0")
         show.say(f"   joined by one invite, {joined_s:.1f} s after the first process began")
         rows = Rows(scene.height)
-        ahead = max(scene.height // AHEAD, len(NAMES))
+        ahead = max(scene.height // AHEAD, len(NAMES)) if asks else scene.height
         began = time.monotonic()
         results = local.grid(0).imap_unordered(partial(make_row, scene), rows, buffersize=ahead)
         what = f"Julia set {scene.width} × {scene.height} (--seed {show.seed})"
         show.say(f"2  {what}, rows as tasks, given to {NAMES[0]}  →  job {results.id}")
-        turn = Turn(local, rows, show)
-        tally = _watch(results, turn, scene)
+        tally = _watch(results, Turn(local, rows, asks, show.victim), shown, scene.height)
         grid_s = time.monotonic() - began
     if tally.noticed_s is not None:
         show.say(f"   noticed in {tally.noticed_s:.2f} s: so long until the first of its rows came from another node")
     show.say(f"   rows per node: {_shares(tally)}")
     show.say(f"4  collected at {NAMES[0]}: {count(len(tally.rows), 'row')}; now serially, to compare")
-    return _judge(scene, tally, grid_s, show, asked=turn.asked)
+    return _judge(scene, tally, grid_s, show, asked=asks)
 
 
-def _watch(results: Results, turn: Turn, scene: Scene) -> Tally:
+def _watch(results: Results, turn: Turn, shown: Lines | Picture, height: int) -> Tally:
     """Show rows as they come."""
-    from p2pgrid.cli.canvas import canvas
-
-    tally = Tally(scene.height)
-    with canvas(scene.width, scene.height, turn.show.out, NAMES) as shown:
+    tally = Tally(height)
+    with shown:
         for made in results:
             tally.add(made)
             shown.add(made.y, made.rgb, NAMES.index(made.node))
