@@ -67,6 +67,8 @@ GIVE_WAY_S = 0.001
 SWITCH_INTERVAL_S = 0.001
 """How long the journal's threads may keep the GIL from the loop; Python's own 5 ms would be seen in every latency."""
 EVENTS_REMEMBERED = 100
+_HOUSEKEEPING = frozenset({e.PeerSent, e.TimerFired, e.WallClock})
+"""Events of an idle node; for their sake nobody measures how late the loop is."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -225,11 +227,15 @@ class Node:
         inbox.extend(events)
         self._delivering = True
         perform, recent = self._perform, self._recent
+        working = False
         now = time.monotonic()
         while inbox:
             while inbox and not self._ended:
                 event = inbox.popleft()
-                recent.append(type(event))
+                kind = type(event)
+                recent.append(kind)
+                if kind not in _HOUSEKEEPING:
+                    working = True
                 self._delivered += 1
                 for effects in self._effects(event, now):
                     for effect in effects:
@@ -240,7 +246,7 @@ class Node:
             if self._ended:
                 break
         self._delivering = False
-        if not self._work_came.is_set():
+        if working and not self._work_came.is_set():
             self._work_came.set()
 
     def _flush(self) -> None:

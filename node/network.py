@@ -40,10 +40,12 @@ from p2pgrid.node.seeking import Seeker, reach
 from p2pgrid.node.trustees import Trustees
 
 if TYPE_CHECKING:
+    from p2pgrid.node.net.door import Door
     from p2pgrid.node.net.links import Links
     from p2pgrid.node.net.membership import Membership
     from p2pgrid.node.net.station import Station
 
+TOLD_AGAIN_S = 60.0
 PATIENCE_S = 3.0
 """How long a start waits for the grid that it was told to join."""
 
@@ -86,6 +88,8 @@ class Network:
         self._let_in: set[bytes] = set()  # by the grid that is being joined
         self._met_any = False
         self._unkept = ""
+        self._told_away_until = 0.0
+        self._door: Door | None = None
         self._nursery: trio.Nursery | None = None
 
     # ---- a life -----------------------------------------------------------------------------------------------------
@@ -113,10 +117,11 @@ class Network:
         """Be the network until cancelled, from the moment it is wanted."""
         await self._wanted.wait()
         self.open(loopback=self.config.embedded)
+        self.later(e.Listens(self.addresses))
         build = await trio.to_thread.run_sync(_load)
         me = self.identity
         net = build(me.id, me.key, self.charter.certificate, self, self.listening.sockets)
-        self.membership = net.membership
+        self.membership, self._door = net.membership, net.door
         async with net.running, trio.open_nursery() as nursery:
             self._nursery = nursery
             await nursery.start(net.links.serve)
@@ -125,7 +130,6 @@ class Network:
                 net.links.connect(peer, addresses)
             nursery.start_soon(self._hand_over)
             nursery.start_soon(self.seeker.run)
-            self.later(e.Listens(self.addresses))
             self._ready.set()
 
     def hello(self) -> list[bytes]:
@@ -145,6 +149,15 @@ class Network:
 
     def log(self, text: str) -> None:
         self.talk.log(e.Log("info", text))
+
+    def turned_away(self, address: str) -> None:
+        """Somebody came and was not let in: told once a minute at most, or a stranger could fill the log."""
+        now = time.monotonic()
+        if now < self._told_away_until or self.membership is None:
+            return
+        self._told_away_until = now + TOLD_AGAIN_S
+        why, self.membership.last_refusal = self.membership.last_refusal, ""
+        self.log(f"refused a connection from {address}: {why or 'it is no member of this grid'}")
 
     def warn(self, text: str) -> None:
         self.talk.log(e.Log("warning", text))
@@ -442,13 +455,13 @@ class Network:
 
     def stats(self) -> dict[str, Any]:
         """Return the figures of `status`."""
-        told = {} if self.links is None else self.links.stats()
+        told, door = {} if self.links is None else self.links.stats(), self._door
         return {
             "addresses": self.dialled,
             "connected": len(self.members),
             "messages_sent": told.get("sent", 0),
             "messages_received": told.get("received", 0),
-            "refused": told.get("refused", 0),
+            "refused": told.get("refused", 0) + (door.failed_count + door.turned_away_count if door else 0),
             "dropped": told.get("dropped", 0),
         }
 

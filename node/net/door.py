@@ -11,6 +11,7 @@ machine are usual, and who is on it already needs no network to be a nuisance.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address, ip_network
 from itertools import count
@@ -38,8 +39,10 @@ class Door:
         turned_away_count: connections from addresses that were closed.
     """
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, on_failed: Callable[[str], None] = lambda _: None) -> None:
+        """`on_failed` hears of every handshake that came to nothing, and from which address."""
         self.limits = limits or Limits()
+        self._on_failed = on_failed
         self.failed_count = 0
         self.displaced_count = 0
         self.turned_away_count = 0
@@ -84,6 +87,7 @@ class Door:
         if not failed:
             return
         self.failed_count += 1
+        self._on_failed(address)
         if not self._is_limited(address):
             return
         place = origin(address)

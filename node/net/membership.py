@@ -63,6 +63,7 @@ class Membership:
         self.certificate = certificate
         self.admit = admit
         self.refused_count = 0
+        self.last_refusal = ""
         self._admitted: WeakKeyDictionary[Any, tuple[bytes, Any]] = WeakKeyDictionary()
 
     @property
@@ -80,7 +81,8 @@ class Membership:
         public = _public_of(secured.get_remote_peer().to_bytes())
         try:
             member = self.admit(certificate, public, dialler=dialler)
-        except Refused:
+        except Refused as refused:
+            self.last_refusal = refused.reason.sentence
             raise
         except PeerError as error:
             raise Refused(Reason.MALFORMED) from error

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from multiaddr import Multiaddr
 
+from p2pgrid.node.net.door import Door
 from p2pgrid.node.net.host import make_host, running
 from p2pgrid.node.net.links import Links, Listener
 from p2pgrid.node.net.membership import Admit, Membership
@@ -25,12 +26,14 @@ class Owner(Listener, Protocol):
     def admit(self) -> Admit: ...
     def hello(self) -> list[bytes]: ...
     def log(self, text: str) -> None: ...
+    def turned_away(self, address: str) -> None: ...
 
 
 class Station(NamedTuple):
     """What a network is made of; `running` is to be entered before `links.serve`."""
 
     membership: Membership
+    door: Door
     links: Links
     running: AbstractAsyncContextManager[Any]
 
@@ -40,6 +43,7 @@ def build(
 ) -> Station:
     """Return the parts; nothing runs yet. `opened` are the sockets that listen, by multiaddr."""
     membership = Membership(certificate, owner.admit)
-    host = make_host(key, membership, opened=opened)
+    door = Door(on_failed=owner.turned_away)
+    host = make_host(key, membership, door, opened=opened)
     links = Links(me, host, membership, owner, owner.hello, owner.log, owner.rng)
-    return Station(membership, links, running(host, [Multiaddr(address) for address in opened]))
+    return Station(membership, door, links, running(host, [Multiaddr(address) for address in opened]))
