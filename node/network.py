@@ -69,7 +69,6 @@ class Network:
         self.listening = Listening()
         self.addresses: tuple[str, ...] = ()
         self.members: dict[str, Admitted] = {}
-        self._names: dict[str, str] = {}
         self.links: Links | None = None
         self.membership: Membership | None = None
         self.rng = random.Random()
@@ -221,7 +220,6 @@ class Network:
             return
         card: Card = hello["card"]
         self.members[peer] = member
-        self._names[peer] = str(card.facts.get("name") or peer[-8:])
         self.seeker.refusal = ""
         self.later(e.PeerUp(peer, card.facts, card, member.roles))
         self.trustees.up(peer, member)
@@ -233,7 +231,6 @@ class Network:
 
     def down(self, peer: str, *, reset: bool, why: str) -> None:
         if self.members.pop(peer, None) is not None:
-            del self._names[peer]
             self.later(e.PeerDown(peer, reset))
             self._change()
 
@@ -417,9 +414,8 @@ class Network:
             return {"left": left, "grid": self.charter.grid_name}
 
     def _place(self) -> dict[str, Any]:
-        reached = [{"id": peer, "name": self._names.get(peer, "")} for peer in self.members]
         me = self.identity
-        return {"grid": self.charter.grid_name, "id": me.id, "name": me.name, "reached": reached}
+        return {"grid": self.charter.grid_name, "id": me.id, "name": me.name, "reached": len(self.members)}
 
     def _adopt(self, joining: Joining) -> None:
         if joining.grid == self.charter.grid:

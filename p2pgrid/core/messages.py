@@ -43,7 +43,7 @@ REQUESTS = {
     "members": "{} -> {members: [{id, name, status, addresses, slots, roles, pythons, version, facts}]}",
     "top": "{} -> {nodes: [{id, name, status, slots, busy, queued, jobs, done, messages}], jobs: as in `jobs`}",
     "invite": "{roles: text, expires: seconds, member_until: unix seconds or 0} -> {invite, roles, join_until, ...}",
-    "join": "{invite, leave: bool} -> {grid, id, name, reached: members that answered, joined: False if it was in it}",
+    "join": "{invite, leave: bool} -> {grid, id, name, reached: how many answered, joined: False if it was in it}",
     "leave": "{} -> {left: name of the grid, grid: name of the new one}",
     "promote": "{target: node, roles: text} -> {id, name, roles}",
     "revoke": "{target: node or invite, with_admitted: bool} -> {revoked, kept, cut: [{id, name}]}",
