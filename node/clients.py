@@ -9,6 +9,7 @@ from typing import Any
 
 from p2pgrid.core import messages as m
 from p2pgrid.core.batch import decode_batch, python_minor
+from p2pgrid.core.chains import may, role_names
 from p2pgrid.core.errors import (
     GridError,
     NotAuthorized,
@@ -155,9 +156,8 @@ class Door(Handler):
 
     def _open(self, client: int, body: Any, now: float) -> None:
         job, spec = body
-        if job not in self.keeping.jobs and self.parts.refusing:
-            cloned = NotAuthorized(self.parts.refusing, next="p2pgrid status; stop one of the two")
-            self.out.append(e.Reply(client, m.REFUSED, 0, [job, "spec", 0, dict(error_to_wire(cloned))]))
+        if job not in self.keeping.jobs and (refusal := self._refusal()) is not None:
+            self.out.append(e.Reply(client, m.REFUSED, 0, [job, "spec", 0, dict(error_to_wire(refusal))]))
             return
         if job not in self.keeping.jobs and len(self.keeping.jobs) >= self.config.keeping.jobs_max:
             full = QuotaExceeded(
@@ -169,6 +169,23 @@ class Door(Handler):
         self.out += effects
         if not kept.ended:
             self.outcomes.work_of(kept)
+
+    def _refusal(self) -> GridError | None:
+        """Return why this node takes no new job, if it does not."""
+        if self.parts.refusing:
+            return NotAuthorized(self.parts.refusing, next="p2pgrid status; stop one of the two")
+        grid, roles = self.parts.grid_name, self.parts.own_roles
+        if not roles:
+            return NotAuthorized(
+                f"this node does not belong to grid {grid} any more",
+                next="p2pgrid status says why; p2pgrid leave founds a grid of its own",
+            )
+        if not may(roles, "submit"):
+            return NotAuthorized(
+                f"this node may not submit in grid {grid}: its role is {', '.join(role_names(roles))}",
+                next=f"at an admin's node: p2pgrid promote {self.config.name} --roles submit",
+            )
+        return None
 
     def _code(self, client: int, body: Any, now: float) -> None:
         job, code, union = body

@@ -44,7 +44,6 @@ class Neighbours(Handler):
         super().__init__(parts)
         self.rng = rng
         self.grid = b""
-        self.roles = 0
         self.view: View | None = None
         self._liveness: Liveness
         self._time: GridTime
@@ -67,7 +66,7 @@ class Neighbours(Handler):
 
     def belongs(self, event: e.Belongs, now: float) -> None:
         self.parts.grid_name = event.name
-        self.roles = event.roles
+        self.parts.own_roles = event.roles
         if event.grid == self.grid:
             return
         for peer in list(self._wanted):
@@ -285,7 +284,7 @@ class Neighbours(Handler):
     def _row(self, node: str, known: Known) -> dict[str, Any]:
         facts = known.card.facts
         mine = node == self.config.node_id
-        roles = self.roles if mine else self.parts.roles.get(node, 0)
+        roles = self.parts.own_roles if mine else self.parts.roles.get(node, 0)
         pythons = facts.get("pythons")
         slots = facts.get("slots")
         return {

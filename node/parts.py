@@ -71,6 +71,8 @@ class Parts:
         """What the certificates of members give them, also of some that are not connected now."""
         self.suspects: set[str] = set()
         """Members that get no new work; only ever asked about, never walked."""
+        self.own_roles = ALL_ROLES
+        """What this node's own certificate gives it; 0: it is out of its grid."""
         self.refusing = ""
         """Why this node takes no work at all: somebody else has its identity."""
         self.askers: dict[int, tuple[str, tuple[int, int]]] = {}

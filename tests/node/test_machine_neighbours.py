@@ -311,3 +311,17 @@ def test_top_shows_what_every_node_does() -> None:
 
     assert [node["name"] for node in nodes] == ["n0", "n1", "n2"]
     assert sum(node["busy"] for node in nodes) == 6
+
+
+@pytest.mark.parametrize(("roles", "says"), [(WORK, "its role is work"), (0, "does not belong")])
+def test_a_node_that_may_not_submit_refuses_its_own_programs(roles: int, says: str) -> None:
+    """A device that may only work, and a node that was revoked: one line, and what to do."""
+    desk = Desk(slots=1)
+    desk.ready()
+    desk.do(e.Belongs(GRID, "blue-otter", roles))
+    desk.join()
+    desk.submit(1)
+    errors = [one.body[3] for one in desk.all if isinstance(one, e.Reply) and one.kind == m.REFUSED]
+
+    assert [error["code"] for error in errors] == ["not-authorized"]
+    assert says in errors[0]["message"]
