@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from p2pgrid.node.net.station import Station
 
 TOLD_AGAIN_S = 60.0
+LAST_WORDS_S = 0.3
+"""For the revocation to reach the one it is about; nothing of what it sends is listened to any more."""
 PATIENCE_S = 3.0
 """How long a start waits for the grid that it was told to join."""
 
@@ -85,6 +87,7 @@ class Network:
         self._changing = trio.Lock()  # one change of grid at a time
         self._joining: Joining | None = None
         self._let_in: set[bytes] = set()  # by the grid that is being joined
+        self._unarrived: GridError | None = None
         self._met_any = False
         self._unkept = ""
         self._told_away_until = 0.0
@@ -211,10 +214,14 @@ class Network:
     # ---- what links tell --------------------------------------------------------------------------------------------
 
     def up(self, peer: str, hello: dict[str, Any], member: Admitted) -> None:
-        if self._joining is not None and member.public in self._let_in:
-            self._adopt(self._joining)
         try:
+            if self._joining is not None and member.public in self._let_in:
+                self._adopt(self._joining)
             member = self.charter.shown(member.public, member.chain)  # the handshake may have been in another grid
+        except GridError as error:
+            self._unarrived = error  # for whoever wants to join
+            self.drop(peer, error.message)
+            return
         except Refused as refused:
             self.drop(peer, str(refused))
             return
@@ -309,8 +316,14 @@ class Network:
         for peer, member in list(self.members.items()):
             if member.public == public:
                 self.drop(peer, "it does not belong to the grid any more")
-        if self.membership is not None and self._nursery is not None:
-            self._nursery.start_soon(self.membership.expel, public)
+        if self._nursery is not None:
+            self._nursery.start_soon(self._expel, public)
+
+    async def _expel(self, public: bytes) -> None:
+        """End what is no link yet, too; a little later, so that the peer still hears why."""
+        assert self.membership is not None, "a network without membership"
+        await trio.sleep(LAST_WORDS_S)
+        await self.membership.expel(public)
 
     def let_go(self) -> None:
         """Keep no connection any more, whatever the machine wanted so far."""
@@ -369,7 +382,10 @@ class Network:
             assert self.membership is not None, "a network without membership"
             self._joining, self.membership.certificate = joining, joining.chain
             try:
+                self._unarrived = None
                 reached, refused = await self.reach(joining.addresses)
+                if self._unarrived is not None:
+                    raise self._unarrived
                 if self.charter.grid != joining.grid:
                     self._adopt_unseen(joining, refused)
             finally:
@@ -438,8 +454,9 @@ class Network:
         self._met_any = False
         self.trustees.arrived()
         self.seeker.said, self.seeker.refusal = tuple(addresses), ""
-        if self.seeker.said:
-            write_way(self.config.dir, self.charter.grid, self.seeker.said)  # nobody may be met before the next start
+        if self.seeker.said:  # nobody may be met before the next start
+            with contextlib.suppress(GridError):  # a full disk: the membership is written all the same
+                write_way(self.config.dir, self.charter.grid, self.seeker.said)
         self.show()
         self._change()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import socket
 import termios
 from collections.abc import Mapping
@@ -31,6 +32,9 @@ OPTIONS = (
     ("TCP_KEEPCNT", 3),
     ("TCP_NOTSENT_LOWAT", UNSENT_BYTES_MAX),
 )
+
+
+log = logging.getLogger(__name__)
 
 
 def tune(sock: Any) -> None:
@@ -104,7 +108,10 @@ class GridListener(TCPListener):
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(opened))
 
         async def handle(stream: trio.SocketStream) -> None:
-            await self.handler(TrioTCPStream(stream))
+            try:
+                await self.handler(TrioTCPStream(stream))
+            except Exception as error:  # noqa: BLE001 - the border to strangers: who hung up meanwhile ends nothing else
+                log.debug("inbound connection: %r", error)
 
         async with self._lifecycle_lock:
             if self._nursery is None:
