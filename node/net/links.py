@@ -6,8 +6,7 @@
         links.connect(peer, addresses)
         links.send(peer, kind, body); links.flush()
 
-When a link breaks, its peer is dialled at once: if every address refuses, its process is gone (`reset`); if one lets us
-in, it was the connection; if nobody says anything within a second, it is down for now, and the dialling goes on.
+When a link breaks, its peer is dialled at once, to find out what that means (`dialling`).
 
 Two nodes that dial each other have two connections; the one that the smaller PeerId dialled stays. The other is left
 only when both sides have said so on it (GOODBYE "replaced"), so that nothing queued is lost and the listener sees
@@ -20,8 +19,7 @@ from within `send`, `connect`, `drop` or `disconnect`; what it raises, other tha
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import trio
@@ -33,22 +31,17 @@ from p2pgrid.core.chains import Refused
 from p2pgrid.core.wire import frame
 from p2pgrid.node.net.control import BULK, CONTROL, PARTING_S, Ending, Link, LinkOptions
 from p2pgrid.node.net.dial import NoConnection, dial_any
+from p2pgrid.node.net.dialling import Dialling, Peer, multiaddrs
 from p2pgrid.node.net.membership import Membership, close_quietly
-from p2pgrid.node.net.pacing import BACKOFF_MAX_S, backoff_s
 
 __all__ = ["LinkOptions", "Links", "Listener", "NoConnection"]
 
-REPORT_S = 1.0
-"""A lost peer is reported down after that, whatever the dialling comes to."""
-RETRY_S = 0.05
-"""A process that is being killed closes its connections before its port: the first redial may still be let in."""
 STABLE_S = 5.0
 """A link that lived so long was a good one: its loss is no failure of the peer's address."""
 ANSWER_S = 1.0
 """An old connection that does not answer a PING within that makes room for a new one."""
 LOG_INTERVAL_S = 60.0
 LOGGED_MAX = 1024
-CAUSES_MAX = 8
 
 
 class Listener(Protocol):
@@ -57,32 +50,6 @@ class Listener(Protocol):
     def up(self, peer: str, hello: dict[str, Any], member: Any) -> None: ...
     def down(self, peer: str, *, reset: bool, why: str) -> None: ...
     def frame(self, peer: str, kind: int, body: Any) -> None: ...
-
-
-@dataclass
-class _Peer:
-    """What we know of one peer, from when it is wanted or connected until it is neither."""
-
-    id: str
-    wanted: bool = False
-    addresses: tuple[Multiaddr, ...] = ()
-    """By `connect`."""
-    shown: tuple[Multiaddr, ...] = ()
-    """By its card: asked once whether it is gone, when nobody gave us an address."""
-    links: list[Link] = field(default_factory=list)
-    """Those that are ready and stay or wait to be chosen; the first is the one that is used."""
-    told: bool = False
-    """The listener has it for up."""
-    why: str = ""
-    failures: int = 0
-    """Dials in a row that came to nothing."""
-    flaps: int = 0
-    """Links in a row that did not last."""
-    slow: bool = False
-    refusal: object = None
-    chased: bool = False
-    dialling: trio.CancelScope = field(default_factory=trio.CancelScope)
-    prompt: trio.Event = field(default_factory=trio.Event)
 
 
 class _Notice(INotifee):
@@ -124,9 +91,9 @@ class Links:
         self._listener = listener
         self.hello = hello
         self._log = log
-        self._rng = rng
+        self._dialling = Dialling(host, self, log, rng)
         self._options = options or LinkOptions()
-        self._peers: dict[str, _Peer] = {}
+        self._peers: dict[str, Peer] = {}
         self._links: dict[Any, Link] = {}  # by multiplexed connection, until it is closed
         self._unflushed: dict[str, None] = {}
         self._nursery: trio.Nursery | None = None
@@ -137,7 +104,7 @@ class Links:
         host.set_stream_handler(CONTROL, self._on_stream)
         host.set_stream_handler(BULK, self._on_stream)
         network = host.get_network()
-        network.register_notifee(_Notice(self._link_of))
+        network.register_notifee(_Notice(self.link_of))
         # The library closes the older of two connections by its own rules; which one stays is decided here.
         network._trim_connections = lambda _peer_id: None
 
@@ -147,29 +114,31 @@ class Links:
         """Run until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            self._dialling.start(nursery)
             try:
                 for connection in self._host.get_network().get_connections():
-                    self._link_of(connection)
+                    self.link_of(connection)
                 for peer in self._peers.values():
-                    self._chase(peer)
+                    self._dialling.chase(peer)
                 self._serving.set()
                 task_status.started()
                 await trio.sleep_forever()
             finally:
                 self._nursery = None
+                self._dialling.stop()
 
     def connect(self, peer: str, addresses: Sequence[str]) -> None:
         """Keep a connection with this peer until `disconnect`; new addresses are tried at once."""
         if peer == self._me:
             return
         known = self._peer(peer)
-        read = tuple(_multiaddrs(addresses))
+        read = tuple(multiaddrs(addresses))
         known.wanted = True
         if read != known.addresses:
             known.addresses, known.failures, known.slow = read, 0, False
             known.dialling.cancel()
             known.prompt.set()
-        self._chase(known)
+        self._dialling.chase(known)
 
     def disconnect(self, peer: str) -> None:
         """End the connection with this peer, and do not dial it any more."""
@@ -179,7 +148,7 @@ class Links:
         known.dialling.cancel()
         known.prompt.set()
         self.drop(peer, "not wanted any more")
-        self._forget(known)
+        self.forget(known)
 
     async def dial(self, address: str, timeout_s: float) -> str:
         """Connect with somebody of whom only a multiaddr with /p2p/ID is known; return the PeerId once it is up.
@@ -197,7 +166,7 @@ class Links:
             raise NoConnection(peer_id, [ValueError("that is this node itself")])
         with trio.move_on_after(timeout_s):
             if not self.is_up(peer):
-                await self._introduced(await dial_any(self._host, peer_id, [where], timeout_s))
+                await self._dialling.introduced(await dial_any(self._host, peer_id, [where], timeout_s))
             if self.is_up(peer):
                 return peer
         raise NoConnection(peer_id, [TimeoutError(f"no introduction from {address}")])
@@ -226,6 +195,7 @@ class Links:
     async def close(self, why: str) -> None:
         """Say goodbye to all; what is queued still leaves, within half a second."""
         self._closing = True
+        self._dialling.stop()
         links = list(self._links.values())
         for link in links:
             link.end(Ending.DROPPED, why, goodbye=why)
@@ -314,7 +284,7 @@ class Links:
         peer.links.remove(link)
         if was_used and not self._closing:
             self._lost(peer, link)
-        self._forget(peer)
+        self.forget(peer)
 
     def deliver(self, link: Link, kind: int, body: Any) -> None:
         self._received += 1
@@ -322,7 +292,7 @@ class Links:
 
     # ---- two links with one peer -------------------------------------------------------------------------------------
 
-    async def _contest(self, peer: _Peer, old: Link, new: Link) -> None:
+    async def _contest(self, peer: Peer, old: Link, new: Link) -> None:
         """Choose between two links with the same life of a peer."""
         if new.dialler != old.dialler and new.dialler < old.dialler:
             self._prefer(peer, new)
@@ -333,7 +303,7 @@ class Links:
             self._leave(peer, new)
         # Else both are the peer's own doing: it knows which one it keeps.
 
-    def _prefer(self, peer: _Peer, link: Link) -> None:
+    def _prefer(self, peer: Peer, link: Link) -> None:
         """Use this link from now on; the listener need not know."""
         if link.ending is not None:
             return
@@ -343,13 +313,13 @@ class Links:
             each.flush()
             each.retire()
 
-    def _leave(self, peer: _Peer, link: Link) -> None:
+    def _leave(self, peer: Peer, link: Link) -> None:
         """Do not use this link; the one that is used stays."""
         if link in peer.links and len(peer.links) > 1 and peer.links[0] is not link:
             peer.links.remove(link)
             link.retire()
 
-    def _succeed(self, peer: _Peer, link: Link, why: str) -> None:
+    def _succeed(self, peer: Peer, link: Link, why: str) -> None:
         """Let this link take the place of all others, and tell the listener: what was on its way may be lost."""
         others = [each for each in peer.links if each is not link]
         peer.links = [link]
@@ -360,21 +330,21 @@ class Links:
 
     # ---- up and down -------------------------------------------------------------------------------------------------
 
-    def _tell_up(self, peer: _Peer) -> None:
-        self._tell_down(peer, reset=False)
+    def _tell_up(self, peer: Peer) -> None:
+        self.report_down(peer, reset=False)
         link = peer.links[0]
         peer.told = True
         peer.slow, peer.failures, peer.refusal = False, 0, None
-        peer.shown = tuple(_multiaddrs(link.hello["card"].addresses))
+        peer.shown = tuple(multiaddrs(link.hello["card"].addresses))
         peer.prompt.set()
         self._listener.up(peer.id, link.hello, link.member)
 
-    def _tell_down(self, peer: _Peer, *, reset: bool) -> None:
+    def report_down(self, peer: Peer, *, reset: bool) -> None:
         if peer.told:
             peer.told = False
             self._listener.down(peer.id, reset=reset, why=peer.why)
 
-    def _lost(self, peer: _Peer, link: Link) -> None:
+    def _lost(self, peer: Peer, link: Link) -> None:
         """The link that was used is gone: report it, or first find out what that means."""
         peer.why = link.why
         peer.flaps = 0 if trio.current_time() - link.since >= STABLE_S else peer.flaps + 1
@@ -383,11 +353,11 @@ class Links:
             return
         if link.ending is not Ending.LOST:
             peer.slow = True
-            self._tell_down(peer, reset=False)
+            self.report_down(peer, reset=False)
         elif self._is_expelled(link):
             peer.why, peer.slow = "no longer a member", True
-            self._tell_down(peer, reset=False)
-        self._chase(peer)
+            self.report_down(peer, reset=False)
+        self._dialling.chase(peer)
 
     def _is_expelled(self, link: Link) -> bool:
         try:
@@ -396,80 +366,9 @@ class Links:
             return True
         return False
 
-    # ---- dialling ----------------------------------------------------------------------------------------------------
-
-    def _chase(self, peer: _Peer) -> None:
-        if not peer.chased and not peer.links and self._nursery is not None and not self._closing:
-            peer.chased = True
-            self._nursery.start_soon(self._chase_on, peer)
-
-    async def _chase_on(self, peer: _Peer) -> None:
-        """Dial until it is up or not wanted."""
-        while not peer.links and not self._closing:
-            if peer.told:
-                reset = await self._find_out(peer)
-                if not peer.links:
-                    self._tell_down(peer, reset=reset)
-            elif peer.wanted:
-                await self._pause(peer)
-                if not peer.links:
-                    await self._attempt(peer, peer.addresses)
-            else:
-                break
-        peer.chased = False
-        self._forget(peer)
-
-    async def _find_out(self, peer: _Peer) -> bool:
-        """Dial a peer that was lost, for a moment; say whether its process is gone: every address refuses."""
-        addresses = peer.addresses or peer.shown
-        with trio.move_on_after(REPORT_S):
-            if peer.flaps > 1:  # it lets us in and goes again: no reason to hurry
-                await trio.sleep(backoff_s(peer.flaps, self._rng))
-            while addresses and not peer.links:
-                error = await self._attempt(peer, addresses)
-                if error is None or error.refused is not None:
-                    return False
-                if _all_refused(error):
-                    return True
-                await trio.sleep(RETRY_S)
-        return False
-
-    async def _pause(self, peer: _Peer) -> None:
-        if peer.refusal is not None:
-            pause_s = BACKOFF_MAX_S
-        elif peer.failures or peer.slow or peer.flaps > 1:
-            pause_s = backoff_s(max(peer.failures, peer.flaps) - 1, self._rng, slow=peer.slow)
-        else:
-            return
-        peer.prompt = trio.Event()
-        with trio.move_on_after(pause_s):
-            await peer.prompt.wait()
-
-    async def _attempt(self, peer: _Peer, addresses: Sequence[Multiaddr]) -> NoConnection | None:
-        """Dial once; return why it came to nothing."""
-        error: NoConnection | None = None
-        peer_id = ID.from_base58(peer.id)
-        with trio.CancelScope() as peer.dialling:
-            try:
-                await self._introduced(await dial_any(self._host, peer_id, addresses))
-            except NoConnection as failed:
-                error = failed
-        if peer.links:
-            return None
-        peer.failures += 1
-        if error is not None and error.refused is not None and error.refused != peer.refusal:
-            peer.refusal = error.refused
-            self._log(f"peer {peer.id} does not let us in: {error}")
-        return error or NoConnection(peer_id, [TimeoutError("it did not introduce itself")])
-
-    async def _introduced(self, connection: INetConn) -> None:
-        """Wait until the link on this connection is ready or has ended."""
-        if (link := self._link_of(connection)) is not None:
-            await link.settled.wait()
-
     # ---- connections -------------------------------------------------------------------------------------------------
 
-    def _link_of(self, connection: INetConn) -> Link | None:
+    def link_of(self, connection: INetConn) -> Link | None:
         """Return the link on a connection; a new one starts."""
         key = connection.muxed_conn
         if (link := self._links.get(key)) is None and self._nursery is not None:
@@ -485,7 +384,7 @@ class Links:
         """Take a peer's stream in; it is read by a task of ours, so that our own bugs are not taken for the peer's."""
         with trio.move_on_after(self._options.introduction_s):
             await self._serving.wait()
-        if (link := self._link_of(stream.swarm_conn)) is None:
+        if (link := self.link_of(stream.swarm_conn)) is None:
             await close_quietly(stream.muxed_conn.secured_conn)
             return
         link.accept(stream.get_protocol(), stream)
@@ -493,14 +392,14 @@ class Links:
 
     # ---- small things ------------------------------------------------------------------------------------------------
 
-    def _peer(self, peer: str) -> _Peer:
-        return self._peers.setdefault(peer, _Peer(peer))
+    def _peer(self, peer: str) -> Peer:
+        return self._peers.setdefault(peer, Peer(peer))
 
     def _used(self, peer: str) -> Link | None:
         known = self._peers.get(peer)
         return known.links[0] if known is not None and known.links and known.links[0].ending is None else None
 
-    def _forget(self, peer: _Peer) -> None:
+    def forget(self, peer: Peer) -> None:
         if not (peer.wanted or peer.links or peer.told or peer.chased):
             self._peers.pop(peer.id, None)
 
@@ -516,27 +415,3 @@ class Links:
         if len(self._logged) > LOGGED_MAX:
             del self._logged[next(iter(self._logged))]
         self._log(text)
-
-
-def _multiaddrs(addresses: Sequence[str]) -> Iterator[Multiaddr]:
-    """Return those that are addresses; they come from other members."""
-    for address in addresses:
-        try:
-            yield Multiaddr(address)
-        except Exception:  # noqa: BLE001, S112 - whatever the library raises: it is no address
-            continue
-
-
-def _all_refused(error: NoConnection) -> bool:
-    """Say whether every address answered that nobody listens there."""
-    return bool(error.errors) and all(map(_is_refused, error.errors))
-
-
-def _is_refused(error: BaseException | None) -> bool:
-    for _ in range(CAUSES_MAX):
-        if error is None or isinstance(error, ConnectionRefusedError):
-            return error is not None
-        if isinstance(error, BaseExceptionGroup):
-            return all(map(_is_refused, error.exceptions))
-        error = error.__cause__ or error.__context__
-    return False

@@ -15,7 +15,7 @@ from multiaddr import Multiaddr
 from p2pgrid.core.errors import PeerError
 from p2pgrid.core.messages import L_PING
 from p2pgrid.core.wire import FRAME_MAX_CONTROL, Frame, frame
-from p2pgrid.node.net import links as links_module
+from p2pgrid.node.net import dialling
 from p2pgrid.node.net.control import CONTROL
 from p2pgrid.node.net.links import NoConnection
 from tests.node.net.grids import Node, hold, make, run, silent
@@ -395,7 +395,7 @@ def test_a_peer_behind_an_address_that_neither_answers_nor_refuses_is_reported_w
             async def hang(*_arguments: Any) -> None:
                 await trio.sleep_forever()
 
-            monkeypatch.setattr(links_module, "dial_any", hang)
+            monkeypatch.setattr(dialling, "dial_any", hang)
             await b.kill()
             await happens(lambda: "down" in a.told.words, 5)
             assert a.links._peers[b.id].chased
