@@ -38,7 +38,7 @@ NEGOTIATION_S = 5
 PARTING_S = 0.5
 """For a goodbye to be written, and for the peer to hang up on it."""
 RETIRING_S = 10.0
-"""For the peer to say goodbye, too, on a connection that another one replaces."""
+"""A connection that another one replaces is not waited for when nothing has come or gone on it for so long."""
 READ_BYTES = 16 << 10
 """Decoded at once: 1,800 of the smallest frames, a few milliseconds."""
 BULK_READ_BYTES = 256 << 10
@@ -103,6 +103,7 @@ class Link:
         hello: what the peer said of itself; `card` is a `core.member.Card`.
         settled: it is ready, or it has ended.
         parted: the peer has said that another connection replaces this one.
+        emptied: it has, and every bulk frame that it sent before has been handed over.
         writes: of the control stream, ever.
     """
 
@@ -123,6 +124,7 @@ class Link:
         self.settled = trio.Event()
         self.ended = trio.Event()
         self.parted = trio.Event()
+        self.emptied = trio.Event()
         self.rtt_s = 0.0
         self.writes = 0
         self.sent = 0
@@ -139,6 +141,8 @@ class Link:
         self._accepted: dict[TProtocol, INetStream] = {}
         self._came = trio.Event()
         self._bulk_started = False
+        self._bulk_sent = self._bulk_taken = self._bulk_owed = 0  # frames
+        self._bytes_read = 0
         self._nursery: trio.Nursery | None = None
         self._bucket = Bucket(self.since, options.frames_per_s, options.frames_burst)
         self._seq = 0
@@ -161,6 +165,7 @@ class Link:
         self.sent += 1
         if len(data) - 4 > FRAME_MAX_CONTROL:
             self.bulk.put(data)
+            self._bulk_sent += 1
             self._start_bulk()
         else:
             self._queue.append(data)
@@ -186,12 +191,17 @@ class Link:
         self._urge(frame(L_PING, [self._seq]))
         return answered
 
-    async def answers(self, within_s: float) -> bool:
-        """Say whether the peer answers on this connection."""
+    async def answers(self) -> None:
+        """Return when the peer has answered on this connection, or the connection has ended."""
         answered = self.ping()
-        with trio.move_on_after(within_s):
-            await answered.wait()
-        return answered.is_set()
+        async with trio.open_nursery() as nursery:
+
+            async def first(event: trio.Event) -> None:
+                await event.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(first, answered)
+            nursery.start_soon(first, self.ended)
 
     def accept(self, protocol: TProtocol, stream: INetStream) -> None:
         """Take in a stream that the peer has opened."""
@@ -259,14 +269,27 @@ class Link:
             self.end(Ending.BROKE, str(error), goodbye="dropped")
 
     async def _retire(self) -> None:
-        await self.bulk.drained()
-        if self.parted.is_set():
-            self.end(Ending.REPLACED, "replaced", goodbye="replaced")
-            return
-        self._urge(frame(L_GOODBYE, ["replaced"]))
-        with trio.move_on_after(RETIRING_S):
-            await self.parted.wait()
+        """Say that nothing more comes, and how much that is; who said so first hangs up, when he has all of the other.
+
+        What is on its way when a connection is closed may be lost. So nobody closes who is still owed something, and
+        the goodbye that answers another says that all has arrived.
+        """
+        if await self._patiently(self.bulk.drained):
+            is_answer = self.parted.is_set()
+            if not is_answer or await self._patiently(self.emptied.wait):
+                self._urge(frame(L_GOODBYE, ["replaced", self._bulk_sent]))
+                await self._patiently(self.ended.wait if is_answer else self.emptied.wait)
         self.end(Ending.REPLACED, "replaced")
+
+    async def _patiently(self, wait: Callable[[], Awaitable[None]]) -> bool:
+        """Wait as long as there is any progress; say whether that was enough."""
+        while True:
+            before = self._bytes_read, self.bulk.written, self._queued_bytes
+            with trio.move_on_after(RETIRING_S):
+                await wait()
+                return True
+            if before == (self._bytes_read, self.bulk.written, self._queued_bytes):
+                return False
 
     # ---- writing -----------------------------------------------------------------------------------------------------
 
@@ -345,11 +368,14 @@ class Link:
             for at in range(0, len(data), READ_BYTES):
                 if frames := splitter.feed(data[at : at + READ_BYTES]):
                     await self._take(frames)
+                    self._bulk_taken += len(frames)
+                    self._weigh()
 
     async def _some(self, stream: INetStream, size: int) -> bytes:
         data: bytes = await through(stream.read(size))
         if not data:
             raise Cut("the peer closed the stream")
+        self._bytes_read += len(data)
         return data
 
     async def _take(self, frames: Sequence[Frame]) -> None:
@@ -374,7 +400,7 @@ class Link:
         elif heard.kind == L_PONG:
             self._ponged(_seq(heard.body))
         elif heard.kind == L_GOODBYE:
-            self._goodbye_heard(_why(heard.body))
+            self._goodbye_heard(*_why(heard.body))
         else:
             self._owner.deliver(self, heard.kind, heard.body)
 
@@ -386,12 +412,18 @@ class Link:
         self.bulk.acknowledged(written, self.rtt_s, sent_at, alone=alone)
         answered.set()
 
-    def _goodbye_heard(self, why: str) -> None:
+    def _goodbye_heard(self, why: str, bulk_owed: int) -> None:
         if why != "replaced":
             self.end(Ending.GOODBYE, why)
             return
+        self._bulk_owed = bulk_owed
         self.parted.set()
+        self._weigh()
         self._owner.parting(self)
+
+    def _weigh(self) -> None:
+        if self.parted.is_set() and self._bulk_taken >= self._bulk_owed:
+            self.emptied.set()
 
 
 def read_hello(first: Frame) -> dict[str, Any]:
@@ -407,7 +439,11 @@ def _seq(body: Any) -> int:
     return body[0]
 
 
-def _why(body: Any) -> str:
+def _why(body: Any) -> tuple[str, int]:
+    """Return why, and how many bulk frames were sent before."""
     if not isinstance(body, list) or not body or not isinstance(body[0], str) or len(body[0]) > WHY_MAX:
         raise PeerError("a malformed GOODBYE")
-    return body[0]
+    count = body[1] if len(body) > 1 else 0
+    if type(count) is not int:
+        raise PeerError("a malformed GOODBYE")
+    return body[0], count

@@ -8,9 +8,11 @@
 
 When a link breaks, its peer is dialled at once, to find out what that means (`dialling`).
 
-Two nodes that dial each other have two connections; the one that the smaller PeerId dialled stays. The other is left
-only when both sides have said so on it (GOODBYE "replaced"), so that nothing queued is lost and the listener sees
-nothing. A peer that comes back with another *life* has restarted: the listener sees it go and come.
+Two nodes that dial each other have two connections; the one that the smaller PeerId dialled stays. Only the smaller
+PeerId chooses: if both chose, each might give up the one that the other keeps. The connection that is given up ends
+when both sides have said so on it (GOODBYE "replaced") and all that was sent on it has arrived: nothing is lost, and
+the listener sees nothing. It sees a peer go and come that has restarted (another *life*), or whose old connection
+answers nothing while the new one does: there, frames may have been lost.
 
 Rule: decisions are synchronous (`ready`, `over`), tasks only wait. The listener is called from tasks of `serve`, never
 from within `send`, `connect`, `drop` or `disconnect`; what it raises, other than PeerError, ends `serve`.
@@ -38,8 +40,8 @@ __all__ = ["LinkOptions", "Links", "Listener", "NoConnection"]
 
 STABLE_S = 5.0
 """A link that lived so long was a good one: its loss is no failure of the peer's address."""
-ANSWER_S = 1.0
-"""An old connection that does not answer a PING within that makes room for a new one."""
+ANSWER_S = 2.0
+"""An old connection that is silent for so long after a new one has answered is dead. Where all is slow, both are."""
 LOG_INTERVAL_S = 60.0
 LOGGED_MAX = 1024
 
@@ -246,9 +248,7 @@ class Links:
         if old is None:
             peer.links.append(link)
             self._tell_up(peer)
-        elif old.life != link.life:
-            self._succeed(peer, link, "it has restarted")
-        elif old.parted.is_set():
+        elif old.life == link.life and old.parted.is_set():
             self._prefer(peer, link)
         else:
             peer.links.append(link)
@@ -293,15 +293,23 @@ class Links:
     # ---- two links with one peer -------------------------------------------------------------------------------------
 
     async def _contest(self, peer: Peer, old: Link, new: Link) -> None:
-        """Choose between two links with the same life of a peer."""
-        if new.dialler != old.dialler and new.dialler < old.dialler:
-            self._prefer(peer, new)
-        elif not await old.answers(ANSWER_S):
-            if old in peer.links and new in peer.links:
-                self._succeed(peer, new, "it did not answer")
-        elif new.dialler != old.dialler or old.dialler == self._me:
-            self._leave(peer, new)
-        # Else both are the peer's own doing: it knows which one it keeps.
+        """Choose between the link that is used and another one, unless something else decides it meanwhile."""
+        answered = old.ping()
+        await new.answers()  # else what a process has left behind could replace its successor
+        if old.life == new.life:
+            with trio.move_on_after(ANSWER_S):
+                await answered.wait()
+        if old not in peer.links or new not in peer.links or new.ending is not None:
+            return
+        if old.life != new.life:
+            self._succeed(peer, new, "it has restarted")
+        elif not answered.is_set():
+            self._succeed(peer, new, "it did not answer")
+        elif self._me < peer.id:
+            if new.dialler < old.dialler:
+                self._prefer(peer, new)
+            else:
+                self._leave(peer, new)
 
     def _prefer(self, peer: Peer, link: Link) -> None:
         """Use this link from now on; the listener need not know."""
@@ -351,6 +359,9 @@ class Links:
         if peer.links:
             self._tell_up(peer)
             return
+        for other in self._links_with(peer.id):  # one that was given up for the one that is lost now
+            if other.is_retiring:
+                other.end(Ending.REPLACED, "replaced", goodbye="replaced")
         if link.ending is not Ending.LOST:
             peer.slow = True
             self.report_down(peer, reset=False)

@@ -102,7 +102,7 @@ P_CLOCK_IS = 118  # [seq, unix time]
 # ---- the connection itself (control stream); the shell's own: no machine sees them ----------------------------------
 L_HELLO = 120  # {"v": 1, "version", "card": card as in update}     first on every control stream
 L_GOODBYE = (
-    121  # [why]                           "stopping" "leaving" "replaced" "dropped": no failure, no redial storm
+    121  # [why, bulk frames sent before]  "stopping" "leaving" "replaced" "dropped": no failure, no redial storm
 )
 L_REVOCATIONS = 122  # [[revocation, …]]           core.revocation, packed; right after HELLO, then as news
 L_REVOKED = 123  # [digest]                        anti-entropy: 32 bytes over all revocations ever heard

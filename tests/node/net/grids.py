@@ -80,10 +80,11 @@ def make(
     *,
     certificate: Callable[[bytes], bytes] | None = None,
     door: Door | None = None,
+    key: Ed25519PrivateKey | None = None,
     **options: Any,
 ) -> Node:
     """Return a node that is not running; without further words it is a member of our grid and echoes."""
-    key = Ed25519PrivateKey.generate()
+    key = key or Ed25519PrivateKey.generate()
     shown = certificate(public_of(key)) if certificate else issue(grid, public_of(key))
     membership, door = Membership(shown, admit), door or Door()
     host = net.make_host(key, membership, door, **options)
@@ -202,7 +203,7 @@ class Wire:
                     break
                 await sink.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
+            await self.whole.wait()  # beyond a cut nobody learns that the other end has hung up
         scope.cancel()
 
 

@@ -14,7 +14,7 @@ from multiaddr import Multiaddr
 
 from p2pgrid.core.errors import PeerError
 from p2pgrid.core.messages import L_PING
-from p2pgrid.core.wire import FRAME_MAX_CONTROL, Frame, frame
+from p2pgrid.core.wire import FRAME_MAX_CONTROL, frame
 from p2pgrid.node.net import dialling
 from p2pgrid.node.net.control import CONTROL
 from p2pgrid.node.net.links import NoConnection
@@ -424,72 +424,6 @@ def test_a_wanted_peer_is_found_once_it_is_there() -> None:
     run(wait)
 
 
-def test_two_who_dial_each_other_at_once_keep_one_connection() -> None:
-    """Twenty times: the one that the smaller PeerId dialled, and neither listener notices the other."""
-
-    async def meet() -> None:
-        a, b = sorted((linked(), linked()), key=lambda one: one.id)
-        async with grid(a, b):
-            for count in range(20):
-                a.links.connect(b.id, b.addresses)
-                b.links.connect(a.id, a.addresses)
-                await happens(lambda: a.links.is_up(b.id) and b.links.is_up(a.id))
-                for number in range(5):
-                    a.say(b, (count, number))
-                    b.say(a, (count, number))
-                await happens(lambda: len(a.node.connections()) == len(b.node.connections()) == 1)
-                await happens(lambda count=count: len(a.told.bodies) == len(b.told.bodies) == 5 * count + 5)  # type: ignore[misc]
-                assert (a.told.words, b.told.words) == (["up"], ["up"])
-                assert a.links._used(b.id).dialler in (a.id, b.id)  # type: ignore[union-attr]
-                a.links.disconnect(b.id)
-                b.links.disconnect(a.id)
-                await happens(lambda: not a.links._links and not b.links._links)
-                a.told.events.clear()
-                b.told.events.clear()
-
-    run(meet, within_s=60)
-
-
-def test_a_peer_with_a_new_life_replaces_its_former_self() -> None:
-    """The old connection still stands, as one does that nobody has closed."""
-
-    async def restart() -> Linked:
-        a, before = linked(), linked(life=b"life one")
-        key_of_before = before.node
-        async with grid(a, before):
-            before.links.connect(a.id, a.addresses)
-            await happens(lambda: a.links.is_up(before.id))
-            (old,) = a.links._links_with(before.id)
-            hello = old.hello
-            old.hello = {**hello, "card": hello["card"]._replace(life=b"life 0..")}  # as if it had been another's
-            connection = await key_of_before.host.get_network()._dial_addr_single_attempt(
-                a.node.addresses[0], a.node.host.get_id()
-            )
-            assert connection is not None
-            await happens(lambda: a.told.words == ["up", "down", "up"])
-            await happens(lambda: len(a.node.connections()) == 1)
-        return a
-
-    assert run(restart).told.events[1][2:] == (False, "it has restarted")
-
-
-def test_a_connection_that_answers_nothing_makes_room_for_a_new_one() -> None:
-    async def freeze() -> Linked:
-        a, b = linked(), linked()
-        async with grid(a, b):
-            b.links.connect(a.id, a.addresses)
-            await happens(lambda: a.links.is_up(b.id) and b.links.is_up(a.id))
-            (dead,) = b.links._links_with(a.id)
-            b.links._contest = leave_it  # type: ignore[method-assign, assignment]  # nor does it say which one it keeps
-            dead._heard = lose  # type: ignore[method-assign]  # it is read, and that is all
-            network = b.node.host.get_network()
-            await network._dial_addr_single_attempt(a.node.addresses[0], a.node.host.get_id())
-            await happens(lambda: a.told.words == ["up", "down", "up"])
-        return a
-
-    assert run(freeze).told.events[1][2:] == (False, "it did not answer")
-
-
 def test_who_is_expelled_is_gone_at_once() -> None:
     async def expel() -> Linked:
         a, b = linked(), linked()
@@ -541,11 +475,3 @@ def refuse_all(certificate: bytes, public: bytes, *, dialler: bool) -> Any:
     from p2pgrid.core.chains import Reason, refuse  # noqa: PLC0415
 
     return refuse(Reason.REVOKED)
-
-
-def lose(heard: Frame) -> None:
-    """Take a frame and do nothing."""
-
-
-async def leave_it(*_arguments: Any) -> None:
-    """Decide nothing."""
