@@ -184,3 +184,24 @@ def test_a_second_connection_of_the_same_side_is_given_up_while_the_first_one_an
             assert a.told.words == b.told.words == ["up"]
 
     run(again)
+
+
+def test_what_was_sent_in_bulk_arrives_although_its_reader_is_slow_and_its_connection_is_given_up() -> None:
+    """The goodbye overtakes bulk; who took it for the end would hang up on frames that have come and were not read."""
+
+    async def linger() -> list[int]:
+        a, b = sorted((linked(), linked()), key=lambda one: one.id)
+        slow = linked(b.node, frames_per_s=20, frames_burst=10)
+        async with grid(a, slow):
+            slow.links.connect(a.id, a.addresses)
+            await happens(lambda: a.links.is_up(b.id) and slow.links.is_up(a.id))
+            for number in range(20):
+                a.say(slow, [number, bytes(70_000)])
+            await a.node.host.get_network()._dial_addr_single_attempt(slow.node.addresses[0], b.node.host.get_id())
+            await happens(lambda: len(slow.told.bodies) == 20)
+            await happens(lambda: len(a.node.connections()) == len(slow.node.connections()) == 1)
+            assert a.links._used(b.id).dialler == a.id  # type: ignore[union-attr]
+            assert a.told.words == slow.told.words == ["up"]
+        return [number for number, _ in slow.told.bodies]
+
+    assert run(linger) == list(range(20))
