@@ -67,6 +67,7 @@ GIVE_WAY_S = 0.001
 SWITCH_INTERVAL_S = 0.001
 """How long the journal's threads may keep the GIL from the loop; Python's own 5 ms would be seen in every latency."""
 EVENTS_REMEMBERED = 100
+_OF_NETWORK = (e.Send, e.Connect, e.Disconnect, e.Drop, e.Introduce, e.GridClock)
 _HOUSEKEEPING = frozenset({e.PeerSent, e.TimerFired, e.WallClock})
 """Events of an idle node; for their sake nobody measures how late the loop is."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -174,7 +175,7 @@ class Node:
         self.timers = Timers()
         self.lag = Lag()
         self.mind: Mind | None = None
-        self._begin: Callable[..., None] = self._too_early
+        self._nursery: trio.Nursery | None = None
         self._standstill = Standstill()
         self._steps: Callable[[e.Event, float], Iterable[Sequence[e.Effect]]] = _unborn
         self._inbox: deque[e.Event] = deque()
@@ -193,12 +194,7 @@ class Node:
         self._code = ExitCode.DONE
         self._perform: dict[type, Callable[[Any], None]] = {
             e.Reply: self._reply,
-            e.Send: self.network.perform,
-            e.Connect: self.network.perform,
-            e.Disconnect: self.network.perform,
-            e.Drop: self.network.perform,
-            e.Introduce: self.network.perform,
-            e.GridClock: self.network.perform,
+            **dict.fromkeys(_OF_NETWORK, self.network.perform),
             e.Store: self._store,
             e.Fetch: lambda effect: journal.fetch(effect.token, effect.keys),
             e.Run: self.pool.run,
@@ -270,10 +266,6 @@ class Node:
             else:
                 raise
 
-    @staticmethod
-    def _too_early(*_: Any) -> None:
-        raise AssertionError("no request is read before the loop runs")
-
     # ---- effects ----------------------------------------------------------------------------------------------------
 
     def _reply(self, effect: e.Reply) -> None:
@@ -303,7 +295,8 @@ class Node:
         """Look at a request on its way to the machine; None: it is none of the machine's business."""
         match event.body:
             case [str(verb), dict(arguments)] if verb in VERBS:
-                self._begin(self.asked.answer, event.client, event.id, verb, arguments)
+                assert self._nursery is not None, "a request before the loop runs"
+                self._nursery.start_soon(self.asked.answer, event.client, event.id, verb, arguments)
                 return None
             case ["stop", dict(arguments)]:
                 self._limit_stop()
@@ -348,11 +341,12 @@ class Node:
         scope = trio.CancelScope()
         with self._signals(token, scope), scope:
             async with trio.open_nursery() as nursery:
-                self._begin = nursery.start_soon
+                self._nursery = nursery
                 nursery.start_soon(self._raise_failures)
                 self.mind = await self._mind(make)
                 self._steps = self.mind.steps
                 charter = self.charter
+                self._standstill.look()  # to start may take long, and nothing stood still for that
                 self.deliver([
                     e.Loaded(self.journal.load(), time.time() - time.monotonic(), self.journal.incarnation),
                     e.Belongs(charter.grid, charter.grid_name, charter.roles),

@@ -15,6 +15,7 @@ many frames leave together. Bad members cost themselves the connection; if our o
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -132,6 +133,7 @@ class Network:
                 net.links.connect(peer, addresses)
             nursery.start_soon(self._hand_over)
             nursery.start_soon(self.seeker.run)
+            gc.freeze()  # all of libp2p: or the collector would look at it again and again
             self._ready.set()
 
     def hello(self) -> list[bytes]:
