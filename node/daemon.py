@@ -262,7 +262,7 @@ class Node:
             if type(event) is e.ClientSent:
                 self.server.drop(event.client, str(error))
             elif type(event) is e.PeerSent:
-                self.network.drop(event.peer, str(error))
+                self.network.drop(event.peer, str(error), broke=True)
             else:
                 raise
 

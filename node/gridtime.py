@@ -64,8 +64,14 @@ class GridTime:
         self._wall_offset_s = seconds
 
     def offset_s(self) -> float | None:
-        """Return grid time minus own clock, or None while no other clock is known."""
-        return median(clock.ahead_s for clock in self.clocks.values()) if self.clocks else None
+        """Return grid time minus own clock, or None while no other clock is known.
+
+        Of an even number of others ours takes part: the mean of two would follow half-way one that is years off.
+        """
+        ahead = [clock.ahead_s for clock in self.clocks.values()]
+        if not ahead:
+            return None
+        return median(ahead if len(ahead) % 2 else [*ahead, 0.0])
 
     def grid_s(self, now: float) -> float | None:
         """Return grid time as unix time, or None before it exists."""

@@ -288,7 +288,7 @@ class Network:
                 if self.links is not None:
                     self.links.disconnect(effect.peer)
             case e.Drop():
-                self.drop(effect.peer, effect.why)
+                self.drop(effect.peer, effect.why, broke=True)
             case e.Introduce():
                 self._card = effect.card
             case e.GridClock():
@@ -307,11 +307,11 @@ class Network:
             self.links.send(peer, kind, body)
             self.links.flush()
 
-    def drop(self, peer: str, why: str) -> None:
-        """End a connection; the member may try again."""
+    def drop(self, peer: str, why: str, *, broke: bool = False) -> None:
+        """End a connection, `broke`: for what came by it; the member may try again."""
         self.down(peer, reset=False, why=why)
         if self.links is not None:
-            self.links.drop(peer, why)
+            self.links.drop(peer, why, broke=broke)
 
     def expel(self, public: bytes) -> None:
         """End every connection with somebody who does not belong any more."""
@@ -478,6 +478,7 @@ class Network:
             "messages_received": told.get("received", 0),
             "refused": told.get("refused", 0) + (door.failed_count + door.turned_away_count if door else 0),
             "dropped": told.get("dropped", 0),
+            "round_trips": {peer: link["rtt_s"] for peer, link in sorted(told.get("peers", {}).items())},
         }
 
 

@@ -45,6 +45,8 @@ def link_packages(folder: Path) -> None:
         link, target = folder / name, Path(spec.origin).parent
         if link.is_symlink() and link.readlink() == target:
             continue
+        if link.is_dir() and not link.is_symlink():  # the directory was copied by something that follows links
+            shutil.rmtree(link)
         link.unlink(missing_ok=True)
         link.symlink_to(target)
 

@@ -189,10 +189,10 @@ class Links:
                 link.flush()
         self._unflushed.clear()
 
-    def drop(self, peer: str, why: str) -> None:
-        """End every connection with this peer."""
+    def drop(self, peer: str, why: str, *, broke: bool = False) -> None:
+        """End every connection with this peer; `broke`: for what it said, which is logged and counted as refused."""
         for link in self._links_with(peer):
-            link.end(Ending.DROPPED, why, goodbye="dropped")
+            link.end(Ending.BROKE if broke else Ending.DROPPED, why, goodbye="dropped")
 
     async def close(self, why: str) -> None:
         """Say goodbye to all; what is queued still leaves, within half a second."""

@@ -106,3 +106,12 @@ def test_a_stall_makes_answers_that_run_worthless() -> None:
     ours.received("a", m.P_CLOCK_IS, (question.body[0], UNIX), 3.1)
 
     assert ours.clocks == {}
+
+
+def test_of_two_other_clocks_one_that_is_years_off_moves_nobody() -> None:
+    """The mean of the two would be years off as well; with ours they are three."""
+    ours = node()
+    ask(ours, "right", 0.5)
+    ask(ours, "born in 1970", -1.8e9)
+
+    assert ours.offset_s() == 0.0

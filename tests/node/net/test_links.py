@@ -436,12 +436,15 @@ def test_who_is_expelled_is_gone_at_once() -> None:
     assert run(expel).told.events[-1][2:] == (False, "no longer a member")
 
 
-def test_who_is_dropped_is_told_so() -> None:
+@pytest.mark.parametrize("broke", [False, True])
+def test_who_is_dropped_is_told_so(*, broke: bool) -> None:
+    """For what it said: that is counted as well."""
+
     async def drop() -> tuple[Linked, Linked]:
         a, b = linked(), linked()
         async with grid(a, b):
             await both_up(a, b)
-            a.links.drop(b.id, "I do not like it")
+            a.links.drop(b.id, "I do not like it", broke=broke)
             assert not a.links.is_up(b.id)
             assert a.told.words == ["up"]
             await happens(lambda: "down" in a.told.words and "down" in b.told.words)
@@ -451,6 +454,7 @@ def test_who_is_dropped_is_told_so() -> None:
 
     assert a.told.events[-1][2:] == (False, "I do not like it")
     assert b.told.events[-1][2:] == (False, "dropped")
+    assert a.links.stats()["refused"] == broke
 
 
 def test_who_is_not_let_in_asks_seldom_and_says_so_once() -> None:
