@@ -16,7 +16,7 @@ from typing import Any
 
 from p2pgrid.core import messages as m
 from p2pgrid.core.chains import may
-from p2pgrid.core.errors import GridError, NotAuthorized, NotFound, error_from_wire, error_to_wire
+from p2pgrid.core.errors import GridError, NotAuthorized, NotFound, QuotaExceeded, error_from_wire, error_to_wire
 from p2pgrid.core.ids import match, parse_target
 from p2pgrid.core.ranges import Span
 from p2pgrid.node import events as e
@@ -249,8 +249,10 @@ class Inquiries(Handler):
     def asked(self, peer: str, body: Any, now: float) -> None:
         """A member asks in the name of one of its clients."""
         rid, verb, arguments = body
-        if len(self.parts.askers) >= ASKERS_MAX:
-            self.parts.askers.pop(next(iter(self.parts.askers)))
+        if len(self.parts.askers) >= ASKERS_MAX:  # all of them still get their answers, so none makes room
+            busy = QuotaExceeded("this node answers as many requests of others as it can", next="ask again in a moment")
+            self.out.append(e.Send(peer, m.P_ERROR, [list(rid), dict(error_to_wire(busy))]))
+            return
         self._asker -= 1
         self.parts.askers[self._asker] = (peer, rid)
         event = e.ClientSent(self._asker, m.REQUEST, 0, [verb, arguments])

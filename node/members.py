@@ -112,12 +112,22 @@ class Members(Handler):
     # ---- as a holder -------------------------------------------------------------------------------------------------
 
     def _work(self, peer: str, body: Any, now: float) -> None:
-        self.holding.hint(peer)
+        if self._may_hand_out(peer):
+            self.holding.hint(peer)
+
+    def _may_hand_out(self, peer: str) -> bool:
+        """Whether a member may give work; one that may not would keep this node from asking others."""
+        if self.parts.may(peer, SUBMIT):
+            return True
+        self.parts.log_once(peer, "hands out work, which its certificate does not allow")
+        return False
 
     def _none(self, peer: str, body: Any, now: float) -> None:
         self.holding.refused(peer, body[0], now)
 
     def _coming(self, peer: str, body: Any, now: float) -> None:
+        if not self._may_hand_out(peer):
+            return
         self.holding.coming(peer, body[0], now)
         if self.holding.asked is not None:
             self.parts.timer_unless_set(("ask",), now + self.config.holding.ask_again_s)
@@ -129,8 +139,7 @@ class Members(Handler):
             return  # not acknowledged, it goes back to the keeper
         if self.parts.stopping or self.parts.refusing:
             return
-        if not self.parts.may(peer, SUBMIT):
-            self.parts.log_once(peer, "hands out work, which its certificate does not allow")
+        if not self._may_hand_out(peer):
             return
         spans = RangeSet((lo, hi) for lo, hi, _, _ in ranges)
         if not RangeSet((lo, hi) for lo, hi, _ in batches) >= spans:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from p2pgrid.core.batch import CALLS, InputBatch, InputRun, python_minor
 from p2pgrid.core.options import WireOptions
 from p2pgrid.core.ranges import RangeMap, RangeSet, Span
-from p2pgrid.core.wire import pack
+from p2pgrid.core.wire import is_shallow, pack
 from p2pgrid.node.events import Segment
 
 Job = bytes
@@ -211,6 +211,9 @@ class Pool:
         packed = pack(sorted(raw.items()))
         options = self._parsed.get(packed)
         if options is None:
+            if not is_shallow(raw):
+                msg = "options nested too deep"
+                raise ValueError(msg)
             if len(self._parsed) >= PARSED_MAX:
                 self._parsed.clear()
             options = self._parsed[packed] = WireOptions.from_wire(raw)

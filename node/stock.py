@@ -11,6 +11,9 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Any
 
+OVERHEAD = 512
+"""Bytes that an entry costs beside its value, about; else millions of tiny ones would cost nothing."""
+
 
 class Stock:
     """Values by key, the least recently used ones let go beyond `bytes_max`."""
@@ -22,6 +25,7 @@ class Stock:
 
     def put(self, key: Hashable, value: Any, size: int) -> None:
         """Keep a value of `size` bytes, unless it is larger than all there is room for."""
+        size += OVERHEAD
         _, before = self._kept.pop(key, (None, 0))
         self.size -= before
         if size > self.bytes_max:

@@ -122,7 +122,7 @@ def decode_batch(lo: int, hi: int, data: bytes) -> InputBatch:
         try:
             good = deps is None and parent is None and count > 0 and 0 <= fn < len(fns) and 0 <= opt < len(opts)
             if shape == CALLS:
-                good = good and type(body) is list and len(body) == count
+                good = good and type(body) is list and len(body) == count and set(map(type, body)) == {bytes}
             else:
                 good = good and type(body) is bytes and shape in (ITEMS, TUPLES)
             good = good and type(count) is type(fn) is type(opt) is type(shape) is int

@@ -15,7 +15,7 @@ from p2pgrid.core.batch import ID_BYTES, TASKS_MAX
 from p2pgrid.core.errors import PeerError
 from p2pgrid.core.member import BUCKETS, INCARNATION_MAX, LEFT, LIFE_BYTES, Card, Update
 from p2pgrid.core.ranges import RangeSet
-from p2pgrid.core.wire import pack, unpack
+from p2pgrid.core.wire import is_shallow, pack, unpack
 
 TEXT_SHOWN = 300
 VALUES, PACKED, FAILURE, CRASH = 0, 1, 2, 4
@@ -122,7 +122,8 @@ def _outcome(value: Any) -> tuple[int, int, int, Any]:
         case int() if shape == PACKED and isinstance(data, bytes):
             pass
         case int() if shape == FAILURE and hi == lo + 1:
-            if not isinstance(unpack(_data(data)), dict):
+            failure = unpack(_data(data))
+            if not isinstance(failure, dict) or not is_shallow(failure):
                 _refuse("failure")
         case int() if shape == CRASH and hi == lo + 1:
             for part in _fields(unpack(_data(data)), 3):
@@ -157,13 +158,13 @@ def lineage(data: bytes) -> list[tuple[str, str]]:
 
 def _request(body: Any) -> tuple[str, dict[str, Any]]:
     verb, arguments = _fields(body, 2)
-    if not isinstance(arguments, dict):
+    if not isinstance(arguments, dict) or not is_shallow(arguments):
         _refuse("request")
     return _text(verb), arguments
 
 
 def _mapping(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value) or not is_shallow(value):
         _refuse("mapping")
     return value
 
@@ -254,6 +255,7 @@ ADDRESSES_MAX = 16
 ADDRESS_MAX = 256
 LOAD_MAX = 16
 FACTS_BYTES_MAX = 4096
+FACTS_LEVELS_MAX = 8
 SLOTS_MAX = 65_536
 UPDATES_MAX = 1024
 
@@ -290,6 +292,8 @@ _FACTS: dict[str, Callable[[Any], bool]] = {
 def _facts(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         _refuse("facts")
+    if not is_shallow(value, FACTS_LEVELS_MAX):
+        _refuse("facts (nested too deep)")
     if len(pack(value)) > FACTS_BYTES_MAX:
         _refuse("facts (too long)")
     for key, is_right in _FACTS.items():

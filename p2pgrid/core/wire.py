@@ -20,6 +20,8 @@ FRAME_MAX_LOCAL = 320 * 1024 * 1024
 """Local socket and worker pipe: one batch of values (at most 256 MiB) and its envelope."""
 FRAME_MAX_CONTROL = 64 * 1024
 """Control frames between members."""
+LEVELS_MAX = 96
+"""Of lists and maps in each other, in anything that is not taken apart before it is used."""
 
 _LENGTH = struct.Struct(">I")
 _packer = msgpack.Packer(use_bin_type=True, autoreset=True)
@@ -54,6 +56,19 @@ def unpack(data: bytes | memoryview, *, limit: int = FRAME_MAX_LOCAL) -> Any:
     except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
         msg = f"not msgpack: {type(error).__name__}"
         raise PeerError(msg) from error
+
+
+def is_shallow(value: Any, levels: int = LEVELS_MAX) -> bool:
+    """Say whether lists and maps in an unpacked value are nested at most so deep.
+
+    msgpack reads a thousand levels; `==`, `str()` and `repr()` of such a value raise RecursionError. Whatever is kept,
+    compared or printed without being taken apart has to be asked about here first.
+    """
+    if isinstance(value, dict):
+        return levels > 0 and all(is_shallow(part, levels - 1) for part in value.values())
+    if isinstance(value, list | tuple):
+        return levels > 0 and all(is_shallow(part, levels - 1) for part in value)
+    return True
 
 
 def frame(kind: int, body: Any, id_: int = 0) -> bytes:

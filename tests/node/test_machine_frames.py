@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pgrid.core import messages as m
-from p2pgrid.core.wire import pack
+from p2pgrid.core.batch import encode_batch
+from p2pgrid.core.chains import ALL_ROLES, OBSERVE, WORK
+from p2pgrid.core.member import ALIVE, Card, shown
+from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node import events as e
-from tests.node.desk import CODE, JOB, UNION, Desk, batch, replies, runs, spec
+from p2pgrid.node.inquiries import ASKERS_MAX
+from tests.node.desk import CODE, JOB, UNION, Desk, batch, replies, runs, sends, spec
+
+
+def _deep(levels: int = 1010) -> Any:
+    """Return lists in each other, as many as msgpack reads: to compare or to print them exceeds the stack."""
+    return unpack(b"\x91" * levels + b"\xc0")
+
 
 numbers = st.integers(-2, 5) | st.sampled_from([2**62, 2**63 - 1, 2**64 - 1, -(2**63), 10**6])
 scalars = (
     st.none() | st.booleans() | numbers | st.floats() | st.text(max_size=5)
     | st.sampled_from([JOB, CODE, b"", b"k" * 16, UNION, spec(), batch(0, 2), batch(2, 4)])
-    | st.sampled_from([pack({"mro": 1}), pack(["a", "b", "c"])])
+    | st.sampled_from([pack({"mro": 1}), pack(["a", "b", "c"]), pack({"text": "", "qualname": _deep(1000)})])
+    | st.just(_deep(1000))
 )  # fmt: skip
 anything = st.recursive(
     scalars,
@@ -47,6 +59,15 @@ almost_client = st.one_of(
 )
 client_frames = almost_client | st.tuples(st.integers(0, 120).filter(lambda kind: kind != m.REQUEST), anything)
 
+cards = st.tuples(
+    small, small, st.just(b"lifelife"), st.booleans(), st.lists(st.text(max_size=5), max_size=2),
+    st.dictionaries(st.sampled_from(["name", "slots", "tags", "resources", "minor", "other"]), anything, max_size=4),
+    st.just([]),
+).map(list)  # fmt: skip
+updates = st.tuples(
+    st.sampled_from(["n", "p", "q"]), numbers, st.integers(0, 3), st.just("p"), st.none() | cards
+).map(list)  # fmt: skip
+
 almost_peer = st.one_of(
     st.tuples(st.just(m.P_WANT), st.tuples(rids, numbers, anything).map(list)),
     st.tuples(
@@ -71,6 +92,11 @@ almost_peer = st.one_of(
     st.tuples(st.just(m.P_RESULTS_ACK), st.lists(st.tuples(jobs, st.just(7), st.integers(0, 9)).map(list), max_size=2)),
     st.tuples(st.just(m.P_DROP), st.tuples(jobs, ranges | st.none()).map(list)),
     st.tuples(st.just(m.P_RETURN), st.tuples(jobs, ranges, st.text(max_size=4)).map(list)),
+    st.tuples(
+        st.just(m.P_ASK), st.tuples(rids, verbs, st.fixed_dictionaries({"target": targets | anything})).map(list)
+    ),
+    st.tuples(st.sampled_from([m.P_ANSWER, m.P_ERROR]), st.tuples(rids, anything).map(list)),
+    st.tuples(st.sampled_from([m.P_GOSSIP, m.P_RECORDS]), st.lists(st.lists(updates, max_size=3), min_size=1)),
 )  # fmt: skip
 peer_frames = almost_peer | st.tuples(st.integers(90, 120), anything)
 
@@ -79,7 +105,9 @@ def _desk() -> Desk:
     desk = Desk(slots=2)
     desk.ready()
     desk.join()
-    desk.do(e.PeerUp("p", {"name": "p", "slots": 2, "minor": 11, "resources": {"cpu": 2}}))
+    desk.do(e.Belongs(b"g" * 32, "g", 15), e.Listens(("/ip4/192.0.2.1/tcp/1",)))
+    facts = {"name": "p", "slots": 2, "minor": 11, "resources": {"cpu": 2}}
+    desk.do(e.PeerUp("p", facts, Card(5, 0, b"12345678", False, (), facts, ()), ALL_ROLES))  # noqa: FBT003
     desk.submit(4, close=False)
     return desk
 
@@ -159,3 +187,84 @@ def test_results_of_tasks_that_nobody_submitted_count_for_nothing() -> None:
     desk.do(e.PeerSent("p", m.P_RESULTS, [[JOB, [1, 1], 1, [[0, 2**40, 1, b""]]]]))
 
     assert not desk.machine.keeping.jobs[JOB].done
+
+
+# ---- nested as deep as msgpack reads ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (m.P_GOSSIP, [[["q", 7, ALIVE, "p", shown(Card(7, 0, b"lifelife", False, (), {"x": _deep(1000)}, ()))]]]),  # noqa: FBT003
+        (m.P_ASK, [[1, 1], "show", {"target": _deep(1000)}]),
+        (m.P_ERROR, [[1, 1], {"code": _deep(1000)}]),
+        (m.P_ANSWER, [[1, 1], {"node": {"name": _deep(1000)}}]),
+        (m.P_RESULTS, [[JOB, [7, 1], 1, [[0, 1, 2, pack({"text": "", "qualname": _deep()})]]]]),
+        (
+            m.P_GRANT,
+            [
+                [7, 1], b"k" * 16, "name", [[0, 1, 1]], [[CODE, UNION]],
+                [[0, 1, encode_batch([CODE], [{"retries": _deep()}], [(1, 0, 0, 0, [b"x"])])]],
+            ],
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_nested_too_deep_costs_its_sender_the_connection(kind: int, body: Any) -> None:
+    """Compared, sorted or printed, it would end the node; in gossip it would end every node of the grid."""
+    desk = _desk()
+    out = desk.do(e.PeerSent("p", kind, body), e.PeerSent("p", kind, body))
+    desk.wait(3.0)
+    desk.answer("status")
+    _still_works(desk)
+
+    assert "p" in [one.peer for one in out if isinstance(one, e.Drop)]
+
+
+def test_a_request_nested_too_deep_is_answered_with_an_error() -> None:
+    """A program of this machine gets a typed refusal, and the node goes on."""
+    desk = _desk()
+    (body,) = replies(desk.say(m.REQUEST, ["show", {"target": _deep(1000)}], id_=3), m.ERROR)
+
+    assert body["code"] == "version-mismatch"
+
+
+def test_inputs_that_are_no_bytes_are_refused() -> None:
+    """They would be measured when a member asks for them."""
+    desk = _desk()
+    wrong = encode_batch([CODE], [{}], [(2, 0, 0, 0, [1, None])])
+    out = desk.say(m.INPUT, [JOB, 4, 6, wrong])
+    desk.do(e.PeerSent("p", m.P_WANT, [[7, 1], 2, 1.0, 1000.0]))
+
+    assert [body["code"] for body in replies(out, m.ERROR)] == ["version-mismatch"]
+
+
+# ---- more than its share, and what its role forbids ------------------------------------------------------------------
+
+
+def test_more_requests_than_are_answered_at_once_are_refused_and_none_is_forgotten() -> None:
+    """Whoever asks again and again for logs, which are read from disk, gets all answers that were begun."""
+    desk = _desk()
+    (run,) = runs(desk.all)[:1]
+    log = [(run.segments[0].lo, b"a line")]
+    desk.do(e.WorkerDone(run.worker, run.run, [], False, [], 0.1, log))  # noqa: FBT003
+    out = [
+        one
+        for number in range(ASKERS_MAX + 10)
+        for one in desk.do(e.PeerSent("p", m.P_ASK, [[7, number], "logs", {"target": "all"}]))
+    ]
+    fetches = [one for one in out if isinstance(one, e.Fetch)]
+    answers = [body for one in fetches for body in sends(desk.do(e.Fetched(one.token, [])), m.P_ANSWER)]
+
+    assert [body[0][1] for body in answers] == list(range(ASKERS_MAX))
+    assert [body[1]["code"] for body in sends(out, m.P_ERROR)] == ["quota-exceeded"] * 10
+
+
+@pytest.mark.parametrize("roles", [WORK, OBSERVE])
+def test_who_may_not_submit_cannot_keep_a_node_from_asking_others(roles: int) -> None:
+    """It says that it has work, or that a large grant is under way: nothing is asked of it, or waited for."""
+    desk = Desk(slots=2)
+    desk.ready()
+    desk.do(e.PeerUp("p", {"name": "p"}, None, roles), e.PeerUp("q", {"name": "q"}, None, ALL_ROLES))
+    out = desk.do(e.PeerSent("p", m.P_WORK, []), e.PeerSent("p", m.P_COMING, [[7, 1]]), e.PeerSent("q", m.P_WORK, []))
+
+    assert [one.peer for one in out if isinstance(one, e.Send) and one.kind == m.P_WANT] == ["q"]
