@@ -237,6 +237,11 @@ class Listens:
 
 
 @dataclass(frozen=True, slots=True)
+class Leaving:
+    """The node is about to go to another grid: its members are told; PeerDown of each and Belongs follow."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stalled:
     """The shell's own loop stood still that long (SIGSTOP, suspend); comes before anything that queued meanwhile."""
 
@@ -259,8 +264,8 @@ class Stop:
 
 Event = (
     Loaded | Stored | StoreFailed | Fetched | ClientJoined | ClientSent | ClientGone | WorkerReady | WorkerDone
-    | WorkerDied | TimerFired | PeerUp | PeerDown | PeerRoles | PeerSent | Belongs | Listens | Stalled | WallClock
-    | Stop
+    | WorkerDied | TimerFired | PeerUp | PeerDown | PeerRoles | PeerSent | Belongs | Listens | Leaving | Stalled
+    | WallClock | Stop
 )  # fmt: skip
 
 

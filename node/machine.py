@@ -98,6 +98,7 @@ class Machine(Handler):
             e.PeerSent: self._on_peer_sent,
             e.Belongs: self.neighbours.belongs,
             e.Listens: self.neighbours.listens,
+            e.Leaving: self._on_leaving,
             e.Stalled: self._on_stalled,
             e.WallClock: self._on_wall_clock,
             e.Stop: self._on_stop,
@@ -379,6 +380,10 @@ class Machine(Handler):
     def _on_neighbours(self, now: float) -> None:
         self.parts.hungry = False
         self.neighbours.tick(now)
+
+    def _on_leaving(self, event: e.Leaving, now: float) -> None:
+        self.members.hand_back()
+        self.neighbours.leave(now)
 
     def _on_stalled(self, event: e.Stalled, now: float) -> None:
         """Our own loop stood still: the silence of others meanwhile was ours."""

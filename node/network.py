@@ -447,6 +447,8 @@ class Network:
 
     def _part(self) -> None:
         """Take leave of the members of the grid we are in."""
+        events, self._events = self._events, []
+        self._deliver([*events, e.Leaving()])
         for peer in list(self.members):
             self.send(peer, m.L_GOODBYE, ["leaving"])
             self.drop(peer, "leaving")

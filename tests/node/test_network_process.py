@@ -385,12 +385,15 @@ def test_a_node_leaves(pair: tuple[Node, Node]) -> None:
     former = bee.grid()
     told = bee.ask("leave")
     until(lambda: ant.alive() == {"ant"})
+    seen = ant.row("bee")
     alone = bee.alive()
     bee.stop()
     again = bee.start().ready()
 
     assert (told["left"], told["grid"]) == (former, again["grid"])
     assert alone == {"bee"}
+    assert seen is not None
+    assert seen["status"] == "left"
     assert again["grid"] != former
     assert bee.connected() == 0
 
