@@ -80,7 +80,7 @@ class Dialling:
 
     def chase(self, peer: Peer) -> None:
         """Have it dialled, unless that is going on."""
-        if not peer.chased and not peer.links and self._nursery is not None:
+        if not peer.chased and not peer.links and self._nursery is not None and _is_peer_id(peer.id):
             peer.chased = True
             self._nursery.start_soon(self._chase_on, peer)
 
@@ -156,6 +156,14 @@ def multiaddrs(addresses: Sequence[str]) -> Iterator[Multiaddr]:
             yield Multiaddr(address)
         except Exception:  # noqa: BLE001, S112 - whatever the library raises: it is no address
             continue
+
+
+def _is_peer_id(text: str) -> bool:
+    """Say whether anybody can have that id; members are told of by other members, who may say anything."""
+    try:
+        return str(ID.from_base58(text)) == text
+    except ValueError:
+        return False
 
 
 def _all_refused(error: NoConnection) -> bool:

@@ -230,6 +230,23 @@ def test_unknown_kinds_of_frames_are_for_the_listener_to_ignore() -> None:
     assert run(talk) == [(60_000, None), (NEWS, "after it")]
 
 
+@pytest.mark.parametrize("id_", ["0", "n0", " ", "not an id", "\x1b[2J"])
+def test_nobody_is_dialled_by_an_id_that_is_none(id_: str) -> None:
+    """Members are told of by others in gossip: one that cannot be is no reason to end."""
+
+    async def talk() -> None:
+        a, b = linked(), linked()
+        async with grid(a, b):
+            a.links.connect(id_, b.addresses)
+            await both_up(a, b)
+            a.links.connect(id_, [])
+            a.links.disconnect(id_)
+            a.say(b, "still here")
+            await happens(lambda: b.told.bodies == ["still here"])
+
+    run(talk)
+
+
 def test_a_mute_peer_is_not_waited_for() -> None:
     """A member that connects and never introduces itself loses its connection."""
 
