@@ -250,8 +250,10 @@ class Network:
             self.later(e.PeerSent(peer, kind, body))
         elif m.L_REVOCATIONS <= kind <= m.L_SHOW:
             self.trustees.frame(peer, kind, body)
-        else:
+        elif m.L_HELLO <= kind <= m.L_UNKNOWN or self.links is None:
             raise PeerError(f"a frame of type {kind}")
+        else:
+            self.links.unknown(peer, kind)
 
     def later(self, event: e.Event) -> None:
         """Tell the machine, with whatever else this turn of the loop brings."""

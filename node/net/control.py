@@ -24,7 +24,7 @@ from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 
 from p2pgrid.core.errors import PeerError
-from p2pgrid.core.messages import L_GOODBYE, L_HELLO, L_PING, L_PONG
+from p2pgrid.core.messages import L_GOODBYE, L_HELLO, L_PING, L_PONG, L_UNKNOWN
 from p2pgrid.core.shapes import read_card
 from p2pgrid.core.wire import FRAME_MAX_CONTROL, FRAME_MAX_LOCAL, VERSION, Frame, Splitter, frame
 from p2pgrid.node.net.bulk import Bulk
@@ -79,6 +79,8 @@ class Owner(Protocol):
     def parting(self, link: Link) -> None: ...
     def over(self, link: Link) -> None: ...
     def deliver(self, link: Link, kind: int, body: Any) -> None: ...
+    def not_known(self, link: Link, version: int, kind: int) -> None: ...
+    def not_known_there(self, link: Link, version: int, kind: int) -> None: ...
 
 
 class Cut(Exception):
@@ -190,6 +192,10 @@ class Link:
         self._pings[self._seq] = trio.current_time(), self.bulk.written, self.bulk.under_way == 0, answered
         self._urge(frame(L_PING, [self._seq]))
         return answered
+
+    def refuse(self, version: int, kind: int) -> None:
+        """Tell the peer that we do not know such frames."""
+        self._urge(frame(L_UNKNOWN, [version, kind]))
 
     async def answers(self) -> None:
         """Return when the peer has answered on this connection, or the connection has ended."""
@@ -391,9 +397,11 @@ class Link:
             await trio.sleep(wait_s)
 
     def _heard(self, heard: Frame) -> None:
-        if heard.version != VERSION:
-            raise PeerError(f"a frame of version {heard.version}")
-        if heard.kind == L_PING:
+        if heard.kind == L_UNKNOWN:  # of whatever version: two that answer it to each other would never end
+            self._owner.not_known_there(self, *_version_and_kind(heard.body))
+        elif heard.version != VERSION:
+            self._owner.not_known(self, heard.version, heard.kind)
+        elif heard.kind == L_PING:
             self._urge(frame(L_PONG, [_seq(heard.body)]))
             if self._queued_bytes > self._options.control_bytes_max:
                 raise PeerError("it asks and does not read the answers")
@@ -437,6 +445,12 @@ def _seq(body: Any) -> int:
     if not isinstance(body, list) or not body or type(body[0]) is not int or not 0 <= body[0] < 1 << 53:
         raise PeerError("a malformed PING or PONG")
     return body[0]
+
+
+def _version_and_kind(body: Any) -> tuple[int, int]:
+    if not isinstance(body, list) or len(body) <= 1 or type(body[0]) is not int or type(body[1]) is not int:
+        raise PeerError("a malformed UNKNOWN")
+    return body[0], body[1]
 
 
 def _why(body: Any) -> tuple[str, int]:

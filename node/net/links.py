@@ -30,11 +30,12 @@ from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
 from p2pgrid.core.chains import Refused
-from p2pgrid.core.wire import frame
+from p2pgrid.core.wire import VERSION, frame
 from p2pgrid.node.net.control import BULK, CONTROL, PARTING_S, Ending, Link, LinkOptions
 from p2pgrid.node.net.dial import NoConnection, dial_any
 from p2pgrid.node.net.dialling import Dialling, Peer, multiaddrs
 from p2pgrid.node.net.membership import Membership, close_quietly
+from p2pgrid.node.net.unknown import Unknown
 
 __all__ = ["LinkOptions", "Links", "Listener", "NoConnection"]
 
@@ -103,6 +104,8 @@ class Links:
         self._closing = False
         self._logged: dict[str, float] = {}
         self._sent = self._received = self._dropped = self._refused = 0
+        self._unknown: dict[str, Unknown] = {}
+        self._unknown_here = self._unknown_there = 0
         host.set_stream_handler(CONTROL, self._on_stream)
         host.set_stream_handler(BULK, self._on_stream)
         network = host.get_network()
@@ -189,6 +192,15 @@ class Links:
                 link.flush()
         self._unflushed.clear()
 
+    def unknown(self, peer: str, kind: int) -> None:
+        """Tell a peer that its last frame is of a kind we do not know; for the listener, while it is told of a frame.
+
+        Raises:
+            PeerError: it is a flood; let it pass.
+        """
+        if (link := self._used(peer)) is not None:
+            self.not_known(link, VERSION, kind)
+
     def drop(self, peer: str, why: str, *, broke: bool = False) -> None:
         """End every connection with this peer; `broke`: for what it said, which is logged and counted as refused."""
         for link in self._links_with(peer):
@@ -220,6 +232,8 @@ class Links:
             "received": self._received,
             "dropped": self._dropped,
             "refused": self._refused,
+            "unknown": self._unknown_here,
+            "unknown_to_peers": self._unknown_there,
             "queued_bytes": sum(link.queued_bytes for link in self._links.values()),
             "peers": {
                 peer: {
@@ -289,6 +303,32 @@ class Links:
     def deliver(self, link: Link, kind: int, body: Any) -> None:
         self._received += 1
         self._listener.frame(link.peer, kind, body)
+
+    def not_known(self, link: Link, version: int, kind: int) -> None:
+        """The peer has sent what we do not know: say so once, and go on."""
+        self._unknown_here += 1
+        with_it = self._unknown_with(link)
+        if not with_it.is_logged:
+            with_it.is_logged = True
+            self._log(f"peer {link.peer} sends frames of version {version}, type {kind}: unknown here, ignored")
+        if with_it.heard(version, kind, trio.current_time()):
+            link.refuse(version, kind)
+
+    def not_known_there(self, link: Link, version: int, kind: int) -> None:
+        """The peer does not know what we have sent; it is an older version, and goes without."""
+        self._unknown_there += 1
+        with_it = self._unknown_with(link)
+        if not with_it.is_refusal_logged:
+            with_it.is_refusal_logged = True
+            self._log(f"peer {link.peer} does not know frames of version {version}, type {kind}")
+
+    def _unknown_with(self, link: Link) -> Unknown:
+        known = self._unknown.pop(link.peer, None) or Unknown(link.life)
+        known.born(link.life)
+        self._unknown[link.peer] = known
+        if len(self._unknown) > LOGGED_MAX:
+            del self._unknown[next(iter(self._unknown))]
+        return known
 
     # ---- two links with one peer -------------------------------------------------------------------------------------
 

@@ -110,3 +110,4 @@ L_CHAIN = 124  # [chain]                           one more chain for you (a joi
 L_SHOW = 125  # [chain]                            what I show from now on, instead of that of the handshake
 L_PING = 126  # [seq]                              measures the control round trip while bulk is under way
 L_PONG = 127  # [seq]
+L_UNKNOWN = 128  # [version, kind]                I do not know this; once per kind, and never the answer to itself

@@ -30,6 +30,7 @@ class Told:
     frames: list[tuple[str, int, Any]] = field(default_factory=list)
     hellos: dict[str, dict[str, Any]] = field(default_factory=dict)
     raises: Exception | None = None
+    unknown: Callable[[str, int], object] = lambda _peer, _kind: None
 
     def up(self, peer: str, hello: dict[str, Any], member: Any) -> None:
         self.events.append(("up", peer))
@@ -40,6 +41,7 @@ class Told:
 
     def frame(self, peer: str, kind: int, body: Any) -> None:
         self.frames.append((peer, kind, body))
+        self.unknown(peer, kind)
         if self.raises is not None:
             raise self.raises
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +15,13 @@ from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicat
 from multiaddr import Multiaddr
 
 from p2pgrid.core.errors import PeerError
-from p2pgrid.core.messages import L_PING
-from p2pgrid.core.wire import FRAME_MAX_CONTROL, frame
+from p2pgrid.core.messages import L_PING, L_UNKNOWN
+from p2pgrid.core.wire import FRAME_MAX_CONTROL, frame, pack
 from p2pgrid.node.net import dialling
 from p2pgrid.node.net.control import CONTROL
 from p2pgrid.node.net.links import NoConnection
+from p2pgrid.node.net.unknown import FLOOD_FRAMES, Unknown
+from p2pgrid.node.network import Network
 from tests.node.net.grids import Node, hold, make, run, silent
 from tests.node.net.linked import NEWS, Linked, both_up, grid, happens, linked
 
@@ -191,10 +195,19 @@ HELLO = linked().links.hello()[0]
         (HELLO + b"\0\1\0\1", "more than"),
         (HELLO + b"\0\0\0\4nope", "not msgpack"),
         (HELLO + frame(L_PING, ["x"]), "malformed PING"),
+        (HELLO + frame(L_UNKNOWN, ["x"]), "malformed UNKNOWN"),
         (frame(NEWS, 1), "no HELLO"),
         (b"GET / HTTP/1.1\r\n\r\n", "bytes"),
     ],
-    ids=["oversized", "oversized later", "no msgpack", "malformed ping", "no hello", "another protocol"],
+    ids=[
+        "oversized",
+        "oversized later",
+        "no msgpack",
+        "malformed ping",
+        "malformed unknown",
+        "no hello",
+        "another protocol",
+    ],
 )
 def test_a_peer_that_talks_nonsense_is_dropped_and_counted(said: bytes, why: str) -> None:
     """Its connection ends, and one line says why."""
@@ -217,17 +230,90 @@ def test_a_peer_that_talks_nonsense_is_dropped_and_counted(said: bytes, why: str
     assert a.links._refused == 1
 
 
-def test_unknown_kinds_of_frames_are_for_the_listener_to_ignore() -> None:
-    async def talk() -> list[Any]:
+def say_of_version(version: int, kind: int) -> bytes:
+    data = pack([version, kind, 0, [1, 96]])
+    return len(data).to_bytes(4, "big") + data
+
+
+def test_what_a_later_version_says_is_refused_once_and_costs_it_nothing() -> None:
+    """Frames of another version, and of a kind that the listener does not know; never is a refusal refused."""
+
+    async def talk() -> tuple[Linked, Linked]:
+        a, b = linked(), linked()
+
+        def unknown(peer: str, kind: int) -> None:
+            if kind != NEWS:
+                b.links.unknown(peer, kind)
+
+        b.told.unknown = unknown
+        async with grid(a, b):
+            await both_up(a, b)
+            link = a.links._used(b.id)
+            assert link is not None
+            for said in [say_of_version(2, 300), say_of_version(2, L_UNKNOWN)] * 3:
+                link.send(said)
+            for _ in range(3):
+                a.links.send(b.id, 60_000, None)
+            a.links.send(b.id, L_UNKNOWN, [1, 96])
+            a.say(b, "after it")
+            await happens(lambda: b.told.bodies == ["after it"])
+            b.say(a, "so what")
+            await happens(lambda: a.told.bodies == ["so what"])
+            assert a.told.words == b.told.words == ["up"]
+            assert [each.links.stats()["unknown"] for each in (a, b)] == [0, 6]
+            assert [each.links.stats()["unknown_to_peers"] for each in (a, b)] == [2, 4]
+        return a, b
+
+    a, b = run(talk)
+
+    assert a.log == [f"peer {b.id} does not know frames of version 2, type 300"]
+    assert len(b.log) == 2
+    assert b.log[0] == f"peer {a.id} sends frames of version 2, type 300: unknown here, ignored"
+
+
+@pytest.mark.parametrize("kind", [0, 95, 119, 129, 60_000])
+def test_a_node_refuses_what_is_no_kind_of_peers_and_drops_nobody(kind: int) -> None:
+    asked: list[tuple[str, int]] = []
+    links = SimpleNamespace(unknown=lambda *what: asked.append(what))
+    node: Any = SimpleNamespace(members={"peer": None}, links=links)
+
+    Network.frame(node, "peer", kind, None)
+
+    assert asked == [("peer", kind)]
+
+
+def test_who_says_nothing_but_unknown_things_is_dropped() -> None:
+    async def flood() -> Linked:
         a, b = linked(), linked()
         async with grid(a, b):
             await both_up(a, b)
-            a.say(b, None, kind=60_000)
-            a.say(b, "after it")
-            await happens(lambda: len(b.told.frames) == 2)
-        return [(kind, body) for _, kind, body in b.told.frames]
+            link = a.links._used(b.id)
+            assert link is not None
+            for _ in range(FLOOD_FRAMES):
+                link.send(say_of_version(2, 300))
+            a.say(b, "still here")
+            await happens(lambda: b.told.bodies == ["still here"])
+            link.send(say_of_version(2, 300))
+            link.flush()
+            await happens(lambda: "down" in a.told.words and "down" in b.told.words)
+        return b
 
-    assert run(talk) == [(60_000, None), (NEWS, "after it")]
+    b = run(flood)
+
+    assert "more than 1000 unknown frames" in b.log[-1]
+    assert b.links._refused == 1
+
+
+def test_a_flood_of_unknown_things_is_more_than_a_thousand_in_a_minute() -> None:
+    known = Unknown(b"a life..")
+    assert sum(known.heard(2, number % 10, number * 0.061) for number in range(10_000)) == 10
+    known.born(b"a life..")
+    assert not known.heard(2, 0, 700.0)
+    known.born(b"another.")
+    assert known.heard(2, 0, 700.0)
+
+    with pytest.raises(PeerError, match="unknown frames"):
+        deque(known.heard(2, number, 800 + number * 0.0599) for number in range(10_000))
 
 
 @pytest.mark.parametrize("id_", ["0", "n0", " ", "not an id", "\x1b[2J"])
