@@ -83,6 +83,7 @@ class Neighbours(Handler):
         self._life = self._life or self.rng.randbytes(8)
         card = Card(born.incarnation, 0, self._life, born.leaf, self._addresses, dict(self.config.facts), ())
         self.view = View(self.config.node_id, view.PRESETS[preset], self.rng)
+        self.view.reaches = lambda node: node in self.peers
         self.view.begin(card, now)
         self._settle(now)
 

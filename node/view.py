@@ -123,6 +123,8 @@ class View:
 
     def __init__(self, me: NodeId, options: ViewOptions, rng: random.Random) -> None:
         self.me = me
+        self.reaches: Callable[[NodeId], bool] = lambda _: True
+        """Whether a member can be spoken to now; whoever has connections says so."""
         self.options = options
         self.rng = rng
         self.members: dict[NodeId, Entry] = {}
@@ -336,8 +338,13 @@ class View:
         """Return how often a piece of news is told."""
         return self.options.told_factor * math.ceil(math.log10(len(self.members) + 1))
 
+    def _partners(self) -> list[NodeId]:
+        """Return to whom news go: what is told to members that vanished together would be lost on the living."""
+        live = ((node, known) for node, known in self.live() if node != self.me and not known.card.leaf)
+        return [node for node, _ in live if self.reaches(node)]
+
     def _gossip(self) -> list[Effect]:
-        partners = [node for node, known in self.live() if node != self.me and not known.card.leaf]
+        partners = self._partners()
         effects: list[Effect] = []
         for partner in self.rng.sample(partners, min(self.options.fanout, len(partners))):
             every = [(news.told, node, by) for node, told in self._news.items() for by, news in told.items()]
@@ -379,9 +386,9 @@ class View:
 
     def _sync(self) -> list[Effect]:
         """Compare views with a random member, and with one that may only seem dead."""
-        partners = [node for node, known in self.live() if node != self.me and not known.card.leaf]
         gone = [node for node in self._gone if self.members[node].known.status == DEAD] + list(self._lost)
-        return [self._ask(self.rng.choice(nodes)) for nodes in (partners, gone) if nodes]
+        reached = [node for node in gone if self.reaches(node)]
+        return [self._ask(self.rng.choice(nodes)) for nodes in (self._partners(), reached) if nodes]
 
     def _digest(self, peer: NodeId, body: Any, now: float) -> list[Effect]:
         differ = [i for i, (ours, theirs) in enumerate(zip(self._hashes, body[0], strict=True)) if ours != theirs]

@@ -468,3 +468,14 @@ def test_a_restarted_node_wins_over_its_former_life() -> None:
 
     assert said == [Verdict("a", 20, ALIVE, "by")]
     assert wire(Update("a", 20, ALIVE, "a", one.members["a"].known.card))[4][2] == b"second--"
+
+
+def test_news_and_comparisons_go_to_whom_there_is_a_connection_with() -> None:
+    """Many that vanished together and are not known to be dead yet take no news away from the living."""
+    one = view(*(f"n{i}" for i in range(20)))
+    one.reaches = lambda node: node == "n7"
+    asked: set[str] = set()
+    for tick in range(400):
+        asked |= {effect.peer for effect in one.tick(NOW + tick * 0.2) if isinstance(effect, Send)}
+
+    assert asked == {"n7"}
