@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-NAMES = ("hotpath",)
+NAMES = ("hotpath", "grid", "idle", "detect")
 
 
 def main() -> int:
