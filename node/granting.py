@@ -234,6 +234,8 @@ class Granting(Handler):
         for job in list(named):
             if self._say_over(peer, job, named[job][0]):
                 del named[job]
+            elif (given := self.leases.given(peer, job)) is not None:
+                named[job] = self._of_what_was_given(peer, named[job], given)
         dropped = self.leases.claim(peer, (incarnation, seq), interval, named, now)
         self.watch()
         if dropped is None:
@@ -245,6 +247,15 @@ class Granting(Handler):
             if work is not None:  # claimed by a holder that we took for dead: it is covered again
                 for lo, hi in held:
                     self.pool.remove(work, lo, hi)
+
+    def _of_what_was_given(
+        self, peer: str, claim: tuple[RangeSet, RangeSet], given: RangeSet
+    ) -> tuple[RangeSet, RangeSet]:
+        """Return as much of a claim as its member was ever given: or it could keep a job from everybody."""
+        held, running = claim
+        if held - given:
+            self.parts.log_once(peer, "claims tasks that it was not given")
+        return held & given, running & given
 
     def _uncover(self, lapsed: Lapsed, now: float) -> None:
         """Nobody holds these tasks any more: they run again."""
@@ -302,6 +313,12 @@ class Granting(Handler):
                 continue
             if any(kept.known.missing(lo, hi) for lo, hi, _, _ in outcomes):
                 raise PeerError("results of tasks that nobody submitted")
+            given = None if kept.ended else self.leases.given(peer, job)
+            spans = [*((lo, hi) for lo, hi, _, _ in outcomes), *((index, index + 1) for index, _ in entry.logs)]
+            if given is not None and any(given.missing(lo, hi) for lo, hi in spans):
+                self.parts.log_once(peer, "sends results of tasks that it was not given")
+                self.out.append(ack)
+                continue
             source = Source(peer, self.parts.name_of(peer), incarnation, number)
             if self.keeping.waits_for_disk(kept, source, len(outcomes)):
                 continue  # the first arrival will be acknowledged

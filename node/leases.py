@@ -130,6 +130,10 @@ class Leases:
     def __init__(self, options: LeaseOptions) -> None:
         self.options = options
         self.holders: dict[str, Holder] = {}
+        self.inherited: set[Job] = set()
+        """Jobs of a former life: who was given what of them then is known to their holders only."""
+        self._given: dict[Job, dict[str, RangeSet]] = {}
+        """What members were ever given of a job, until it is over; a late claim or result of it is as good as any."""
 
     def _holder(self, peer: str, now: float) -> Holder:
         holder = self.holders.get(peer)
@@ -155,6 +159,7 @@ class Leases:
             holder.lapses_s = None
         holder.alive_s = now
         holder.covered.setdefault(job, RangeSet()).update(spans)
+        self._given.setdefault(job, {}).setdefault(peer, RangeSet()).update(spans)
         large = size if size > self.options.large_bytes else 0
         wait_s = self.options.patience_s(large) if large else self.options.grant_again_s
         holder.grants[rid] = Grant(job, list(spans), body, 1, now + wait_s, large, tuple(brings))
@@ -201,6 +206,10 @@ class Leases:
                     holder.covered[grant.job].difference_update(spans)
                     lost.append(Lapsed(peer, grant.job, spans, RangeSet(), vanished=False))
         return again, lost
+
+    def given(self, peer: str, job: Job) -> RangeSet | None:
+        """Return which tasks of a job a member was ever given, or None if that is not known here."""
+        return None if job in self.inherited else self._given.get(job, {}).get(peer, RangeSet())
 
     # ---- claims -----------------------------------------------------------------------------------------------------
 
@@ -296,6 +305,8 @@ class Leases:
 
     def forget(self, job: Job) -> list[str]:
         """Drop all cover of a job; return who held some of it."""
+        self._given.pop(job, None)
+        self.inherited.discard(job)
         told = []
         for peer, holder in self.holders.items():
             if holder.covered.pop(job, None):

@@ -176,6 +176,7 @@ class Machine(Handler):
 
     def _restore(self, kept: Kept, codes: Sequence[bytes]) -> None:
         """Read what the open tasks of a job need; they may have been started before, so their attempt number rises."""
+        self.leases.inherited.add(kept.id)
         open_tasks = kept.open_tasks
         self.out += self.keeping.reissued(kept, open_tasks)
         self.out += self.keeping.settle(kept)

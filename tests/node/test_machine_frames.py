@@ -268,3 +268,43 @@ def test_who_may_not_submit_cannot_keep_a_node_from_asking_others(roles: int) ->
     out = desk.do(e.PeerSent("p", m.P_WORK, []), e.PeerSent("p", m.P_COMING, [[7, 1]]), e.PeerSent("q", m.P_WORK, []))
 
     assert [one.peer for one in out if isinstance(one, e.Send) and one.kind == m.P_WANT] == ["q"]
+
+
+def _with_one_task_at_p() -> tuple[Desk, int]:
+    """Return a desk without workers whose job of four tasks has one of them at the member p, and which."""
+    desk = Desk(slots=0)
+    desk.join()
+    facts = {"slots": 1, "minor": 11, "resources": {"cpu": 1}}
+    desk.do(e.PeerUp("p", {"name": "p", **facts}, None, WORK), e.PeerUp("q", {"name": "q", **facts}, None, WORK))
+    desk.submit(4)
+    ((_, _, _, ((lo, _, _, _),), _, _),) = sends(desk.do(e.PeerSent("p", m.P_WANT, [[7, 1], 1, 1.0, 0.0])), m.P_GRANT)
+    desk.do(e.PeerSent("p", m.P_GRANT_ACK, [[7, 1], 1]))
+    return desk, lo
+
+
+def test_a_claim_covers_only_what_its_member_was_given() -> None:
+    """It names a whole job, again and again: another member is given the rest all the same."""
+    desk, _ = _with_one_task_at_p()
+    given = []
+    for seq in range(1, 5):
+        desk.do(e.PeerSent("p", m.P_CLAIM, [7, seq, 1.0, [[JOB, [0, 4], [0, 4]]]]))
+        for body in sends(desk.do(e.PeerSent("q", m.P_WANT, [[9, seq], 1, 1.0, 0.0])), m.P_GRANT):
+            given += [(lo, hi) for lo, hi, _, _ in body[3]]
+            desk.do(e.PeerSent("q", m.P_GRANT_ACK, [[9, seq], seq]))
+        desk.wait(1.0)
+
+    assert sum(hi - lo for lo, hi in given) == 3
+    assert [one.text for one in desk.all if isinstance(one, e.Log)] == ["p (p) claims tasks that it was not given"]
+
+
+def test_a_result_counts_only_of_whom_was_given_the_task() -> None:
+    """A device that may work answers for its own tasks; for those of others it is not believed."""
+    desk, mine = _with_one_task_at_p()
+    for number, index in enumerate(range(4), 1):
+        outcomes, logs = [[index, index + 1, 0, [b"forged"]]], [[index, b"a line"]]
+        desk.do(e.PeerSent("p", m.P_RESULTS, [[JOB, [7, number], 1, outcomes, logs, 0.1]]))
+        desk.do(e.PeerSent("p", m.P_RESULTS, [[JOB, [7, 10 + number], 1, [], logs, 0.1]]))
+    desk.sync()
+    kept = desk.machine.keeping.jobs[JOB]
+
+    assert list(kept.done) == list(kept.logs) == [(mine, mine + 1)]

@@ -153,6 +153,7 @@ def test_a_member_hears_of_its_results_when_they_are_synced() -> None:
     desk.submit(2)
     desk.sync()
     desk.do(e.PeerUp("p", {"slots": 1, "minor": 11, "resources": {"cpu": 1}}))
+    desk.do(*(e.PeerSent("p", m.P_WANT, [[5, number], 1, 1.0, 0.0]) for number in (1, 2)))
     results = e.PeerSent("p", m.P_RESULTS, [[JOB, [5, 1], 1, [[0, 2, 0, [b"a", b"b"]]]]])
 
     def acks(out: list[e.Effect]) -> list[Any]:
