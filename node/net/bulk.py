@@ -31,7 +31,7 @@ class Bulk:
         self.written = 0
         self._ping = ping
         self._unacknowledged = unacknowledged
-        self._queue: deque[bytes] = deque()
+        self._queue: deque[bytes | memoryview] = deque()
         self._acknowledged = 0
         self._asked = 0  # what `written` was at the last PING
         self._measuring = False  # a PING that tells the idle round trip is on its way
@@ -46,7 +46,7 @@ class Bulk:
         """Bytes that were written and not acknowledged."""
         return self.written - self._acknowledged
 
-    def put(self, data: bytes) -> None:
+    def put(self, data: bytes | memoryview) -> None:
         self._queue.append(data)
         self.queued_bytes += len(data)
         if self._empty.is_set():

@@ -160,16 +160,18 @@ class Link:
 
     # ---- what others ask of it, at once ------------------------------------------------------------------------------
 
-    def send(self, data: bytes) -> None:
+    def send(self, *pieces: bytes | memoryview) -> None:
         """Queue one encoded frame, whichever stream it belongs on."""
         if self.ending is not None:
             return
         self.sent += 1
-        if len(data) - 4 > FRAME_MAX_CONTROL:
-            self.bulk.put(data)
+        if sum(map(len, pieces)) - 4 > FRAME_MAX_CONTROL:
+            for piece in pieces:
+                self.bulk.put(piece)
             self._bulk_sent += 1
             self._start_bulk()
         else:
+            data = b"".join(pieces)
             self._queue.append(data)
             self._queued_bytes += len(data)
         if (

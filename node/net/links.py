@@ -30,7 +30,7 @@ from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
 from p2pgrid.core.chains import Refused
-from p2pgrid.core.wire import VERSION, frame
+from p2pgrid.core.wire import VERSION, frame_pieces
 from p2pgrid.node.net.control import BULK, CONTROL, PARTING_S, Ending, Link, LinkOptions
 from p2pgrid.node.net.dial import NoConnection, dial_any
 from p2pgrid.node.net.dialling import Dialling, Peer, multiaddrs
@@ -181,7 +181,7 @@ class Links:
         if (link := self._used(peer)) is None:
             self._dropped += 1
             return
-        link.send(frame(kind, body))
+        link.send(*frame_pieces(kind, body))
         self._sent += 1
         self._unflushed[peer] = None
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import struct
+from collections import deque
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2pgrid.core import wire
 from p2pgrid.core.errors import PeerError
-from p2pgrid.core.wire import Frame, Splitter, frame, pack, unpack
+from p2pgrid.core.wire import Frame, Splitter, frame, frame_pieces, pack, unpack
 
 numbers = st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False)
 scalars = st.none() | st.booleans() | numbers | st.binary(max_size=40) | st.text(max_size=20)
@@ -39,6 +42,61 @@ def test_frames_survive_any_chunking(sent: list[tuple[int, Any, int]], cuts: lis
     got = [one for chunk in chunks(stream, cuts) for one in splitter.feed(chunk)]
 
     assert got == [Frame(1, kind, id_, body) for kind, body, id_ in sent]
+
+
+@given(frames, st.lists(st.integers(0, 10_000), max_size=20), st.integers(0, 60))
+def test_what_is_decoded_as_it_comes_is_what_was_sent(
+    sent: list[tuple[int, Any, int]], cuts: list[int], whole: int
+) -> None:
+    """Large frames, here those of more than a few bytes, between others."""
+    stream = b"".join(frame(kind, body, id_) for kind, body, id_ in sent)
+    with mock.patch.object(wire, "FRAME_WHOLE", whole):
+        splitter = Splitter()
+        got = [one for chunk in chunks(stream, cuts) for one in splitter.feed(chunk)]
+
+    assert got == [Frame(1, kind, id_, body) for kind, body, id_ in sent]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pack([1, 2, 0, bytes(100)])[:-1],
+        pack([1, 2, 0, bytes(100)]) + b"\0",
+        pack([1, 2, 0, bytes(100)]) + bytes(50),
+        pack([1, 2, 0, bytes(100)]) * 2,
+        b"\xc1" + bytes(100),
+        pack([1, 2]) + bytes(100),
+        pack([1, 2, bytes(100)]),
+        b"\xdd\xff\xff\xff\xff" + bytes(100),
+        b"\x91" * 2000,
+        pack({1: bytes(100)}),
+        b"\x81\x90\0" + bytes(100),
+    ],
+)
+def test_a_large_frame_that_is_none_is_refused(content: bytes) -> None:
+    """However it is cut: too short, two of them, no msgpack, another shape."""
+    stream = len(content).to_bytes(4, "big") + content
+    with mock.patch.object(wire, "FRAME_WHOLE", 20):
+        for size in (1, 7, 64, len(stream) - 1):
+            splitter = Splitter()
+            with pytest.raises(PeerError):
+                deque(splitter.feed(stream[at : at + size]) for at in range(0, len(stream), size))
+
+
+@given(st.lists(st.tuples(st.integers(0, 300), values), max_size=8), st.integers(0, 60))
+def test_pieces_are_frames(sent: list[tuple[int, Any]], whole: int) -> None:
+    """Also those whose buffer was given away, when others follow."""
+    with mock.patch.object(wire, "FRAME_WHOLE", whole):
+        pieces = [frame_pieces(kind, body) for kind, body in sent]
+
+    assert [b"".join(each) for each in pieces] == [frame(kind, body) for kind, body in sent]
+
+
+def test_what_cannot_be_packed_leaves_nothing_behind() -> None:
+    with pytest.raises(TypeError):
+        frame_pieces(1, [2, object()])
+
+    assert b"".join(frame_pieces(1, 2)) == frame(1, 2)
 
 
 @given(frames, st.binary(max_size=3))
