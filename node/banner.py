@@ -57,9 +57,10 @@ class Talk:
         _write(sys.stderr, f"{_now()} {text}" if self._dated else text)
 
     def log(self, entry: Log) -> None:
-        """Say what an effect of kind Log wants said."""
+        """Say what an effect of kind Log wants said: in one line, for names and addresses in it come from others."""
         if entry.level == "warning" or not self._warnings_only:
-            self.line(f"warning: {entry.text}" if entry.level == "warning" else entry.text)
+            text = "".join(char if char.isprintable() else "·" for char in entry.text)
+            self.line(f"warning: {text}" if entry.level == "warning" else text)
 
     def error(self, error: GridError) -> None:
         """Say why the node does not run, with the next step, in one line."""
