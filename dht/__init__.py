@@ -1,1 +1,1 @@
-"""Kademlia as pure machines will live here: table, lookup, records and the libp2p kad-dht messages."""
+"""Kademlia, sans-IO: keys, table, lookup, records and the messages of libp2p's kad-dht (docs/kademlia.md)."""
