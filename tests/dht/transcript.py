@@ -1,4 +1,4 @@
-"""A lookup, written down step by step as it goes: `python -m tests.dht.transcript` prints what docs/kademlia.md shows."""
+"""A lookup, written down as it goes: `python -m tests.dht.transcript` prints what docs/kademlia.md shows."""
 
 from __future__ import annotations
 
@@ -44,30 +44,24 @@ def transcript() -> list[str]:
     lookup = Lookup(TARGET, known, OPTIONS, OPTIONS.beta_find, me.id)
 
     lines = [
-        f"{name(me.contact)} looks for the nearest to {TARGET:064x}"[:30] + f" among {NODES} nodes, some of them gone;",
-        f"k = {OPTIONS.k}, α = {OPTIONS.alpha}, β = {OPTIONS.beta_find}. In brackets: leading bits shared with the target.",
+        f"{name(me.contact)} looks for {f'{TARGET:064x}'[:4]} among {NODES} nodes, some of them gone;",
+        f"k = {OPTIONS.k}, α = {OPTIONS.alpha}, β = {OPTIONS.beta_find}. In brackets: leading bits in common with it.",
         "",
         "of its table the nearest:",
         *(f"    {near(each)}" for each in known),
         "",
     ]
     waiting: deque[Contact] = deque()
-    while True:
-        match lookup.next():
-            case Ask(peer):
-                lines.append(f"ask     {near(peer)}")
-                waiting.append(peer)
-            case Done(closest):
-                break
-            case _:
-                lines += _hears(world, lookup, waiting.popleft())
-    lines += [
-        "",
-        f"done after {lookup.asked} questions and {lookup.rounds} round trips. Of all it heard of, the nearest:",
-    ]
+    while not isinstance(step := lookup.next(), Done):
+        if isinstance(step, Ask):
+            lines.append(f"ask     {near(step.peer)}")
+            waiting.append(step.peer)
+        else:
+            lines += _hears(world, lookup, waiting.popleft())
+    lines += ["", f"done after {lookup.asked} questions and {lookup.rounds} round trips. The nearest it heard of:"]
     lines += [f"    {near(each)}  {MARKS[state]}" for each, state in lookup.candidates()[:8]]
     living = sorted((n for n in nodes if n.alive), key=lambda node: key_of(node.id) ^ TARGET)
-    right = [node.id for node in living[:3]] == [each.id for each in closest[:3]]
+    right = [node.id for node in living[:3]] == [each.id for each in step.closest[:3]]
     return [*lines, f"The three nearest that answered are the three nearest that live: {'yes' if right else 'no'}."]
 
 
