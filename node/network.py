@@ -336,7 +336,6 @@ class Network:
         for peer in self._kept:
             if self.links is not None:
                 self.links.disconnect(peer)
-        self._kept.clear()
 
     def soon(self, work: Callable[..., Any], *arguments: Any) -> None:
         """Run a task as long as the network lives."""
@@ -441,11 +440,23 @@ class Network:
         if joining.grid == self.charter.grid:
             self.charter.adopt(joining)
             self.trustees.refresh()
+            self._come_back(joining)
             return
         self._part()
         self.charter.adopt(joining)
         self._joining = None
         self._arrive(joining.addresses)
+
+    def _come_back(self, joining: Joining) -> None:
+        """Be in the grid again, if we were out of it: members that let us go are looked for."""
+        if not self.trustees.lost or self.charter.lost:
+            return
+        self.trustees.lost = False
+        self._seek(joining.addresses)
+        for peer, addresses in self._kept.items():
+            if self.links is not None:
+                self.links.connect(peer, addresses)
+        self._change()
 
     def _part(self) -> None:
         """Take leave of the members of the grid we are in."""
@@ -459,12 +470,16 @@ class Network:
     def _arrive(self, addresses: Iterable[str]) -> None:
         self._met_any = False
         self.trustees.arrived()
+        self._seek(addresses)
+        self.show()
+        self._change()
+
+    def _seek(self, addresses: Iterable[str]) -> None:
+        """Remember where members are said to be."""
         self.seeker.said, self.seeker.refusal = tuple(addresses), ""
         if self.seeker.said:  # nobody may be met before the next start
             with contextlib.suppress(GridError):  # a full disk: the membership is written all the same
                 write_way(self.config.dir, self.charter.grid, self.seeker.said)
-        self.show()
-        self._change()
 
     # ---- answers ----------------------------------------------------------------------------------------------------
 

@@ -373,6 +373,31 @@ def test_roles_change_at_once(node: Callable[[str], Node]) -> None:
     assert ant.connected() == 1
 
 
+def test_who_was_cut_off_with_another_comes_back_by_an_invite(node: Callable[[str], Node]) -> None:
+    """Its own key was not revoked, so it looks for members again at once, without a restart."""
+    ant, bee, cat = node("ant").start(), node("bee"), node("cat")
+    ant.ready()
+    bee.start(P2PGRID_JOIN=ant.invite()).ready()
+    invite = until(lambda: _try(bee.invite), within_s=5.0)
+    cat.start(P2PGRID_JOIN=invite).ready()
+    meet(ant, bee, cat)
+    cut = ant.ask("revoke", target="bee", with_admitted=True)["cut"]
+    until(lambda: cat.connected() == 0 and any("revoked" in text for text in cat.ask("status")["warnings"]))
+    invite = ant.invite()
+    ant.stop()  # it would dial cat sooner or later
+    told = cat.ask("join", invite=invite, leave=False)
+    ant.start().ready()
+
+    assert [one["name"] for one in cut] == ["cat"]
+    assert told["joined"] is True
+    until(lambda: ant.row("cat") is not None and ant.row("cat")["connected"])  # type: ignore[index]
+    cat.kill()
+    ant.stop()
+    cat.start().ready()
+    ant.start().ready()
+    meet(ant, cat)
+
+
 def _try(look: Callable[[], Any]) -> Any:
     with contextlib.suppress(ToldError):
         return look()
