@@ -100,6 +100,7 @@ class Asked:
     async def _revoke(self, given: _Given) -> dict[str, Any]:
         target = self._key(given.text("target"))
         await self._get_acquainted()
+        self._net.trustees.sign_all()  # or a joiner that it let in a moment ago would have nothing that can be listed
         done = self._net.charter.revoke(target, with_admitted=given.flag("with_admitted"))
         self._net.trustees.spread(done.records, done.expelled)
         self._net.trustees.refresh()
@@ -133,9 +134,8 @@ class Asked:
 
     async def _recover(self, given: _Given) -> dict[str, Any]:
         joining = self._net.charter.recovering(given.text("text"), given.text("passphrase"))
-        self._net.may_leave(joining, leave=given.flag("leave"))
         await self._net.ready()
-        self._net.take_up(joining)
+        await self._net.take_up(joining, leave=given.flag("leave"))
         return {"roles": role_names(self._net.charter.roles), "grid": self._net.charter.grid_name}
 
     # ---- who is meant -----------------------------------------------------------------------------------------------
@@ -203,9 +203,11 @@ class _Given:
     def roles(self, default: str) -> int:
         value = self._arguments.get("roles", default)
         try:
-            return parse_roles(value)
-        except (ValueError, AttributeError):
-            raise self._wrong("roles") from None
+            if isinstance(value, str):
+                return parse_roles(value)
+        except ValueError:
+            pass
+        raise self._wrong("roles")
 
     def _wrong(self, name: str) -> GridError:
         return GridError(f"{name} is missing or wrong", next="p2pgrid --help", code="usage")

@@ -407,9 +407,15 @@ class Network:
                 code="in-a-grid",
             )
 
-    def take_up(self, joining: Joining) -> None:
-        """Be a member by what nobody has to be asked for. Raises GridError: the directory cannot be used."""
-        self._adopt(joining)
+    async def take_up(self, joining: Joining, *, leave: bool) -> None:
+        """Be a member by what nobody has to be asked for.
+
+        Raises:
+            GridError: the directory cannot be used, or this node is in a grid with others and may not leave it.
+        """
+        async with self._changing:
+            self.may_leave(joining, leave=leave)
+            self._adopt(joining)
 
     def _adopt_unseen(self, joining: Joining, refused: Refused | None) -> None:
         """Nobody there let us in. Raises GridError if somebody refused, or the invite is over by our own clock."""

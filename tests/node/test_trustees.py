@@ -160,6 +160,24 @@ def test_a_revocation_goes_round(tmp_path: Path) -> None:
     assert (town[b].id, m.L_REVOCATIONS) not in town[c].sent
 
 
+def test_whom_a_revoked_node_let_in_a_moment_ago_stays(tmp_path: Path) -> None:
+    """Nobody has signed it yet where the revocation is said, and a voucher alone cannot be listed."""
+    founder, second = grid_of(tmp_path, "f", "s")
+    joiner = Box(tmp_path, "j")
+    join(joiner, second.charter.invite(WORK, WEEK, 0, HERE)[0])
+    town = Town(founder, second, joiner)
+    town.connect(joiner, founder)
+    town[founder].trustees.sign_all()
+    done = founder.charter.revoke(second.public)
+    town[founder].trustees.spread(done.records, done.expelled)
+    town.settle()
+
+    assert (done.kept, done.cut) == ((joiner.public,), ())
+    assert town[joiner].id in town[founder].members
+    assert joiner.charter.roles == WORK
+    assert not joiner.charter.provisional
+
+
 def test_a_revocation_that_was_missed_is_caught_up(tmp_path: Path) -> None:
     """By the digest, which costs nothing where both have heard the same."""
     a, b, c = grid_of(tmp_path, "a", "b", "c")
