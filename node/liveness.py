@@ -162,7 +162,9 @@ class Liveness:
 
     def begin(self, persisted: int, unix_s: float, now: float) -> Verdict:
         """Start a life. The shell persists `incarnation` whenever a Verdict of ALIVE about this node comes out."""
-        self.incarnation = max(persisted + 1, int(unix_s), 1)
+        # Nobody lives that often: others have lied it up there, and beyond the end of the numbers nobody would hear us.
+        former = persisted if persisted < INCARNATION_MAX // 2 else 0
+        self.incarnation = max(former + 1, int(unix_s), 1)
         every = self.options.heartbeat_s / 10 if self.options.leaf else self.options.slot_s
         self._slot_s = now + self.rng.random() * every  # nodes started together shall not ask together
         return self._alive()

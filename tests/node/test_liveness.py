@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from p2pgrid.core import messages as m
 from p2pgrid.core.errors import PeerError
-from p2pgrid.core.member import ALIVE, DEAD, LEFT, SUSPECT, Verdict
+from p2pgrid.core.member import ALIVE, DEAD, INCARNATION_MAX, LEFT, SUSPECT, Verdict
 from p2pgrid.core.shapes import from_neighbour
 from p2pgrid.node.events import Send
 from p2pgrid.node.liveness import EDGE, LAN, PRESETS, WAN, Liveness, LivenessOptions
@@ -60,6 +60,13 @@ def test_an_incarnation_is_above_the_last_one_and_at_least_the_unix_time(
     one = Liveness(ME, LAN, random.Random(1))
 
     assert one.begin(persisted, unix_s, NOW) == Verdict(ME, expected, ALIVE, ME)
+
+
+def test_an_incarnation_that_nobody_can_have_reached_is_not_continued() -> None:
+    """Others can lie it up to the end of the numbers; one more, and every frame about this node would be malformed."""
+    one = Liveness(ME, LAN, random.Random(1))
+
+    assert one.begin(INCARNATION_MAX - 1, 1e9, NOW).incarnation == 10**9
 
 
 def test_a_node_that_is_accused_refutes_by_its_next_incarnation() -> None:
