@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from p2pgrid.core import messages as m
+from p2pgrid.core.batch import TASKS_MAX
 from p2pgrid.core.chains import may
 from p2pgrid.core.errors import GridError, NotAuthorized, NotFound, QuotaExceeded, error_from_wire, error_to_wire
 from p2pgrid.core.ids import match, parse_target
@@ -206,8 +207,10 @@ class Inquiries(Handler):
                 self._refuse(event, got.errors[0])
                 return
             said = got.answers.get(owner, {}).get("cancelled")
-            more = said if isinstance(said, int) else 0
-            self._cancel_rounds(event, rest, count + more, list(dict.fromkeys([*silent, *got.silent])), got.ended_s)
+            more = said if isinstance(said, int) and 0 <= said < TASKS_MAX else 0
+            self._cancel_rounds(
+                event, rest, min(count + more, TASKS_MAX), list(dict.fromkeys([*silent, *got.silent])), got.ended_s
+            )
 
         self._send([owner], "cancel", {"target": target}, then, now)
 

@@ -238,6 +238,20 @@ def test_inputs_that_are_no_bytes_are_refused() -> None:
     assert [body["code"] for body in replies(out, m.ERROR)] == ["version-mismatch"]
 
 
+def test_counts_of_others_are_numbers_that_can_be_told() -> None:
+    """Members that say how much they cancelled, each as much as a frame can hold: the sum is packed, too."""
+    desk = _desk()
+    desk.say(m.REQUEST, ["cancel", {"target": "all"}], id_=9)
+    about = {"name": "x", "owner": "p", "state": "running", "submitted": 1.0}
+    rows = [{"id": one, "hex": one * 32, **about} for one in "ab"]
+    for answer in ({"jobs": rows}, {"cancelled": 2**62 - 1}, {"cancelled": 2**62 - 1}):
+        (rid, *_) = sends(desk.all, m.P_ASK)[-1]
+        desk.do(e.PeerSent("p", m.P_ANSWER, [rid, answer]))
+    (told,) = [one.body for one in desk.sync() if isinstance(one, e.Reply) and one.id == 9]
+
+    assert unpack(pack(told)) == {"cancelled": 2**62}
+
+
 # ---- more than its share, and what its role forbids ------------------------------------------------------------------
 
 
