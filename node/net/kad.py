@@ -1,0 +1,237 @@
+"""The DHT's shell: a `dht.machine` on our host. It opens streams, reads clocks, keeps the timer, and decides nothing.
+
+    kad = Kad(host, namespaces, rng)                # before the host runs: it sets the stream handler
+    async with running(host, addresses), trio.open_nursery() as nursery:
+        await nursery.start(kad.serve)
+        kad.tell(MemberUp(contact))
+        result = await kad.do(Get, b"/p2pgrid/…")
+
+Rule: the machine is called from `serve` alone, so that an assertion in it ends the node and not a stream. What a peer
+or the library does wrong ends one question, or one stream.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import trio
+from libp2p.abc import IHost, INetStream
+from libp2p.custom_types import TProtocol
+from libp2p.network.stream.exceptions import StreamEOF
+from libp2p.peer.id import ID
+from multiaddr import Multiaddr
+
+from p2pgrid.core.errors import PeerError
+from p2pgrid.dht import events as e
+from p2pgrid.dht.machine import Machine, Options
+from p2pgrid.dht.records import Namespace
+from p2pgrid.dht.wire import PROTOCOL, Contact, Kind, Message, Splitter, decode, framed
+from p2pgrid.node.net.control import Cut, through
+from p2pgrid.node.net.dial import ADDRESSES_MAX, dial_any
+
+ANSWER_S = 10.0
+"""For dialling, asking and reading the answer; the machine gives up earlier and still welcomes it until then."""
+IDLE_S = 30.0
+"""A stream on which a peer asks nothing for so long is closed."""
+QUEUE_MAX = 1024
+READ_BYTES = 16 << 10
+
+
+class _Box:
+    """What somebody waits for."""
+
+    def __init__(self) -> None:
+        self.full = trio.Event()
+        self.content: Any = None
+
+    def fill(self, content: Any) -> None:
+        self.content = content
+        self.full.set()
+
+
+class Kad:
+    """One node's part of the DHT, on its host."""
+
+    def __init__(
+        self,
+        host: IHost,
+        namespaces: Mapping[str, Namespace],
+        rng: random.Random,
+        options: Options | None = None,
+        protocol: str = PROTOCOL,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """Serve the protocol on a host that does not run yet; `wall` gives grid time in unix seconds."""
+        self.machine = Machine(host.get_id().to_bytes(), namespaces, rng, options)
+        self.counts: Counter[str] = Counter()
+        """Streams that peers cut or spoilt."""
+        self._host = host
+        self._protocol = TProtocol(protocol)
+        self._wall = wall
+        self._send, self._receive = trio.open_memory_channel[e.Event](QUEUE_MAX)
+        self._told: list[e.Event] = []
+        self._poke = trio.Event()
+        self._requests: dict[int, _Box] = {}
+        self._commands: dict[int, _Box] = {}
+        self._count = 0
+        self._timer_s = float("inf")
+        self._nursery: trio.Nursery | None = None
+        host.set_stream_handler(self._protocol, self._serve_stream)
+
+    # ---- what the node asks of it ------------------------------------------------------------------------------------
+
+    def tell(self, event: e.Event) -> None:
+        """Hand over what the node knows: members, addresses, the clock. Never waits."""
+        self._told.append(event)
+        self._poke.set()
+
+    async def do(self, command: Callable[..., e.Command], *words: Any, **more: Any) -> Any:
+        """Carry out one of Find, Put, Get, Provide, FindProviders; return its result."""
+        box, ticket = _Box(), self._next()
+        self._commands[ticket] = box
+        try:
+            self.tell(command(ticket, *words, **more))
+            await box.full.wait()
+        finally:
+            del self._commands[ticket]
+        return box.content
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run until cancelled; the host must be running."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._forward)
+            addresses = [Multiaddr(each).to_bytes() for each in map(str, self._host.get_transport_addrs())]
+            self._handle(e.Clock(self._wall() - trio.current_time()))
+            self._handle(e.Listens(tuple(addresses)))
+            self._handle(e.Started())
+            task_status.started()
+            while True:
+                with trio.move_on_at(self._timer_s):
+                    await self._poke.wait()
+                self._poke = trio.Event()
+                if self._timer_s <= trio.current_time():
+                    self._timer_s = float("inf")
+                    self._handle(e.Tick())
+                told, self._told = self._told, []
+                for event in told:
+                    self._handle(event)
+
+    async def _forward(self) -> None:
+        """Requests come through a channel of limited length, so that who asks too fast waits."""
+        async for event in self._receive:
+            self.tell(event)
+            await trio.lowlevel.checkpoint()
+
+    def _next(self) -> int:
+        self._count += 1
+        return self._count
+
+    # ---- effects -----------------------------------------------------------------------------------------------------
+
+    def _handle(self, event: e.Event) -> None:
+        assert self._nursery is not None, "it serves"
+        for effect in self.machine.handle(event, trio.current_time()):
+            match effect:
+                case e.Ask(token, peer, message):
+                    self._nursery.start_soon(self._ask, token, peer, message)
+                case e.Answer(token, answer):
+                    if token in self._requests:
+                        self._requests[token].fill(answer)
+                case e.SetTimer(at_s):
+                    self._timer_s = at_s
+                case e.Done(ticket, result):
+                    if ticket in self._commands:
+                        self._commands[ticket].fill(result)
+
+    # ---- questions ---------------------------------------------------------------------------------------------------
+
+    async def _ask(self, token: int, peer: Contact, message: Message) -> None:
+        answer = None
+        with trio.move_on_after(ANSWER_S):
+            try:
+                answer = await self._exchange(peer, message)
+            except (Cut, PeerError):
+                self.counts["questions failed"] += 1
+        self.tell(e.Failed(token) if answer is None else e.Answered(token, answer))
+
+    async def _exchange(self, peer: Contact, message: Message) -> Message:
+        stream = await through(self._open(peer))
+        try:
+            await through(stream.write(framed(message)))
+            splitter = Splitter()
+            while True:
+                try:
+                    data = await through(stream.read(READ_BYTES))
+                except Cut as cut:
+                    hung_up = isinstance(cut.__cause__, StreamEOF) and splitter.empty
+                    if hung_up and message.kind is Kind.ADD_PROVIDER:  # how some libp2ps say yes; a reset is a no
+                        return Message(Kind.ADD_PROVIDER, message.key)
+                    raise
+                for answer in splitter.feed(data):
+                    return decode(answer)
+        finally:
+            await self._leave(stream)
+
+    async def _open(self, peer: Contact) -> INetStream:
+        id_ = ID(peer.id)
+        await dial_any(self._host, id_, [Multiaddr(each) for each in peer.addresses[:ADDRESSES_MAX]])
+        return await self._host.new_stream(id_, [self._protocol])
+
+    async def _leave(self, stream: INetStream) -> None:
+        with trio.move_on_after(1, shield=True):
+            try:
+                await through(stream.close())
+            except Cut:
+                self.counts["streams cut"] += 1
+
+    # ---- requests ----------------------------------------------------------------------------------------------------
+
+    async def _serve_stream(self, stream: INetStream) -> None:
+        """Answer what a peer asks on one stream, in order. To return is to close it."""
+        splitter = Splitter()
+        while True:
+            data = None
+            with trio.move_on_after(IDLE_S):
+                data = await stream.read(READ_BYTES)
+            if not data:
+                return
+            try:
+                requests = splitter.feed(data)
+            except PeerError:
+                await self._answer(stream, None)
+                return
+            for request in requests:
+                try:
+                    message = decode(request)
+                except PeerError:
+                    message = None
+                if not await self._answer(stream, message):
+                    return
+
+    async def _answer(self, stream: INetStream, message: Message | None) -> bool:
+        """Return whether the stream goes on: the specification resets it for whatever is refused."""
+        box, token = _Box(), self._next()
+        self._requests[token] = box
+        try:
+            await self._send.send(e.Requested(token, self._contact(stream.muxed_conn.peer_id), message))
+            await box.full.wait()
+        finally:
+            del self._requests[token]
+        if box.content is None:
+            self.counts["requests refused"] += 1
+            await stream.reset()
+            return False
+        await stream.write(framed(box.content))
+        return True
+
+    def _contact(self, peer: ID) -> Contact:
+        """Return a peer with the addresses that it named when it connected (libp2p's identify)."""
+        store = self._host.get_peerstore()
+        known = store.addrs(peer) if peer in store.peer_ids() else []
+        plain = dict.fromkeys(str(each).split("/p2p/")[0] for each in known[:ADDRESSES_MAX])  # the id stands beside it
+        return Contact(peer.to_bytes(), tuple(Multiaddr(each).to_bytes() for each in plain))
