@@ -61,6 +61,8 @@ class Trustees:
             self._net.send(peer, m.L_CHAIN, [chain])
         if self._charter.certificate != self._shown:  # a link may have come while the handshake was under way
             self.refresh()
+        # The handshake of this very connection may have shown an older one, and what was told since it missed.
+        self._net.send(peer, m.L_SHOW, [self._charter.certificate])
         self._consider(peer, member)
 
     def frame(self, peer: str, kind: int, body: Any) -> None:
@@ -74,9 +76,10 @@ class Trustees:
             case m.L_CHAIN, [bytes(chain)] if 0 < len(chain) <= CHAIN_BYTES_MAX:
                 self._offered(chain)
             case m.L_SHOW, [bytes(chain)] if 0 < len(chain) <= CHAIN_BYTES_MAX:
-                member = self._charter.shown(self._net.members[peer].public, chain)
-                self._net.members[peer] = member
-                self._net.later(e.PeerRoles(peer, member.roles))
+                before = self._net.members[peer]
+                self._net.members[peer] = member = self._charter.shown(before.public, chain)
+                if chain != before.chain:
+                    self._net.later(e.PeerRoles(peer, member.roles))
             case _:
                 raise PeerError(f"a malformed frame of type {kind}")
 
