@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import itertools
 import json
 import os
 import random
@@ -48,6 +47,7 @@ from p2pgrid.node.disk import Journal
 from p2pgrid.node.identity import Identity, open_identity
 from p2pgrid.node.local import DirectoryLock, LocalServer, take_directory, write_node_file
 from p2pgrid.node.machine import Machine, MachineConfig
+from p2pgrid.node.neighbours import TIMER as NEIGHBOURS
 from p2pgrid.node.network import Network
 from p2pgrid.node.timers import Lag, Timers
 from p2pgrid.node.vitals import Standstill
@@ -59,14 +59,16 @@ HARD_MARGIN_S = 4.8
 """After the grace: how long the process may live at all, even on a disk that hangs."""
 SPAWNED_WITHIN_S = 2.0
 LAG_PERIOD_S = 0.02
-TICK_S = 1.0
+LOOK_S = 1.0
+"""Somebody looks so often whether the loop stood still."""
 MINUTE_S = 60.0
-KEEP_TICKS = 5
+KEEP_S = 5.0
 """What was learned of members may be lost for so long; to write it stops the loop for one fsync."""
 GIVE_WAY_S = 0.001
 SWITCH_INTERVAL_S = 0.001
 """How long the journal's threads may keep the GIL from the loop; Python's own 5 ms would be seen in every latency."""
 EVENTS_REMEMBERED = 100
+HEARTBEAT = (NEIGHBOURS,)
 _OF_NETWORK = (e.Send, e.Connect, e.Disconnect, e.Drop, e.Introduce, e.GridClock)
 _HOUSEKEEPING = frozenset({e.PeerSent, e.TimerFired, e.WallClock})
 """Events of an idle node; for their sake nobody measures how late the loop is."""
@@ -283,7 +285,9 @@ class Node:
 
     def _set_timer(self, effect: e.SetTimer) -> None:
         self.timers.set(effect.key, effect.at_s)
-        if effect.at_s is not None and effect.at_s < self._timer_at:
+        # The one timer that an idle node has is waited for anew also when it is later now, as after each answer to a
+        # heartbeat: what is awake already does that for less than a waking for nothing costs.
+        if effect.at_s is not None and (effect.at_s < self._timer_at or effect.key == HEARTBEAT):
             self._timer_changed.set()
 
     def _on_stopped(self, effect: e.Stopped) -> None:
@@ -476,18 +480,15 @@ class Node:
             self._timer_changed = trio.Event()
             at_s = self.timers.next()
             self._timer_at = float("inf") if at_s is None else at_s
-            with trio.move_on_after(max(self._timer_at - time.monotonic(), 0.0)):
+            with trio.move_on_after(min(max(self._timer_at - time.monotonic(), 0.0), LOOK_S)):
                 await self._timer_changed.wait()
 
     async def _watch_clock(self) -> None:
-        """Look every second whether the loop stood still, and every minute what time it is."""
+        """Do what is due every few seconds, and every minute say what time it is."""
         due_s = time.monotonic() + MINUTE_S * (0.5 + random.random())  # nodes of one start do not do it all at once
-        for tick in itertools.count(1):
-            await trio.sleep(TICK_S)
-            if stood_s := self._standstill.look():
-                self.deliver([e.Stalled(stood_s)])
-            if tick % KEEP_TICKS == 0:
-                self.network.keep()
+        while True:
+            await trio.sleep(KEEP_S)
+            self.network.keep()
             if time.monotonic() >= due_s:
                 due_s = time.monotonic() + MINUTE_S
                 self.deliver([e.WallClock(time.time() - time.monotonic())])

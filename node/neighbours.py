@@ -31,6 +31,8 @@ CONNECTED_MAX = 128
 """Up to so many members a node keeps a connection with every other; above, with whom it observes, and the first met."""
 OFFSET_STEP_S = 1.0
 """A change of grid time by less is not worth telling the shell."""
+LATER_S = 0.05
+"""A timer is moved if it is due so much later: every other answer would else be followed by a waking for nothing."""
 CLONED_FOR_S = 150.0
 """A clone that is still there shows itself again within `ViewOptions.clone_again_s` and a round of anti-entropy."""
 LIFE_ROW = (bytes(16), "life", b"incarnation")
@@ -265,7 +267,7 @@ class Neighbours(Handler):
         times = (self._liveness.next_s(), self.view.next_s(), self._time.next_s())
         due = min((at for at in times if at is not None), default=None)
         before = self.parts.timers.get((TIMER,))
-        if due is not None and (before is None or due < before):
+        if due is not None and (before is None or due < before or due > before + LATER_S):
             self.parts.timer((TIMER,), max(due, now))
 
     # ---- answers ----------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ from p2pgrid.node.workers_limits import check_memory, check_time, recycle
 from p2pgrid.node.workers_reaper import Reaper
 
 WATCH_S = 0.1
-WATCH_IDLE_S = 1.0
+WATCH_IDLE_S = 5.0
 TAKE_BACK_S = 0.005
 LAST_WORDS_MAX = 4096
 CLOSED_S = 0.5
