@@ -287,12 +287,19 @@ class View:
                 effects.append(Cloned(self.card.addresses, card.addresses))
         if quiet and update.status == ALIVE:
             return effects  # both know: no race of incarnations
-        # One that is equal but of another life is answered as if it were ahead.
-        ahead = update.incarnation > incarnation or (card is not None and card.life != self.card.life)
+        # One that is equal but of another life, or that this node never showed, is answered as if it were ahead.
+        ahead = update.incarnation > incarnation or (card is not None and not self._is_mine(card))
         if update.incarnation >= incarnation and (ahead or update.status != ALIVE):
             status = update.status if update.incarnation > incarnation else max(update.status, SUSPECT)
             effects.append(Verdict(self.me, update.incarnation, status, update.by, self.card.leaf))
         return effects
+
+    def _is_mine(self, card: Card) -> bool:
+        """Whether this node may have shown that card in this life; cards are not signed."""
+        mine = self.card
+        if card.life != mine.life or card[:2] > mine[:2]:
+            return False
+        return card[:2] < mine[:2] or pack(shown(card)) == pack(shown(mine))
 
     def judged(self, verdict: Verdict, now: float) -> list[Effect]:
         """Take in a verdict made by this node, and spread it."""

@@ -14,7 +14,7 @@ from p2pgrid.core import messages as m
 from p2pgrid.core.errors import PeerError
 from p2pgrid.core.member import ALIVE, DEAD, LEFT, SUSPECT, Card, Known, Update, Verdict, merge
 from p2pgrid.core.shapes import from_neighbour
-from p2pgrid.core.wire import FRAME_MAX_CONTROL, frame
+from p2pgrid.core.wire import FRAME_MAX_CONTROL, frame, pack, unpack
 from p2pgrid.node.events import Send
 from p2pgrid.node.view import Cloned, Forgotten, View, ViewOptions, wire
 from tests.node.ring_world import World, nothing_is_cut
@@ -156,6 +156,30 @@ def test_an_accusation_of_this_node_is_for_liveness_to_refute() -> None:
     assert one.members[ME].known[:2] == (1001, ALIVE)
     assert one.card.incarnation == 1001
     assert hear(one, ME, 1000, DEAD, "a") == []
+
+
+@pytest.mark.parametrize("forged", [{"seq": 10**9}, {"facts": {"name": "somebody else"}}])
+def test_a_card_of_this_node_that_it_never_showed_is_answered(forged: dict[str, Any]) -> None:
+    """Cards are not signed: without a newer one a false name or address would stay for the rest of this life."""
+    one = view("a")
+    false = one.card._replace(**forged)
+    said = hear(one, ME, 1000, ALIVE, shown=false)
+    one.judged(Verdict(ME, 1001, ALIVE, ME), NOW)
+
+    assert said == [Verdict(ME, 1000, SUSPECT, "by")]
+    assert merge(Known(1000, ALIVE, false), one.members[ME].known) == one.members[ME].known
+
+
+def test_a_card_of_this_node_as_it_comes_back_is_no_forgery() -> None:
+    """Through msgpack, in which a tuple is a list; and so are those it showed before."""
+    one = view("a")
+    one.show(NOW, addresses=("/ip4/192.0.2.1/tcp/1",), facts={"tags": ("x",), "cpus": 2})
+    cards = [one.card]
+    one.show(NOW, load=(3, 4))
+    cards.append(one.card)
+    for each in cards:
+        update = wire(Update(ME, 1000, ALIVE, "a", each))
+        assert one.received("a", m.P_GOSSIP, from_neighbour(m.P_GOSSIP, unpack(pack([[update]]))), NOW) == []
 
 
 def test_a_leaver_says_so_at_once() -> None:
