@@ -46,6 +46,11 @@ class Bulk:
         """Bytes that were written and not acknowledged."""
         return self.written - self._acknowledged
 
+    @property
+    def _part(self) -> int:
+        """What a PING follows, a quarter of the window: while its PONG comes back, the rest keeps the link busy."""
+        return max(self.window.bytes // 4, WINDOW_MIN)
+
     def put(self, data: bytes | memoryview) -> None:
         self._queue.append(data)
         self.queued_bytes += len(data)
@@ -80,13 +85,13 @@ class Bulk:
 
     async def _write_frame(self, view: memoryview, write: Callable[[memoryview], Awaitable[Any]]) -> None:
         while view:
-            size = min(len(view), FRAME_BYTES, max(self.window.bytes // 2, WINDOW_MIN))
+            size = min(len(view), FRAME_BYTES, self._part)
             await self._room(size)
             self.written += size
             await write(view[:size])
             self.queued_bytes -= size
             view = view[size:]
-            if self.written - self._asked >= self.window.bytes // 2:
+            if self.written - self._asked >= self._part:
                 self._ask()
 
     async def _room(self, size: int) -> None:

@@ -24,11 +24,13 @@ WINDOW_MAX = 4 << 20
 """The most that Yamux lets a stream have under way."""
 QUEUE_S = 0.004
 """Waiting that bulk may cause beyond the idle round trip, roughly; the goal allows 5 ms, this is where we steer to."""
+SAMPLES = 3
+"""Round trips of which the shortest counts, as in LEDBAT: a busy machine only ever adds to them, and now and then."""
 IDLE_SAMPLES = 9
 IDLE_AGE_S = 1.0
 IDLE_AGE_ROUNDS = 50
 """So old, or so many of itself, the idle round trip is measured anew, for which bulk pauses: 2 % of the time."""
-CROSSED_BYTES = 256 << 10
+CROSSED_BYTES = 1 << 20
 CROSSED_STEP = 1.25
 """Up to so many bytes a window grows whatever the round trip, while the kernel shows that none of them queue on the
 way: processes that wait for their CPU answer late, and a smaller window would not make them answer earlier."""
@@ -48,6 +50,7 @@ class Window:
         self._idle: deque[float] = deque(maxlen=IDLE_SAMPLES)
         self._idle_at = float("-inf")
         self._changed_at = float("-inf")
+        self._recent: list[float] = []  # round trips of this window
 
     @property
     def wanted_s(self) -> float:
@@ -78,6 +81,11 @@ class Window:
             return
         if sent_at < self._changed_at:
             return  # it tells of the window before this one
+        self._recent.append(round_trip_s)
+        if len(self._recent) < SAMPLES:
+            return
+        round_trip_s = min(self._recent)
+        self._recent.clear()
         step = min(max(self.wanted_s / round_trip_s, 0.5), 2.0)
         if crossed and self.bytes < CROSSED_BYTES:
             step = max(step, CROSSED_STEP)  # it was no queue that took so long, but two busy machines

@@ -13,6 +13,7 @@ from p2pgrid.node.net.pacing import (
     BACKOFF_SLOW_S,
     CROSSED_BYTES,
     FLOOD_S,
+    SAMPLES,
     WINDOW_FIRST,
     WINDOW_MAX,
     WINDOW_MIN,
@@ -22,7 +23,7 @@ from p2pgrid.node.net.pacing import (
 )
 
 
-def steer(rate: float, idle_s: float, rounds: int = 60) -> tuple[Window, float]:
+def steer(rate: float, idle_s: float, rounds: int = 200) -> tuple[Window, float]:
     """Let a window find its size on a link of so many bytes per second; return it and the last round trip."""
     window, now = Window(), 0.0
     window.measured(idle_s, now, now + idle_s, alone=True, filled=False, crossed=False)
@@ -50,7 +51,8 @@ def test_bulk_fills_the_link_and_control_hardly_notices(mbit: int, idle_s: float
 def test_a_window_that_was_not_full_does_not_grow() -> None:
     window = Window()
     window.measured(0.001, 0.0, 0.001, alone=True, filled=False, crossed=False)
-    window.measured(0.001, 0.002, 0.003, alone=False, filled=False, crossed=False)
+    for _ in range(SAMPLES):
+        window.measured(0.001, 0.002, 0.003, alone=False, filled=False, crossed=False)
 
     assert window.bytes == WINDOW_FIRST
 
@@ -59,10 +61,22 @@ def test_a_round_trip_of_an_older_window_changes_nothing() -> None:
     """Otherwise each full window would be halved once for every PING that was sent within it."""
     window = Window()
     window.measured(0.001, 0.0, 0.001, alone=True, filled=False, crossed=False)
-    window.measured(1.0, 0.002, 1.002, alone=False, filled=True, crossed=False)
-    window.measured(1.0, 0.003, 1.003, alone=False, filled=True, crossed=False)
+    for number in range(10 * SAMPLES):
+        sent_at = 0.002 + number / 1000
+        window.measured(1.0, sent_at, sent_at + 1, alone=False, filled=True, crossed=False)
 
     assert window.bytes == WINDOW_FIRST // 2
+
+
+def test_a_round_trip_that_was_late_by_chance_makes_no_window_smaller() -> None:
+    """Of a few the shortest counts: a queue delays all of them."""
+    window = Window()
+    window.measured(0.001, 0.0, 0.001, alone=True, filled=False, crossed=False)
+    for number in range(10 * SAMPLES):
+        late = 0.5 if number % SAMPLES else 0.001
+        window.measured(late, number + 1, number + 1 + late, alone=False, filled=False, crossed=False)
+
+    assert window.bytes == WINDOW_FIRST
 
 
 def test_the_idle_round_trip_is_measured_anew_after_a_while() -> None:
