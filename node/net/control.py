@@ -29,7 +29,7 @@ from p2pgrid.core.shapes import read_card
 from p2pgrid.core.wire import FRAME_MAX_CONTROL, FRAME_MAX_LOCAL, VERSION, Frame, Splitter, frame
 from p2pgrid.node.net.bulk import Bulk
 from p2pgrid.node.net.membership import close_quietly
-from p2pgrid.node.net.pacing import Bucket
+from p2pgrid.node.net.pacing import FLOOD_S, Bucket
 from p2pgrid.node.net.tcp import remote_address, unacknowledged_bytes
 
 CONTROL = TProtocol("/p2pgrid/control/1.0.0")
@@ -69,6 +69,7 @@ class LinkOptions:
     introduction_s: float = 5.0
     frames_per_s: float = 5000
     frames_burst: float = 20_000
+    flood_s: float = FLOOD_S
 
 
 class Owner(Protocol):
@@ -146,7 +147,7 @@ class Link:
         self._bulk_sent = self._bulk_taken = self._bulk_owed = 0  # frames
         self._bytes_read = 0
         self._nursery: trio.Nursery | None = None
-        self._bucket = Bucket(self.since, options.frames_per_s, options.frames_burst)
+        self._bucket = Bucket(self.since, options.frames_per_s, options.frames_burst, options.flood_s)
         self._seq = 0
         self._pings: dict[int, tuple[float, int, bool, trio.Event]] = {}
 

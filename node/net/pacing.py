@@ -105,8 +105,10 @@ FLOOD_S = 10.0
 class Bucket:
     """A token bucket for the frames of one peer: who is over it is read more slowly, and in the end not at all."""
 
-    def __init__(self, now: float, rate: float = FRAMES_PER_S, burst: float = FRAMES_BURST) -> None:
-        self._rate, self._burst = rate, burst
+    def __init__(
+        self, now: float, rate: float = FRAMES_PER_S, burst: float = FRAMES_BURST, flood_s: float = FLOOD_S
+    ) -> None:
+        self._rate, self._burst, self._flood_s = rate, burst, flood_s
         self._tokens, self._at = burst, now
         self._over_since: float | None = None
 
@@ -119,8 +121,8 @@ class Bucket:
             return 0.0
         if self._over_since is None:
             self._over_since = now
-        if now - self._over_since > FLOOD_S:
-            raise PeerError(f"more than {self._rate:.0f} frames per second for {FLOOD_S:.0f} s")
+        if now - self._over_since > self._flood_s:
+            raise PeerError(f"more than {self._rate:.0f} frames per second for {self._flood_s:.0f} s")
         return -self._tokens / self._rate
 
 

@@ -20,8 +20,9 @@ from libp2p.stream_muxer.yamux import yamux
 from p2pgrid.node.net.streams import WINDOW_BYTES_MAX, Broken, FlowControlBroken, GridStream, frame
 from p2pgrid.node.net.tcp import unacknowledged_bytes
 
-KEEPALIVE_S = 4.0
-"""Every connection is asked this often …"""
+KEEPALIVE_S = 9.0
+"""Every connection is asked this often: with PONG_TIMEOUT_S the longest that ends one with a frozen process within 16 s
+(S6). Machines that vanish are the kernel's to notice, and whom to count on is what the grid's own probes say …"""
 PINGS_PER_S_MAX = 2
 """… or less often where there are many: a ping costs both sides about 0.7 ms of CPU together."""
 PONG_TIMEOUT_S = 6.0

@@ -371,6 +371,51 @@ def test_a_flood_is_slowed_down_and_others_are_served() -> None:
     assert run(flood) > 0.4
 
 
+def test_who_floods_for_too_long_is_dropped_and_others_are_served() -> None:
+    async def flood() -> Linked:
+        a, b, c = linked(), linked(frames_per_s=500, frames_burst=100, flood_s=1.0), linked()
+        async with grid(a, b, c):
+            await both_up(a, b)
+            await both_up(c, b)
+            while "down" not in b.told.words:
+                if a.links.stats()["queued_bytes"] < 100_000:
+                    for number in range(100):
+                        a.links.send(b.id, NEWS, number)
+                    a.links.flush()
+                await trio.sleep(0.01)
+            await happens(lambda: "down" in a.told.words)
+            c.say(b, "me too")
+            await happens(lambda: "me too" in b.told.bodies)
+            assert b.links.is_up(c.id)
+        return b
+
+    b = run(flood)
+
+    assert "more than 500 frames per second for 1 s" in b.log[0]
+    assert b.links._refused == 1
+
+
+def test_beyond_the_most_connections_nobody_comes_in_until_one_ends() -> None:
+    """Those who are in stay in; who waited outside gets in by its redials."""
+
+    async def crowd() -> None:
+        hub = linked(make(connections_max=2))
+        first, second, third = linked(), linked(), linked()
+        async with grid(hub, first, second, third):
+            for one in (first, second):
+                one.links.connect(hub.id, hub.addresses)
+                await happens(lambda one=one: one.links.is_up(hub.id) and hub.links.is_up(one.id))  # type: ignore[misc]
+            third.links.connect(hub.id, hub.addresses)
+            await happens(lambda: third.links._peers[hub.id].failures > 0, 12)
+            assert sorted(hub.links.peers()) == sorted([first.id, second.id])
+            first.links.disconnect(hub.id)
+            third.links._peers[hub.id].prompt.set()
+            await happens(lambda: third.links.is_up(hub.id) and hub.links.is_up(third.id), 20)
+            assert second.told.words == third.told.words == ["up"]
+
+    run(crowd, within_s=50)
+
+
 def test_what_a_listener_says_of_a_peer_drops_the_peer() -> None:
     async def talk() -> Linked:
         a, b, c = linked(), linked(), linked()
