@@ -33,6 +33,10 @@ CALLS_MAX, ITEMS_MAX = 4096, 65_536
 """Tasks in one grant, per slot of the member."""
 RATES_KEPT = 4096
 PEERS_KEPT = 1024
+CLOCKS_S = 1.0
+"""By how much the clocks of two machines may differ in that."""
+UNKNOWN_S = 60.0
+"""For how long a member may have been busy that was given its tasks in a former life of this node."""
 KNOWN_KEPT = 4096
 """Inputs and functions per member of which is remembered that it has them."""
 
@@ -54,6 +58,8 @@ class Granting(Handler):
         """Who knows that there is work here."""
         self._rates: OrderedDict[tuple[str, bytes], float] = OrderedDict()
         """Seconds per task of a function, by member."""
+        self._began_s: dict[str, float] = {}
+        """When a member was given something first: it has not been busy for longer."""
         self._known: dict[str, tuple[int, OrderedDict[Key, None]]] = {}
         """What a member has, in which of its lives."""
 
@@ -108,6 +114,9 @@ class Granting(Handler):
     def _grant(self, peer: str, rid: tuple[int, int], taken: Taken, now: float) -> None:
         body, brings, size = self._body((peer, rid[0]), rid, taken)
         self.leases.grant(peer, rid, taken.work.job, taken.spans, body, now, size=size, brings=brings)
+        self._began_s.setdefault(peer, now)
+        if len(self._began_s) > PEERS_KEPT:
+            del self._began_s[next(iter(self._began_s))]
         self._send(peer, rid, body)
         self.watch()
 
@@ -322,11 +331,11 @@ class Granting(Handler):
             source = Source(peer, self.parts.name_of(peer), incarnation, number)
             if self.keeping.waits_for_disk(kept, source, len(outcomes)):
                 continue  # the first arrival will be acknowledged
-            self._learn(peer, kept, entry)
+            self._learn(peer, kept, entry, now)
             parsed = [e.Outcome(*outcome) for outcome in outcomes]
             self.outcomes.accept(kept, parsed, attempt, source, [ack])
 
-    def _learn(self, peer: str, kept: Kept, entry: ResultEntry) -> None:
+    def _learn(self, peer: str, kept: Kept, entry: ResultEntry, now: float) -> None:
         """Keep the output of tasks that ran elsewhere, and note how long they took there."""
         fresh = [(lo, hi) for lo, hi, _, _ in entry.outcomes if kept.done.missing(lo, hi)]
         logs = [(i, text) for i, text in entry.logs if i in kept.known]
@@ -340,11 +349,14 @@ class Granting(Handler):
             self.out.append(effect)
         work = self.pool.works.get(kept.id)
         found = work.locate(fresh[0][0]) if work is not None and fresh else None
-        if work is None or found is None or entry.busy_s <= 0:
+        # What it says is charged to an owner: no more than there was time for, or one word would outweigh all others.
+        slots = max(slots_of(self.peers.get(peer, {})), 1)
+        busy_s = min(entry.busy_s, slots * (now - self._began_s.get(peer, now - UNKNOWN_S) + CLOCKS_S))
+        if work is None or found is None or busy_s <= 0:
             return
         lane = found[1]
-        self.pool.served(work, entry.busy_s * max(lane.cpus, 1))
-        sample = entry.busy_s / sum(hi - lo for lo, hi, _, _ in entry.outcomes)
+        self.pool.served(work, busy_s * max(lane.cpus, 1))
+        sample = busy_s / sum(hi - lo for lo, hi, _, _ in entry.outcomes)
         before = self._rates.pop((peer, lane.fn), sample)
         self._rates[peer, lane.fn] = before + 0.3 * (sample - before)
         if len(self._rates) > RATES_KEPT:

@@ -322,3 +322,13 @@ def test_a_result_counts_only_of_whom_was_given_the_task() -> None:
     kept = desk.machine.keeping.jobs[JOB]
 
     assert list(kept.done) == list(kept.logs) == [(mine, mine + 1)]
+
+
+def test_nobody_was_busy_for_longer_than_there_was_time() -> None:
+    """What a member says of that is charged to whose tasks they were; too much would keep them from their turn."""
+    desk, mine = _with_one_task_at_p()
+    desk.wait(2.0)
+    desk.do(e.PeerSent("p", m.P_RESULTS, [[JOB, [7, 1], 1, [[mine, mine + 1, 0, [b"v"]]], [], 1.7e308]]))
+    (owner,) = desk.machine.pool._owners.values()
+
+    assert owner.served_s == pytest.approx(3.0)
