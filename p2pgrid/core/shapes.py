@@ -18,6 +18,8 @@ from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.wire import is_shallow, pack, unpack
 
 TEXT_SHOWN = 300
+WHY_MAX = 1000
+"""Of why a member gives tasks back; it is kept, shown and may become the message of an exception."""
 VALUES, PACKED, FAILURE, CRASH = 0, 1, 2, 4
 """Shapes of outcomes (`node.events.Outcome`)."""
 CLAIM_PARTS_MAX = 4096
@@ -223,7 +225,12 @@ def _claim(body: Any) -> tuple[int, int, float, dict[bytes, tuple[RangeSet, Rang
 
 def _returned(body: Any) -> tuple[bytes, RangeSet, str, bool]:
     job, spans, why = _fields(body, 3)
-    return _job(job), _ranges(spans), _text(why), _optional(body, 3, lambda value: value is True, default=False)
+    return (
+        _job(job),
+        _ranges(spans),
+        _text(why)[:WHY_MAX],
+        _optional(body, 3, lambda value: value is True, default=False),
+    )
 
 
 def _ack(value: Any) -> tuple[bytes, int, int]:

@@ -332,3 +332,12 @@ def test_nobody_was_busy_for_longer_than_there_was_time() -> None:
     (owner,) = desk.machine.pool._owners.values()
 
     assert owner.served_s == pytest.approx(3.0)
+
+
+def test_a_reason_that_a_member_gives_is_kept_to_a_length() -> None:
+    """It is shown, and becomes the message of an exception."""
+    desk, mine = _with_one_task_at_p()
+    desk.do(e.PeerSent("p", m.P_RETURN, [JOB, [mine, mine + 1], "x" * 1_000_000]))
+    (lane,) = desk.machine.pool.works[JOB].lanes.values()
+
+    assert len(lane.unfit["p"]) == 1000
