@@ -41,6 +41,8 @@ UNIX_MAX_S = 1e11
 """Far beyond any expiry, and still a date."""
 LOGS_MAX = 10_000
 """Tasks whose output one request returns, the last ones."""
+LOGS_BYTES_MAX = 64 << 20
+"""Of their output in one answer; more would not fit a frame, and whoever sends such a frame loses the connection."""
 
 
 class Door(Handler):
@@ -359,3 +361,15 @@ class Door(Handler):
         self.log_requests[self.parts.token()] = (event.client, event.id)
         self.out.append(e.Fetch(self.parts.tokens, keys))
         return None
+
+
+def last_logs(logs: Sequence[list[Any]]) -> list[list[Any]]:
+    """Return outputs of tasks, `[index, bytes]` each, in order; the last ones, as many as one answer takes."""
+    chosen: list[list[Any]] = []
+    size = 0
+    for one in sorted(logs, reverse=True):
+        size += len(one[1])
+        if size > LOGS_BYTES_MAX:
+            break
+        chosen.append(one)
+    return chosen[::-1]

@@ -24,7 +24,7 @@ from p2pgrid.core.shapes import CRASH, from_peer
 from p2pgrid.core.wire import pack
 from p2pgrid.node import answers
 from p2pgrid.node import events as e
-from p2pgrid.node.clients import Door
+from p2pgrid.node.clients import Door, last_logs
 from p2pgrid.node.fitness import Fitness
 from p2pgrid.node.inquiries import TIMER as INQUIRY
 from p2pgrid.node.inquiries import Inquiries
@@ -250,8 +250,8 @@ class Machine(Handler):
                 self.door.sent(held_back, now)
         elif event.token in self.door.log_requests:
             client, id_ = self.door.log_requests.pop(event.token)
-            logs = [[int.from_bytes(row.key, "big"), row.value] for row in event.rows]
-            self.out.append(self.parts.reply(client, m.ANSWER, id_, {"logs": sorted(logs)}))
+            logs = [[int.from_bytes(row.key, "big"), row.value or b""] for row in event.rows]
+            self.out.append(self.parts.reply(client, m.ANSWER, id_, {"logs": last_logs(logs)}))
         else:
             self.out += self.keeping.readers.fetched(event.token, event.rows)
 

@@ -14,6 +14,7 @@ from p2pgrid.core.chains import ALL_ROLES, OBSERVE, WORK
 from p2pgrid.core.member import ALIVE, Card, shown
 from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node import events as e
+from p2pgrid.node.clients import last_logs
 from p2pgrid.node.inquiries import ASKERS_MAX
 from tests.node.desk import CODE, JOB, UNION, Desk, batch, replies, runs, sends, spec
 
@@ -341,3 +342,12 @@ def test_a_reason_that_a_member_gives_is_kept_to_a_length() -> None:
     (lane,) = desk.machine.pool.works[JOB].lanes.values()
 
     assert len(lane.unfit["p"]) == 1000
+
+
+def test_logs_are_as_many_as_an_answer_takes() -> None:
+    """Ten thousand tasks that print much would make a frame for which its receiver ends the connection."""
+    text = b"x" * (1 << 20)
+    logs = [[index, text] for index in range(100)]
+
+    assert [index for index, _ in last_logs(logs)] == list(range(36, 100))
+    assert last_logs([[3, b"b"], [1, b"a"]]) == [[1, b"a"], [3, b"b"]]
