@@ -131,7 +131,9 @@ class Roster:
         self.dirty = True
 
     def saw(self, public: bytes, addresses: Sequence[str], now_s: float) -> None:
-        """Remember where a member was reached."""
+        """Remember where a member is said to be; one that was never met is hearsay, and would push others out."""
+        if public not in self.members:
+            return
         known = self.meet(public, now_s)
         known.addresses = tuple(one for one in addresses if 0 < len(one) <= ADDRESS_LENGTH_MAX)[:ADDRESSES_MAX]
         self.dirty = True

@@ -250,7 +250,7 @@ class Standing:
         return [chain for chain in known.given if self._holds(chain, public, now)] if known else []
 
     def saw(self, peer: str, addresses: Sequence[str]) -> None:
-        """Remember where a member was reached; written lazily. Raises ValueError if it is no PeerId."""
+        """Remember where a member that was met is to be reached; written lazily. Raises ValueError: no PeerId."""
         self._roster.saw(peer_public(peer), addresses, self._wall())
 
     def saved_peers(self) -> list[tuple[str, tuple[str, ...]]]:

@@ -229,6 +229,7 @@ class Network:
             return
         card: Card = hello["card"]
         self.members[peer] = member
+        self.charter.saw(peer, card.addresses)
         self.seeker.refusal = ""
         self.later(e.PeerUp(peer, card.facts, card, member.roles))
         self.trustees.up(peer, member)

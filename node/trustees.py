@@ -130,8 +130,22 @@ class Trustees:
         if heard.fresh:
             self.spread(heard.fresh, heard.expelled, but=peer)
             self.refresh()
+            if self._charter.rank() <= LINKS_MAX:
+                self._net.soon(self._close_invites)
         if heard.lost and not self.lost:
             self._be_lost()
+
+    async def _close_invites(self) -> None:
+        """Close the invites that revoked machines may still have: who revoked one may not know by which it came."""
+        await trio.sleep(RANK_S * (self._charter.rank() - 1 + self._net.rng.random()))
+        try:
+            closing = self._charter.close_invites()
+        except GridError as error:
+            self._net.warn(f"an invite stays open: {error}")
+            return
+        if closing:
+            self.spread(closing, ())
+            self.judge_again()
 
     def spread(self, fresh: Iterable[bytes], expelled: Iterable[bytes], but: str = "") -> None:
         """Pass revocations on, then end the connections of those who are out: they hear it as well."""

@@ -13,14 +13,14 @@ import trio
 import trio.testing
 
 from p2pgrid.core import messages as m
-from p2pgrid.core.chains import ADMIN, WORK
+from p2pgrid.core.chains import ADMIN, DEFAULT_ROLES, WORK
 from p2pgrid.core.errors import PeerError
 from p2pgrid.node import events as e
 from p2pgrid.node.charter import Admitted
 from p2pgrid.node.identity import peer_id
 from p2pgrid.node.network import Network
 from p2pgrid.node.trustees import Trustees
-from tests.node.boxes import HERE, WEEK, Box, grid_of, handshake, join
+from tests.node.boxes import HERE, WEEK, Box, grid_of, handshake, join, meet
 
 
 class Post:
@@ -193,6 +193,28 @@ def test_a_revocation_that_was_missed_is_caught_up(tmp_path: Path) -> None:
 
     assert b.charter.digest() == a.charter.digest()
     assert first == town[a].sent.count((town[b].id, m.L_REVOCATIONS)) == 1
+
+
+def test_who_knows_by_which_invite_a_revoked_node_came_closes_it(tmp_path: Path) -> None:
+    """The one who revoked it had only seen a later chain, in which no voucher stands."""
+    founder, stolen, late = Box(tmp_path, "f"), Box(tmp_path, "s"), Box(tmp_path, "l")
+    text, _ = founder.charter.invite(WORK, WEEK, 0, HERE)
+    join(stolen, text)
+    meet(stolen, founder)
+    founder.charter.promote(stolen.public, WORK | ADMIN)
+    meet(stolen, founder)
+    join(late, founder.charter.invite(DEFAULT_ROLES, WEEK, 0, HERE)[0])
+    for other in (founder, stolen):
+        meet(late, other)
+    town = Town(founder, late)
+    town.connect(late, founder)
+    town.settle()
+    revoking = late.charter.revoke(stolen.public)
+    town[late].trustees.spread(revoking.records, revoking.expelled)
+    town.settle()
+
+    assert [one["open"] for one in founder.charter.describe([])["invites"]] == [False, True]
+    assert late.charter.digest() == founder.charter.digest()
 
 
 def test_who_no_longer_holds_has_to_go(tmp_path: Path) -> None:
