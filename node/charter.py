@@ -17,6 +17,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -60,6 +61,8 @@ from p2pgrid.node.identity import found_grid
 __all__ = ["Admitted", "Charter", "Heard", "Joining", "Revoking"]
 
 HEX_PREFIX_MIN = 4
+BEFORE_US_S = 1_767_225_600
+"""The year in which p2pgrid was written began then: a clock that says less is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +214,13 @@ class Charter(Standing):
             GridError: not-authorized, usage, or the directory cannot be used.
         """
         now = self.now_s()
+        if now < BEFORE_US_S:
+            today = datetime.fromtimestamp(now, UTC).date()
+            raise GridError(
+                f"this machine's clock says {today}: by all other clocks an invite made now would have expired",
+                next="set the clock (timedatectl set-ntp true), then p2pgrid invite",
+                code="usage",
+            )
         with self._signing() as chain:
             if not 0 < roles <= ALL_ROLES or not 0 < expires_s < TIME_MAX_S - now:
                 raise GridError(

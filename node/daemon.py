@@ -384,6 +384,7 @@ class Node:
         addresses = self.network.dialled
         plain = " ".join(["ready", said["id"], said["name"], *addresses])
         self.talk.event(plain, "ready", **said, addresses=addresses)
+        self.network.announce()
         self.talk.started()
 
     async def _mind(self, make: MakeMind) -> Mind:

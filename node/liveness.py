@@ -344,7 +344,7 @@ class Liveness:
     def _ping(self, sender: NodeId, body: Any, now: float) -> list[Effect]:
         seq, incarnation, accused = body
         effects = self._accused(accused) if accused else []
-        effects += self._newer(sender, incarnation)
+        effects += self._newer(sender, incarnation) or self._returned(sender, incarnation, now)
         return [*effects, Send(sender, m.P_ACK, [seq, self.incarnation, self._accusation(sender)])]
 
     def _ack(self, sender: NodeId, body: Any, now: float) -> list[Effect]:
@@ -375,6 +375,15 @@ class Liveness:
             return []
         self._acquit(node, peer, incarnation)
         return [Verdict(node, incarnation, ALIVE, node, peer.leaf)]
+
+    def _returned(self, node: NodeId, incarnation: int, now: float) -> list[Effect]:
+        """One that was taken for dead asks in a later incarnation: it has refuted that, whoever heard the news."""
+        gone = self.gone.get(node)
+        if gone is None or incarnation <= gone.incarnation:
+            return []
+        verdict = Verdict(node, incarnation, ALIVE, node, gone.leaf)
+        self._welcome(verdict, now)
+        return [verdict]
 
     def _ping_req(self, asker: NodeId, body: Any, now: float) -> list[Effect]:
         seq, subject, accused = body

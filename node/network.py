@@ -90,6 +90,7 @@ class Network:
         self._let_in: set[bytes] = set()  # by the grid that is being joined
         self._unarrived: GridError | None = None
         self._met_any = False
+        self._announced = False
         self._unkept = ""
         self._told_away_until = 0.0
         self._door: Door | None = None
@@ -236,8 +237,15 @@ class Network:
         self._change()
         if not self._met_any:
             self._met_any = True
-            self.talk.event(None, "joined", id=self.identity.id, grid=self.charter.grid_name)
             self.log(f"in grid {self.charter.grid_name}: its members can run tasks here, as this user")
+            if self._announced:
+                self.talk.event(None, "joined", id=self.identity.id, grid=self.charter.grid_name)
+
+    def announce(self) -> None:
+        """The node has said `ready`, which comes first: now what has happened before may be said."""
+        self._announced = True
+        if self._met_any:
+            self.talk.event(None, "joined", id=self.identity.id, grid=self.charter.grid_name)
 
     def down(self, peer: str, *, reset: bool, why: str) -> None:
         if self.members.pop(peer, None) is not None:

@@ -55,6 +55,18 @@ def test_a_joiner_whose_clock_is_years_off_joins(tmp_path: Path, clock: float) -
     assert joiner.charter.invite(USER, WEEK, 0, HERE)[1]["join_until"] == T0 + WEEK
 
 
+def test_a_founder_in_1970_is_told_to_set_its_clock_before_it_invites(tmp_path: Path) -> None:
+    """Everybody else would find the invite expired; once other clocks are known, it may."""
+    founder = Box(tmp_path, "f", Y1970)
+    caught = error(founder.charter.invite, USER, WEEK, 0, HERE)
+    founder.charter.offset_s = T0 - Y1970
+
+    assert "1970-01-01" in caught.message
+    assert "set the clock" in caught.next
+    assert caught.exit_code is ExitCode.WRONG
+    assert founder.charter.invite(USER, WEEK, 0, HERE)[1]["join_until"] == T0 + WEEK
+
+
 def test_a_listener_in_1970_does_not_open_to_an_expired_invite(tmp_path: Path) -> None:
     """The newest date in its own chain is later; nor does an admin there make a member of the joiner."""
     founder, joiner = Box(tmp_path, "f"), Box(tmp_path, "j")

@@ -339,6 +339,16 @@ def test_a_dead_member_that_pings_is_told_that_it_is_dead() -> None:
     assert one.received("a", m.P_PING, (1, 10, 0), NOW) == [Send("a", m.P_ACK, [1, 1000, 10])]
 
 
+def test_a_dead_member_that_pings_in_a_later_incarnation_has_refuted_it() -> None:
+    """Though the news of it went elsewhere; and not by the same incarnation."""
+    one = node("a")
+    one.judged(Verdict("a", 10, DEAD, "b"), NOW)
+
+    assert verdicts(one.received("a", m.P_PING, (1, 10, 0), NOW)) == []
+    assert verdicts(one.received("a", m.P_PING, (2, 11, 0), NOW)) == [Verdict("a", 11, ALIVE, "a")]
+    assert one.status("a") == ALIVE
+
+
 def test_after_a_stall_every_deadline_moves() -> None:
     """Silence while our own loop stood still was ours."""
     one = node(*"abcdefgh")

@@ -182,7 +182,7 @@ def test_a_node_joins_at_its_start(node: Callable[[str], Node], tmp_path: Path) 
     assert ready["grid"] == founded["grid"]
     assert ready["addresses"][0].startswith("/ip4/127.0.0.1/tcp/")
     assert ready["addresses"][0].endswith(f"/p2p/{ready['id']}")
-    assert [event["event"] for event in bee.events()][:2] == ["joined", "ready"]
+    assert [event["event"] for event in bee.events()][:2] == ["ready", "joined"]
     assert "as this user" in bee.err.read_text()
 
 
