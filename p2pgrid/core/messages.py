@@ -111,3 +111,17 @@ L_SHOW = 125  # [chain]                            what I show from now on, inst
 L_PING = 126  # [seq]                              measures the control round trip while bulk is under way
 L_PONG = 127  # [seq]
 L_UNKNOWN = 128  # [version, kind]                I do not know this; once per kind, and never the answer to itself
+
+# ---- objects (node/objects.py; those with bytes in them on a bulk stream); read by `core.shapes.of_objects` ----------
+# id: 33 bytes (core.pieces); pieces: [lo, hi, …] or, where it says so, None for all of them
+O_FIND = 130  # [[id, …]]                          who has these? Answered by HAVE or LACK for each, and HAVE as news
+O_HAVE = 131  # [id, size, pieces or None]         I have these pieces of it: replaces what I said before
+O_LACK = 132  # [id, pieces or None]               I do not have these (None: nothing of it, any more)
+O_LIST = 133  # [id]                               send me its manifest
+O_LISTED = 134  # [id, manifest]                   its pieces; the id proves it
+O_WANT = 135  # [id, pieces]                       send me these
+O_PIECE = 136  # [id, piece, bytes]                the shell verifies and writes it: no machine sees the bytes
+O_BUSY = 137  # [id, pieces, seconds]              not these, not now: ask again in so many seconds, or another
+O_SKIP = 138  # [id, pieces]                       these are not wanted any more: came from elsewhere
+O_COPY = 139  # [id, copies, [holder, …]]          so many shall have it; those do or were asked. Keep it as well
+O_FREE = 140  # [id]                               nobody needs the copies any more

@@ -14,6 +14,7 @@ from p2pgrid.core import messages as m
 from p2pgrid.core.batch import ID_BYTES, TASKS_MAX
 from p2pgrid.core.errors import PeerError
 from p2pgrid.core.member import BUCKETS, INCARNATION_MAX, LEFT, LIFE_BYTES, Card, Update
+from p2pgrid.core.pieces import OBJECT_BYTES_MAX, PIECE_BYTES, Manifest, ObjectId, is_id, read_manifest
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.wire import is_shallow, pack, unpack
 
@@ -411,4 +412,84 @@ _NEIGHBOUR: dict[int, Callable[[Any], Any]] = {
 def from_neighbour(kind: int, body: Any) -> Any:
     """Return the body of a frame about membership, read; None for another type. Raises PeerError."""
     read = _NEIGHBOUR.get(kind)
+    return None if read is None else read(body)
+
+
+# ---- objects --------------------------------------------------------------------------------------------------------
+
+FIND_MAX = 1024
+COPIES_MAX = 64
+PIECES_MAX = OBJECT_BYTES_MAX // PIECE_BYTES
+
+
+def _object(value: Any) -> ObjectId:
+    if not is_id(value):
+        _refuse("object id")
+    return ObjectId(value)
+
+
+def _objects(value: Any) -> list[ObjectId]:
+    if len(_list(value)) > FIND_MAX:
+        _refuse("list of objects (too long)")
+    return [_object(one) for one in value]
+
+
+def _object_size(value: Any) -> int:
+    if type(value) is not int or not 0 < value <= OBJECT_BYTES_MAX:
+        _refuse("object size")
+    return value
+
+
+def _piece(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < PIECES_MAX:
+        _refuse("piece")
+    return value
+
+
+def _pieces(value: Any) -> RangeSet:
+    pieces = _ranges(value)
+    if (last := pieces.last()) is not None and last[1] > PIECES_MAX:
+        _refuse("list of pieces")
+    return pieces
+
+
+def _some_pieces(value: Any) -> RangeSet | None:
+    return None if value is None else _pieces(value)
+
+
+def _manifest(body: Any) -> tuple[ObjectId, Manifest]:
+    id_, packed = _fields(body, 2)
+    return _object(id_), read_manifest(id_, _data(packed))
+
+
+def _copies(value: Any) -> int:
+    if type(value) is not int or not 0 < value <= COPIES_MAX:
+        _refuse("number of copies")
+    return value
+
+
+def _holders(value: Any) -> list[str]:
+    if len(_list(value)) > 2 * COPIES_MAX:
+        _refuse("list of holders (too long)")
+    return [_node(one) for one in value]
+
+
+_OBJECTS: dict[int, Callable[[Any], Any]] = {
+    m.O_FIND: _array(_objects),
+    m.O_HAVE: _array(_object, _object_size, _some_pieces),
+    m.O_LACK: _array(_object, _some_pieces),
+    m.O_LIST: _array(_object),
+    m.O_LISTED: _manifest,
+    m.O_WANT: _array(_object, _pieces),
+    m.O_PIECE: _array(_object, _piece, _data),
+    m.O_BUSY: _array(_object, _pieces, _seconds),
+    m.O_SKIP: _array(_object, _pieces),
+    m.O_COPY: _array(_object, _copies, _holders),
+    m.O_FREE: _array(_object),
+}
+
+
+def of_objects(kind: int, body: Any) -> Any:
+    """Return the body of a frame about objects, read; None for another type. Raises PeerError."""
+    read = _OBJECTS.get(kind)
     return None if read is None else read(body)
