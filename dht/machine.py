@@ -103,6 +103,8 @@ class Machine:
         self._chores: deque[e.Command] = deque()
         self._published: dict[bytes, bytes] = {}
         self._provided: dict[bytes, None] = {}
+        self._renewals: dict[tuple[str, bytes], float] = {}
+        """When each is due: what was withdrawn and put again is renewed once, not by its old timer as well."""
         self._due = _Due()
         self._timer_s: float | None = None
         self._walked_s: float | None = None
@@ -145,6 +147,8 @@ class Machine:
             case e.Withdraw(key):
                 self._published.pop(key, None)
                 self._provided.pop(key, None)
+                self._renewals.pop(("renew", key), None)
+                self._renewals.pop(("provide", key), None)
                 self.providers.remove(key, self.me.id)
             case e.Find() | e.Put() | e.Get() | e.Provide() | e.FindProviders():
                 self._command(event, now)
@@ -167,7 +171,7 @@ class Machine:
             self._serving.remove(contact.id)
         if first:  # nodes that start together shall not all walk at the same moment
             self._walked_s = None
-            self._due.at(now + self._rng.random(), "refresh")
+            self._due.at(now + self._rng.random(), "walk")
 
     def nearest(self, name: bytes, n: int, without: bytes = b"") -> list[Contact]:
         """Return the nearest peers of table and member view together."""
@@ -323,13 +327,11 @@ class Machine:
             self._effects.append(e.Done(command.ticket, e.Refused(reason)))
             return
         if isinstance(command, e.Put) and command.renew:
-            if command.key not in self._published:
-                self._due.at(self._later(now, self.options.records.value_renew_s), "renew", command.key)
             self._published[command.key] = command.payload
+            self._renew_later("renew", command.key, now)
         elif isinstance(command, e.Provide):
-            if command.key not in self._provided:
-                self._due.at(self._later(now, self.options.records.provider_renew_s), "provide", command.key)
             self._provided[command.key] = None
+            self._renew_later("provide", command.key, now)
         self._commands.append(command)
 
     def _reason_against(self, command: e.Command, now: float) -> Reason | None:
@@ -346,6 +348,13 @@ class Machine:
         if isinstance(command, e.Put | e.Provide) and not known and ours >= self.options.published_max:
             return Reason.TOO_MANY
         return Reason.FULL if len(self._commands) >= self.options.waiting_max else None
+
+    def _renew_later(self, what: str, key: bytes, now: float) -> None:
+        records = self.options.records
+        every_s = records.value_renew_s if what == "renew" else records.provider_renew_s
+        due_s = self._later(now, every_s)
+        self._renewals[what, key] = due_s
+        self._due.at(due_s, what, (key, due_s))
 
     def _later(self, now: float, seconds: float) -> float:
         """Spread what was put at once."""
@@ -443,23 +452,24 @@ class Machine:
                     if which in self._searches:
                         which.over = True
                         self._advance(which, now)
+                case "walk":
+                    self._refresh(now)
                 case "refresh":
                     self._refresh(now)
-                case "renew":
-                    self._renew(which, now)
-                case "provide":
-                    if which in self._provided:
-                        self._chores.append(e.Provide(0, which))
-                        self._due.at(self._later(now, self.options.records.provider_renew_s), "provide", which)
+                    self._due.at(self._later(now, self.options.table.refresh_s / 5), "refresh")
+                case "renew" | "provide":
+                    self._renew(what, which, now)
                 case "sweep":
                     self.values.expire(now)
                     self.providers.expire(now)
                     self._due.at(now + self.options.sweep_s, "sweep")
 
-    def _renew(self, key: bytes, now: float) -> None:
-        if key in self._published:
-            self._chores.append(e.Put(0, key, self._published[key]))
-            self._due.at(self._later(now, self.options.records.value_renew_s), "renew", key)
+    def _renew(self, what: str, which: tuple[bytes, float], now: float) -> None:
+        key, due_s = which
+        if self._renewals.get((what, key)) == due_s:
+            again = e.Put(0, key, self._published[key]) if what == "renew" else e.Provide(0, key)
+            self._chores.append(again)
+            self._renew_later(what, key, now)
 
     def _refresh(self, now: float) -> None:
         """Walk to our own key, and into every prefix where nothing was looked up for long."""
@@ -471,4 +481,3 @@ class Machine:
             name = name_near(key_of(self.me.id), shared, self._rng)
             self.table.looked(key_of(name), now)  # or it would be due again before the walk has ended
             self._chores.append(e.Find(0, name))
-        self._due.at(self._later(now, every_s / 5), "refresh")

@@ -260,6 +260,39 @@ def test_renewing_ends_with_withdraw() -> None:
     assert world.ask(one, e.Get, b"k") == e.Value(None)
 
 
+def test_what_is_put_again_and_again_is_renewed_once() -> None:
+    """However often it was withdrawn in between: one store per interval, one timer."""
+    world = World()
+    one, other = world.node(1), world.node(2)
+    world.tell(one, e.MemberUp(other.contact))
+    for _ in range(5):
+        world.ask(one, e.Put, b"k", b"v")
+        world.ask(one, e.Provide, b"x")
+        world.tell(one, e.Withdraw(b"k"))
+        world.tell(one, e.Withdraw(b"x"))
+    world.ask(one, e.Put, b"k", b"v")
+    world.ask(one, e.Provide, b"x")
+    before = one.machine.counts["searches"]
+    world.run(3000)
+
+    assert one.machine.counts["searches"] - before in range(9 + 4, 12 + 6)
+
+
+def test_a_node_that_loses_and_finds_its_members_walks_no_more_often_for_it() -> None:
+    """Each reunion is a reason to walk, and none a new habit."""
+    world = World()
+    one, other = world.node(1), world.node(2)
+    world.tell(one, e.Started())
+    for _ in range(20):
+        world.tell(one, e.MemberUp(other.contact))
+        world.run(2)
+        world.tell(one, e.MemberDown(other.id))
+    world.tell(one, e.MemberUp(other.contact))
+    world.run(300)
+
+    assert sum(what in ("refresh", "walk") for _, _, what, _ in one.machine._due.heap) == 1
+
+
 def test_commands_do_not_wait_for_chores() -> None:
     """With all the machine's own searches stuck at a silent peer, a command starts at once."""
     one = Machine(peer_id(0), {"": Open()}, random.Random(1))
