@@ -301,10 +301,10 @@ class Machine:
                 assert_never(kind)
 
     def _closer(self, asker: Contact, name: bytes, *, exact: bool = False) -> tuple[Contact, ...]:
-        """Return the nearest; with `exact` also the one asked for, be it a leaf or ourselves."""
+        """Return the nearest but the asker; with `exact` also the one asked for, be it a leaf or ourselves."""
         found = self.nearest(name, self.options.lookup.k, without=asker.id)
         named = self.me if name == self.me.id else self._members.get(name)
-        if exact and named is not None and all(contact.id != name for contact in found):
+        if exact and named is not None and name != asker.id and all(contact.id != name for contact in found):
             found.insert(0, named)
         limit = self.options.records.addresses_max
         return tuple(

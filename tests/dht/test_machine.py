@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pgrid.dht import events as e
-from p2pgrid.dht.keys import key_of, peer_id_of
+from p2pgrid.dht.keys import key_of, peer_id_of, shared_bits
 from p2pgrid.dht.machine import Machine, Options
 from p2pgrid.dht.records import Open, Reason, RecordOptions, Signed
 from p2pgrid.dht.wire import Contact, Kind, Message, Record
@@ -81,6 +81,18 @@ def test_the_twenty_nearest_members_are_named_but_not_the_asker() -> None:
     answer = request(one, Message(Kind.FIND_NODE, b"x" * 34), contact(1))
     assert answer is not None
     assert list(answer.closer) == expected
+
+
+def test_nobody_is_named_to_itself() -> None:
+    """Also if it is the very one that is looked for: a walk to the own key wants the others."""
+    one = machine()
+    for number in (1, 2):
+        one.handle(e.MemberUp(contact(number)), 0.0)
+    for kind in (Kind.FIND_NODE, Kind.GET_VALUE, Kind.GET_PROVIDERS):
+        answer = request(one, Message(kind, contact(1).id), contact(1))
+
+        assert answer is not None
+        assert answer.closer == (contact(2),)
 
 
 def test_a_leaf_is_named_only_to_whoever_looks_for_it() -> None:
@@ -222,6 +234,60 @@ def test_of_what_is_answered_the_latest_good_value_counts_and_the_others_are_cor
     corrected = {each.peer: each.message for each in effects if isinstance(each, e.Ask)}
     assert corrected == {asks[0].peer: put(latest), asks[1].peer: put(latest)}
     assert one.refused == {Reason.SIGNATURE: 1}
+
+
+def asks_all(one: Machine, command: Any, numbers: range, now: float = 0.0) -> list[e.Ask]:
+    """Return the questions to all these members, the nearest to the command's key first."""
+    for number in numbers:
+        one.handle(e.MemberUp(contact(number)), now)
+    asks = [each for each in one.handle(command, now) if isinstance(each, e.Ask)]
+    assert len(asks) == len(numbers)
+    return asks
+
+
+def test_a_get_that_found_nothing_at_three_asks_the_eight_before_it_says_so() -> None:
+    """The value is with the farthest of eight."""
+    one = machine()
+    asks = asks_all(one, e.Get(1, KEY), range(1, 9))
+    for ask in asks[:7]:
+        effects = one.handle(e.Answered(ask.token, Message(Kind.GET_VALUE, KEY)), 0.1)
+        assert not any(isinstance(each, e.Done) for each in effects)
+    effects = one.handle(e.Answered(asks[7].token, Message(Kind.GET_VALUE, KEY, signed(1))), 0.1)
+
+    assert e.Done(1, e.Value(b"payload")) in effects
+
+
+def test_a_search_for_providers_ends_when_enough_are_found() -> None:
+    """One was wanted: the first answer that names one ends it."""
+    one = machine()
+    asks = asks_all(one, e.FindProviders(1, b"x", 1), range(1, 9))
+    named = Message(Kind.GET_PROVIDERS, b"x", providers=(contact(30),))
+    effects = one.handle(e.Answered(asks[5].token, named), 0.1)
+
+    assert e.Done(1, e.ProvidersFound((contact(30),))) in effects
+
+
+def test_a_search_ends_in_time_whoever_is_still_waited_for() -> None:
+    """With what it has: here the one that answered, of nine."""
+    options = Options(search_s=0.5)
+    one = Machine(peer_id(0), {"": Open()}, random.Random(1), options)
+    asks = asks_all(one, e.Find(1, peer_id(50)), range(1, 9))
+    one.handle(e.Answered(asks[4].token, Message(Kind.FIND_NODE)), 0.1)
+    effects = one.handle(e.Tick(), 0.5)
+
+    assert e.Done(1, e.Found(None, (asks[4].peer,))) in effects
+
+
+def test_what_was_looked_up_needs_no_refresh() -> None:
+    """A command's walk counts as well as a chore's."""
+    one = machine()
+    far = next(n for n in range(1, 50) if shared_bits(key_of(peer_id(n)), key_of(one.me.id)) == 0)
+    one.table.answered(contact(far), 0.0)
+    assert one.table.idle(400.0) == [0]
+    (ask,) = [each for each in one.handle(e.Find(1, peer_id(far)), 400.0) if isinstance(each, e.Ask)]
+    one.handle(e.Answered(ask.token, Message(Kind.FIND_NODE)), 400.1)
+
+    assert one.table.idle(401.0) == []
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,15 @@ def test_providers_are_named_the_latest_first_until_they_expire() -> None:
     assert (len(store), store._count, store._kept) == (0, {}, {})
 
 
+def test_an_answer_names_so_many_providers() -> None:
+    """The two heard of last."""
+    store = Providers(RecordOptions(answer_providers_max=2))
+    for number in range(5):
+        store.add(b"x", contact(number), float(number))
+
+    assert store.get(b"x", 5.0) == [contact(4), contact(3)]
+
+
 def test_too_many_provider_records_of_one_member_are_refused() -> None:
     """Three keys; its fourth is refused, another member's is not."""
     store = Providers(SMALL)

@@ -73,6 +73,41 @@ def test_a_stale_peer_is_named_to_nobody_and_stays_until_replaced() -> None:
     assert table.closest(key_of(peer_id(FAR[0])), 1) == [contact(FAR[0])]
 
 
+def test_an_answer_wipes_the_slate() -> None:
+    """Two questions left without answer in a row, not two ever."""
+    table = full()
+    table.answered(contact(FAR[20]), 100.0)
+    table.missed(peer_id(FAR[0]))
+    table.answered(contact(FAR[0]), 101.0)
+    table.missed(peer_id(FAR[0]))
+
+    assert has(table, FAR[0])
+
+
+def test_as_many_newcomers_wait_as_have_a_place() -> None:
+    """Of sixty the twenty heard of last; when these are gone too, nobody is left."""
+    table = full()
+    for number in FAR[20:80]:
+        table.answered(contact(number), 100.0)
+    for number in FAR[:20]:
+        table.remove(peer_id(number))
+    assert all(has(table, number) for number in FAR[60:80])
+    for number in FAR[60:80]:
+        table.remove(peer_id(number))
+
+    assert len(table) == 0
+
+
+def test_a_newcomer_that_falls_silent_waits_no_more() -> None:
+    """It gets no place when one is free."""
+    table = full()
+    table.answered(contact(FAR[20]), 100.0)
+    table.missed(peer_id(FAR[20]))
+    table.remove(peer_id(FAR[0]))
+
+    assert not has(table, FAR[20])
+
+
 def test_a_newcomer_takes_a_stale_place_at_once() -> None:
     """A peer that nobody is sent to holds no place."""
     table = full()
