@@ -191,14 +191,14 @@ def test_what_was_sent_in_bulk_arrives_although_its_reader_is_slow_and_its_conne
 
     async def linger() -> list[int]:
         a, b = sorted((linked(), linked()), key=lambda one: one.id)
-        slow = linked(b.node, frames_per_s=20, frames_burst=10)
+        slow = linked(b.node, frames_per_s=100, frames_burst=10)  # PINGs count, too
         async with grid(a, slow):
             slow.links.connect(a.id, a.addresses)
             await happens(lambda: a.links.is_up(b.id) and slow.links.is_up(a.id))
             for number in range(20):
                 a.say(slow, [number, bytes(70_000)])
             await a.node.host.get_network()._dial_addr_single_attempt(slow.node.addresses[0], b.node.host.get_id())
-            await happens(lambda: len(slow.told.bodies) == 20)
+            await happens(lambda: len(slow.told.bodies) == 20, 25)
             await happens(lambda: len(a.node.connections()) == len(slow.node.connections()) == 1)
             assert a.links._used(b.id).dialler == a.id  # type: ignore[union-attr]
             assert a.told.words == slow.told.words == ["up"]
