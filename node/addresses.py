@@ -17,7 +17,7 @@ import re
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 
 import ifaddr
@@ -263,6 +263,18 @@ def interfaces() -> list[tuple[str, str]]:
     return [
         (adapter.name, str(ip.ip if isinstance(ip.ip, str) else ip.ip[0])) for adapter in adapters for ip in adapter.ips
     ]
+
+
+def networks() -> list[IPv4Network | IPv6Network]:
+    """Return the networks that this machine is on, loopback left out; empty if it cannot be asked."""
+    found = []
+    with contextlib.suppress(OSError, ValueError):
+        for adapter in ifaddr.get_adapters():
+            for ip in adapter.ips:
+                host = ip.ip if isinstance(ip.ip, str) else ip.ip[0]
+                if not _is_loopback(host.partition("%")[0]):
+                    found.append(ip_network(f"{host.partition('%')[0]}/{ip.network_prefix}", strict=False))
+    return found
 
 
 def advertised(listening: Iterable[str], here: Iterable[tuple[str, str]], told: Sequence[str] = ()) -> tuple[str, ...]:

@@ -59,6 +59,8 @@ class NodeConfig:
     quota: int | None = None
     work: bool = True
     keep: bool = True
+    mdns: bool = True
+    """Announce this node on the LAN and look for others there."""
     ephemeral: bool = False
     """The directory is removed at the end; it must not exist at the start."""
     embedded: bool = False
@@ -124,6 +126,7 @@ def from_flags(flags: Mapping[str, Any], environ: Mapping[str, str] | None = Non
         raise _usage("--worker-user: not yet; tasks run as the user of the node")
     values["work"] = not values.pop("no_work", False)
     values["keep"] = not values.pop("no_keep", False)
+    values["mdns"] = not values.pop("no_mdns", False)
     values.setdefault("dir", data_dir())
     if not values.get("python"):
         values["python"] = (_default_python(environ),)
@@ -369,6 +372,7 @@ _FLAGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "preset": ("preset", _one_of(PRESETS)),
     "no_work": ("no_work", _flag),
     "no_keep": ("no_keep", _flag),
+    "no_mdns": ("no_mdns", _flag),
     "quota": ("quota", parse_size),
     "grace": ("grace_s", parse_duration),
     "worker_user": ("worker_user", _text),

@@ -134,6 +134,7 @@ class Network:
                 net.links.connect(peer, addresses)
             nursery.start_soon(self._hand_over)
             nursery.start_soon(self.seeker.run)
+            nursery.start_soon(self.seeker.on_lan)
             gc.freeze()  # all of libp2p: or the collector would look at it again and again
             self._ready.set()
 
@@ -191,6 +192,7 @@ class Network:
             self.addresses = addresses
             self.later(e.Listens(addresses))
         self.trustees.minute()
+        self.seeker.announce()
 
     def _reachable_at(self) -> tuple[str, ...]:
         return advertised(self.listening.addresses, interfaces(), self.config.advertise)
@@ -210,7 +212,12 @@ class Network:
         assert self.links is not None, "there is no network"
         return await reach(self.links, addresses)
 
-    def _change(self) -> None:
+    def is_known(self, peer: str) -> bool:
+        """Whether it is connected, or the machine knows of it and has it dialled."""
+        return peer in self.members or peer in self._kept
+
+    def wake(self) -> None:
+        """Have whoever waits for a change look again."""
         self.changed.set()
         self.changed = trio.Event()
 
@@ -234,7 +241,7 @@ class Network:
         self.seeker.refusal = ""
         self.later(e.PeerUp(peer, card.facts, card, member.roles))
         self.trustees.up(peer, member)
-        self._change()
+        self.wake()
         if not self._met_any:
             self._met_any = True
             self.log(f"in grid {self.charter.grid_name}: its members can run tasks here, as this user")
@@ -250,7 +257,7 @@ class Network:
     def down(self, peer: str, *, reset: bool, why: str) -> None:
         if self.members.pop(peer, None) is not None:
             self.later(e.PeerDown(peer, reset))
-            self._change()
+            self.wake()
 
     def frame(self, peer: str, kind: int, body: Any) -> None:
         if peer not in self.members:
@@ -357,6 +364,7 @@ class Network:
         """What we are has changed: new connections are shown it, and the machine hears of it."""
         if self.membership is not None:
             self.membership.certificate = self.charter.certificate
+        self.seeker.announce()
         self.later(e.Belongs(self.charter.grid, self.charter.grid_name, self.charter.roles))
 
     async def follow(self, text: str) -> None:
@@ -395,7 +403,7 @@ class Network:
             self._joining, self.membership.certificate = joining, joining.chain
             try:
                 self._unarrived = None
-                reached, refused = await self.reach(joining.addresses)
+                reached, refused = await self.reach([*joining.addresses, *self.seeker.lan.members(joining.grid)])
                 if self._unarrived is not None:
                     raise self._unarrived
                 if self.charter.grid != joining.grid:
@@ -471,7 +479,7 @@ class Network:
         for peer, addresses in self._kept.items():
             if self.links is not None:
                 self.links.connect(peer, addresses)
-        self._change()
+        self.wake()
 
     def _part(self) -> None:
         """Take leave of the members of the grid we are in."""
@@ -487,7 +495,7 @@ class Network:
         self.trustees.arrived()
         self._seek(addresses)
         self.show()
-        self._change()
+        self.wake()
 
     def _seek(self, addresses: Iterable[str]) -> None:
         """Remember where members are said to be."""
@@ -508,6 +516,7 @@ class Network:
         return {
             "addresses": self.dialled,
             "connected": len(self.members),
+            "other_grids": self.seeker.lan.others(self.charter.grid),
             "messages_sent": told.get("sent", 0),
             "messages_received": told.get("received", 0),
             "refused": told.get("refused", 0) + (door.failed_count + door.turned_away_count if door else 0),

@@ -1,6 +1,7 @@
 """Finding members when nobody is connected: after a start, a move into another grid, a long cut.
 
-Whoever is connected is told of the others by gossip; only a node that has nobody needs to remember where somebody was.
+Whoever is connected is told of the others by gossip; only a node that has nobody needs to remember where somebody was:
+what the invite said, whom it met in former lives, and who announces our grid on this LAN (`lan`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from p2pgrid.core.chains import Refused
+from p2pgrid.node.addresses import advertised, interfaces, is_local, place
+from p2pgrid.node.lan import Found, Lan, Notice, tag_of
 
 if TYPE_CHECKING:
     from p2pgrid.node.net.links import Links
@@ -23,6 +26,12 @@ ADDRESSES_TRIED_MAX = 32
 """In one round."""
 PAUSE_MIN_S, PAUSE_MAX_S = 1.0, 30.0
 """Between rounds while nobody answers."""
+MEETING_MAX = 4
+"""At once, of those that the LAN names; every node there hears of every other."""
+LOOK_AROUND_S = 3.0
+"""After that, who is on the LAN has answered."""
+ENOUGH = 32
+"""Who is connected with so many is told of the others by them."""
 
 
 class Seeker:
@@ -31,12 +40,15 @@ class Seeker:
     Attributes:
         said: addresses at which the invite says that members are.
         refusal: why members do not let this node in, if that is so.
+        lan: who announces itself on this LAN; nobody, unless this node does.
     """
 
     def __init__(self, network: Network, said: Sequence[str]) -> None:
         self._net = network
         self.said = tuple(said)
         self.refusal = ""
+        self.lan = Lan(network.identity.id, self.heard, network.warn)
+        self._meeting: set[str] = set()
 
     async def run(self) -> None:
         """Look whenever nobody is there, until cancelled."""
@@ -58,6 +70,51 @@ class Seeker:
                 await changed.wait()
             pause_s = min(2 * pause_s, PAUSE_MAX_S)
 
+    # ---- the LAN ----------------------------------------------------------------------------------------------------
+
+    async def on_lan(self) -> None:
+        """Announce this node and look for others, if it is for others to be found; name the other grids, once."""
+        config = self._net.config
+        if config.embedded or not config.mdns or is_local(self._net.addresses):
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.lan.run)
+            self.announce()
+            await trio.sleep(LOOK_AROUND_S)
+            if others := self.lan.others(self._net.charter.grid):
+                self._net.log(f"other grids on this LAN: {', '.join(others)}; to be in one: p2pgrid join INVITE")
+
+    def announce(self) -> None:
+        """Say anew where we are and in which grid, if that has changed."""
+        charter, listening = self._net.charter, self._net.listening.addresses
+        where = [place(address) for address in advertised(listening, interfaces()) if not is_local([address])]
+        if where:
+            hosts = tuple(host for host, port in where if port == where[0][1])
+            self.lan.announce(Notice(tag_of(charter.grid), charter.grid_name, where[0][1], hosts))
+
+    def heard(self, found: Found) -> None:
+        """A node of this LAN has come: dial it, unless it is known. Halves of a grid may have lost each other."""
+        net, peer = self._net, found.peer
+        if found.notice is None or found.notice.tag != tag_of(net.charter.grid) or net.is_moving or net.trustees.lost:
+            return
+        if not net.members:
+            net.wake()
+        elif (
+            not (net.is_known(peer) or peer in self._meeting)
+            and len(net.members) < ENOUGH
+            and len(self._meeting) < MEETING_MAX
+        ):
+            self._meeting.add(peer)
+            net.soon(self._meet, found)
+
+    async def _meet(self, found: Found) -> None:
+        try:
+            await self._net.reach(found.dialled)
+        finally:
+            self._meeting.discard(found.peer)
+
+    # ---- whom to dial -----------------------------------------------------------------------------------------------
+
     def _known(self) -> list[str]:
         """Return where members were or are said to be, those of the invite first."""
         saved = [
@@ -66,7 +123,8 @@ class Seeker:
             for address in addresses
             if peer != self._net.identity.id
         ]
-        return list(dict.fromkeys([*self.said, *saved]))[:ADDRESSES_TRIED_MAX]
+        net = self._net
+        return list(dict.fromkeys([*self.said, *self.lan.members(net.charter.grid), *saved]))[:ADDRESSES_TRIED_MAX]
 
     def _refused(self, refused: Refused) -> None:
         grid = self._net.charter.grid_name

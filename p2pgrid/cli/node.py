@@ -27,7 +27,6 @@ REAP_S = 3.0
 
 _PEER, _HOME = "Peer to peer", "At home"
 LATER_FLAGS = {
-    "--no-mdns": _PEER,
     "--open-dht": _PEER,
     "--worker-user": _HOME,
 }
@@ -63,6 +62,7 @@ def _flag(name: str, text: str, **attributes: Any) -> Callable[[F], F]:
 @_flag("--join", "An invite: the text, - for stdin or @FILE (also $P2PGRID_JOIN).", metavar="INVITE")
 @_flag("--no-work", "Run no tasks here.", is_flag=True)
 @_flag("--no-keep", "Keep no jobs for others.", is_flag=True)
+@_flag("--no-mdns", "Neither announce this node on the LAN nor look for others there.", is_flag=True)
 @_flag("--ephemeral", "Remove the directory at the end.", is_flag=True)
 @_flag("--preset", "local, lan, wan or edge (default: lan).", metavar="NAME")
 @_flag("--debug", "Keep what helps to find a bug.", is_flag=True)
@@ -156,6 +156,8 @@ def _status_text(found: dict[str, Any]) -> str:
         f" jobs     {jobs.get('open', 0)} open of {jobs.get('all', 0)}",
     ]
     lines += [f" listens  {' '.join(addresses)}   reachable: {reachable}"] if addresses else []
+    others = texts(network.get("other_grids"))
+    lines += [f" lan      other grids here: {', '.join(others)}"] if others else []
     lines += [
         f" keeps    {node.get('dir')}",
         f" process  {', '.join(costs)}; p2pgrid {node.get('version')}",

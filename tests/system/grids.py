@@ -322,9 +322,11 @@ class Nodes:
         netns: str | None = None,
         listen: str = "127.0.0.1:0",
         clock: bool = False,
+        mdns: bool = False,
     ) -> Node:
         """Describe one more node; `start` starts it."""
         words = ["--slots", str(slots or self.slots), "--preset", self.preset, "--listen", listen, *flags]
+        words += [] if mdns else ["--no-mdns"]
         made = Node(name, self.folder, words, netns, clock=clock)
         self.all.append(made)
         return made

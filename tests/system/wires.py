@@ -103,6 +103,41 @@ class Wire:
         self._remove()
 
 
+class Room:
+    """A network namespace with a wire in it that leads nowhere: who speaks to everybody there speaks to himself.
+
+    Attributes:
+        name: of the namespace; its machine is ADDRESSES[0].
+    """
+
+    def __init__(self) -> None:
+        self.name = f"p2pgrid{os.getpid()}r"
+
+    def __enter__(self) -> Self:
+        if os.geteuid() != 0:
+            raise WhyNot("network namespaces want root")
+        if shutil.which("ip") is None:
+            raise WhyNot("there is no `ip` (iproute2)")
+        _run("ip", "netns", "add", self.name)
+        try:
+            _run("ip", "-n", self.name, "link", "set", "lo", "up")
+            _run("ip", "-n", self.name, "link", "add", "pg0", "type", "veth", "peer", "name", "pg1")
+            _run("ip", "-n", self.name, "addr", "add", f"{ADDRESSES[0]}/24", "dev", "pg0")
+            for device in ("pg0", "pg1"):
+                _run("ip", "-n", self.name, "link", "set", device, "up")
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def _remove(self) -> None:
+        with suppress(WhyNot):
+            _run("ip", "netns", "del", self.name)
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        self._remove()
+
+
 def _run(*words: str) -> None:
     done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
     if done.returncode:

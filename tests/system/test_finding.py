@@ -1,0 +1,111 @@
+"""Nobody is told an address twice: members find each other by the invite, the LAN, and whom they have met."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.grids import Node, Nodes, wait
+from tests.system.wires import ADDRESSES, Room, WhyNot
+
+pytestmark = pytest.mark.slow
+
+EIGHT = "abcdefgh"
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[Nodes]:
+    with Nodes(tmp_path) as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def room() -> Iterator[Room]:
+    try:
+        with Room() as room:
+            yield room
+    except WhyNot as reason:
+        pytest.skip(str(reason))
+
+
+def gone_for_good(node: Node) -> None:
+    node.kill()
+    shutil.rmtree(node.dir)
+
+
+def see_the_same(nodes: Nodes, names: str) -> None:
+    """Every running node's `members --json` shows these alive, by the same ids."""
+    alive = {each.id for each in nodes.all if each.name in names}
+    assert len(alive) == len(names)
+    for node in (each for each in nodes.all if each.runs):
+        assert {each["id"] for each in node.members() if each["status"] == "alive"} == alive, node.name
+
+
+def all_signed(nodes: Nodes) -> None:
+    """Wait until nobody depends on the inviter for an admin's signature."""
+    for node in nodes.all:
+        wait(node.invite, 15, f"{node.name} may invite")
+
+
+def test_the_inviter_is_gone_and_its_invite_still_lets_in(nodes: Nodes) -> None:
+    """One that was made when all eight were there names others too; nobody announces anything here."""
+    a, *_ = nodes.grid(EIGHT)
+    nodes.wait_all_alive(30)
+    all_signed(nodes)
+    invite = a.invite()
+    gone_for_good(a)
+
+    started = time.monotonic()
+    nodes.node("i").start(invite)
+    nodes.wait_all_alive(30)
+    print(f"the ninth is known to all {time.monotonic() - started:.1f} s after its start")
+    nodes.wait_all_see({"a": "dead"}, 30)
+    see_the_same(nodes, "bcdefghi")
+
+
+def test_the_lan_leads_where_the_invite_does_not(nodes: Nodes, room: Room) -> None:
+    """One invite for all, made when its maker was alone and so naming nobody else; then that one is gone for good."""
+
+    def node(name: str) -> Node:
+        return nodes.node(name, netns=room.name, listen=f"{ADDRESSES[0]}:0", mdns=True)
+
+    a, *others = [node(name) for name in EIGHT]
+    invite = a.start().invite()
+    for other in others:
+        other.spawn(invite)
+    for other in others:
+        other.wait_ready()
+    nodes.wait_all_alive(30)
+    all_signed(nodes)
+    gone_for_good(a)
+
+    started = time.monotonic()
+    node("i").start(invite)
+    nodes.wait_all_alive(30)
+    print(f"the ninth is known to all {time.monotonic() - started:.1f} s after its start")
+    nodes.wait_all_see({"a": "dead"}, 30)
+    see_the_same(nodes, "bcdefghi")
+
+
+def test_another_grid_on_the_lan_is_named_and_left_alone(nodes: Nodes, room: Room) -> None:
+    one, other, silent = (
+        nodes.node(name, netns=room.name, listen=f"{ADDRESSES[0]}:0", mdns=name != "silent")
+        for name in ("one", "other", "silent")
+    )
+    one.start()
+    other.start()
+    silent.start()
+    theirs = other.status()["grid"]["name"]
+    wait(lambda: one.network()["other_grids"] == [theirs], 10, "one has heard of the other's grid")
+    wait(
+        lambda: f"other grids on this LAN: {theirs}" in one.log() + other.log() or other.network()["other_grids"],
+        10,
+        "",
+    )
+    assert silent.network()["other_grids"] == []
+    assert theirs in one.command("status").stdout
+    assert [set(each.view()) for each in (one, other, silent)] == [{"one"}, {"other"}, {"silent"}]
