@@ -12,27 +12,13 @@ from p2pgrid.core.errors import PeerError
 from p2pgrid.core.mapped import HANDED_BYTES, Mapped, read_handed
 
 
-class Arena(Mapped):
-    """A mapping that owns its descriptor."""
-
-    def __init__(self, fd: int, size: int) -> None:
-        super().__init__(fd, size)
-        self.fd = fd
-
-    def close(self) -> None:
-        """Read and write no more; what was viewed stays valid."""
-        super().close()
-        os.close(self.fd)
-
-
-def take_over(stream: socket.socket) -> Arena:
+def take_over(stream: socket.socket) -> Mapped:
     """Return the arena that the node at the other end hands over. Raises PeerError: it did not; OSError: no memory."""
     data, fds, _, _ = socket.recv_fds(stream, HANDED_BYTES, 1)
     try:
         if len(fds) != 1:
             raise PeerError("no descriptor was handed over")
-        return Arena(fds[0], read_handed(data))
-    except BaseException:
+        return Mapped(fds[0], read_handed(data))
+    finally:
         for fd in fds:
             os.close(fd)
-        raise

@@ -1,9 +1,12 @@
-"""A node's arena as its clients and workers see it: a file descriptor, mapped to write and to read.
+"""A node's arena as its clients and workers see it: a file descriptor, mapped twice, to write and to read.
 
-To write, the whole arena is mapped once: the pages that a process has touched stay mapped, and a copy into them runs at
-the speed of memory. To read, each object is mapped by itself, and only to be read: the hardware refuses what a careless
-extension module would write, and the mapping ends with the last view of it. That end is how a reader's node learns
-that nobody looks at the object any longer; until then its place is never given to another.
+Both mappings are of the whole arena and stay: pages that a process has touched once cost it nothing the next time (a
+mapping of its own for each object cost 40 ms per 256 MB, most of it page faults). What is read is mapped only to be
+read: the hardware refuses what a careless extension module would write.
+
+Every view of an object hangs on one small thing of its own, whose end says that nobody looks at the object any longer;
+until then its place is never given to another. Arrays that the reader made of it, slices of them, a part that was put
+into a global: all of them keep it.
 
 Rule: standard library only; who opens and closes the descriptor is another's business (`node.arena`).
 """
@@ -21,6 +24,7 @@ from typing import Any
 
 from p2pgrid.core.errors import PeerError
 from p2pgrid.core.objects import Serialised
+from p2pgrid.core.ranges import RangeSet
 
 PAGE_BYTES = mmap.ALLOCATIONGRANULARITY
 POPULATE_BYTES_MIN = 1024 * 1024
@@ -28,65 +32,74 @@ _HANDED = struct.Struct(">4sQ")
 _MAGIC = b"pgA1"
 HANDED_BYTES = _HANDED.size
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, Linux 5.14; the module does not name it
-_MAP_FIXED = 0x10
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 class Mapped:
-    """The arena behind `fd`, `size` bytes of address space. `fd` stays open as long as this is used."""
+    """The arena behind `fd`, `size` bytes of address space; the caller may close `fd` afterwards."""
 
     def __init__(self, fd: int, size: int) -> None:
-        self._fd = fd
         self._whole = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         self._view = memoryview(self._whole)
+        self._window = _Window(fd, size)
+        self._populated = RangeSet()
 
     def write(self, offset: int, value: Serialised) -> None:
         """Write an object to its place, which was allocated for it and is nobody else's."""
         if value.size >= POPULATE_BYTES_MIN:
-            start = offset // PAGE_BYTES * PAGE_BYTES
-            with contextlib.suppress(OSError):  # an older kernel: then page by page, at the first touch
-                self._whole.madvise(_POPULATE_WRITE, start, offset + value.size - start)
+            self._populate(offset // PAGE_BYTES * PAGE_BYTES, -(-(offset + value.size) // PAGE_BYTES) * PAGE_BYTES)
         value.write_into(self._view[offset : offset + value.size])
 
-    def view(self, offset: int, size: int, released: Callable[[], object]) -> memoryview:
-        """Return an object, read-only. `released` is called once its last view is gone, in whatever thread that is.
+    def _populate(self, lo: int, hi: int) -> None:
+        """Have the pages mapped in one go, not one by one at the first touch; once, since asking again costs too."""
+        for start, end in self._populated.missing(lo, hi):
+            with contextlib.suppress(OSError):  # an older kernel
+                self._whole.madvise(_POPULATE_WRITE, start, end - start)
+        self._populated.add(lo, hi)
 
-        Raises OSError where the system allows no further mapping (65,530 by default).
-        """
-        start = offset // PAGE_BYTES * PAGE_BYTES
-        mapping = _read_only(self._fd, start, offset + size - start)
-        weakref.finalize(mapping, released).atexit = False
-        return memoryview(mapping)[offset - start :].toreadonly()
+    def view(self, offset: int, size: int, released: Callable[[], object]) -> memoryview:
+        """Return an object, read-only. `released` is called once its last view is gone, in whatever thread that is."""
+        assert 0 <= offset <= offset + size <= len(self._view)
+        # As long as the next power of two, since every length is a type of its own; nothing beyond `size` is shown.
+        anchor = (ctypes.c_ubyte * (1 << size.bit_length())).from_address(self._window.address + offset)
+        weakref.finalize(anchor, _let_go, self._window, released).atexit = False
+        return memoryview(anchor).cast("B")[:size].toreadonly()
 
     def close(self) -> None:
-        """Write no more. What was viewed stays valid."""
+        """Read and write no more. What was viewed stays valid, and mapped until the last of it is gone."""
         self._view.release()
         self._whole.close()
+        del self._window
 
 
-def _read_only(fd: int, offset: int, size: int) -> mmap.mmap:
-    """Return a mapping that keeps no descriptor: mmap duplicates its own (until Python 3.13), and 1,000 are many.
+class _Window:
+    """A mapping to read from that ends with the last object that refers to this one.
 
-    So it is made of no file, and the arena is then mapped over it.
+    By hand, because Python's own neither says where it lies nor may be told to stay while something points into it.
     """
-    mapping = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    anchor = ctypes.c_char.from_buffer(mapping)
-    address = ctypes.addressof(anchor)
-    del anchor  # it would count as a view
-    if _mmap()(address, size, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, fd, offset) == _MAP_FAILED:
-        code = ctypes.get_errno()
-        mapping.close()
-        raise OSError(code, "cannot map an object")
-    return mapping
+
+    def __init__(self, fd: int, size: int) -> None:
+        map_, unmap = _calls()
+        address = map_(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+        if address in (None, _MAP_FAILED):
+            raise OSError(ctypes.get_errno(), "cannot map the arena")
+        self.address = int(address)
+        weakref.finalize(self, unmap, address, size).atexit = False
+
+
+def _let_go(window: _Window, released: Callable[[], object]) -> None:
+    """End a view; that it held `window` until now is the point."""
+    released()
 
 
 @cache
-def _mmap() -> Any:
+def _calls() -> tuple[Any, Any]:
     libc = ctypes.CDLL(None, use_errno=True)
-    call = getattr(libc, "mmap64", None) or libc.mmap
-    call.restype = ctypes.c_void_p
-    call.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
-    return call
+    map_ = getattr(libc, "mmap64", None) or libc.mmap
+    map_.restype = ctypes.c_void_p
+    map_.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return map_, libc.munmap
 
 
 def handed(size: int) -> bytes:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import faulthandler
 import gc
 import os
+import resource
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +73,23 @@ def test_what_is_written_is_mapped_by_others(arena: Arena) -> None:
     assert released == [b"small 2", b"large"]
     writer.close()
     reader.close()
+
+
+def test_nobody_writes_what_others_read(arena: Arena) -> None:
+    """A wild pointer into a view is stopped by the hardware: it ends the process that has it, and no other's data."""
+    mapped = Mapped(arena.fd, arena.size)
+    put(arena, mapped, b"x", np.arange(30_000))
+    array = load(mapped.view(*(arena.where(b"x") or (0, 0)), lambda: None))
+    child = os.fork()
+    if child == 0:
+        faulthandler.disable()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        ctypes.memset(array.ctypes.data, 1, 8)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+
+    assert os.WTERMSIG(status) == signal.SIGSEGV
+    assert array[0] == 0
 
 
 def test_readers_keep_no_descriptors(arena: Arena) -> None:
