@@ -7,8 +7,9 @@ What: ranges with the inputs and functions they need, except those that the memb
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from p2pgrid.core import messages as m
@@ -17,7 +18,7 @@ from p2pgrid.core.chains import WORK
 from p2pgrid.core.errors import PeerError, WorkerCrashed
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.record import Try
-from p2pgrid.core.shapes import CRASH, ResultEntry
+from p2pgrid.core.shapes import CRASH, Claimed, ResultEntry
 from p2pgrid.core.wire import unpack
 from p2pgrid.node import events as e
 from p2pgrid.node.fitness import Fitness
@@ -37,6 +38,10 @@ CLOCKS_S = 1.0
 """By how much the clocks of two machines may differ in that."""
 UNKNOWN_S = 60.0
 """For how long a member may have been busy that was given its tasks in a former life of this node."""
+RECALL_S = 0.1
+"""As much waits inside a worker only if it was taken for shorter than it is."""
+HINTS = 4
+"""Members named to one that asks in vain, because work waits there."""
 KNOWN_KEPT = 4096
 """Inputs and functions per member of which is remembered that it has them."""
 
@@ -69,6 +74,13 @@ class Granting(Handler):
         for rid, body in self.leases.up(peer, now):
             self._send(peer, rid, body)
         self.watch()
+        if not self.pool.waits and self.backlogs(besides=peer) and self._of_use(peer):
+            self.out.append(e.Send(peer, m.P_WORK, []))  # it asks, and is told who holds it
+
+    def _of_use(self, peer: str) -> bool:
+        """Whether a member may run some of what is kept here."""
+        lanes = (lane for work in self.pool.works.values() if work.keeper is None for lane in work.lanes.values())
+        return peer not in self.parts.suspects and any(self.fitness.fits(lane, peer) for lane in lanes)
 
     def offer(self, now: float) -> None:
         """Tell members that there is work, once each."""
@@ -108,8 +120,36 @@ class Granting(Handler):
             if self.fitness.fits(lane, peer):
                 self._grant(peer, rid, self._fitting(lane, (peer, rid[0]), self._share(lane, peer, free, seconds)), now)
                 return
+        if not shut:
+            self.running.look(now)
+            self.out += self.running.free_up(
+                RECALL_S, lambda lane: lane.work.keeper is None and self.fitness.fits(lane, peer)
+            )
         self.told.pop(peer, None)
-        self.out.append(e.Send(peer, m.P_NONE, [list(rid)]))
+        hints = [] if shut else sorted(self.backlogs(besides=peer).items(), key=lambda item: -item[1])[:HINTS]
+        self.out.append(e.Send(peer, m.P_NONE, [list(rid), [list(one) for one in hints]] if hints else [list(rid)]))
+
+    def backlogs(self, besides: str = "") -> dict[str, float]:
+        """Return by member how many seconds of our work wait there, as far as its claims and results show."""
+        out = {}
+        for peer, holder in self.leases.holders.items():
+            if peer == besides or peer not in self.peers or peer in self.parts.suspects:
+                continue
+            slots = max(slots_of(self.peers[peer]), 1)
+            held = waits_s = 0.0
+            for job, covered in holder.covered.items():
+                held += covered.size
+                waits_s += covered.size * self._seconds(peer, job)
+            if held > slots:  # what was granted just now may not be claimed as running yet
+                out[peer] = waits_s * (held - slots) / held / slots
+        return out
+
+    def _seconds(self, peer: str, job: bytes) -> float:
+        """Return how long a task of a job takes a member, about."""
+        work = self.pool.works.get(job)
+        lane = next(iter(work.lanes.values()), None) if work is not None else None
+        known = None if lane is None else self._rates.get((peer, lane.fn)) or self.running.seconds(lane.fn)
+        return 1.0 if known is None else known
 
     def _grant(self, peer: str, rid: tuple[int, int], taken: Taken, now: float) -> None:
         body, brings, size = self._body((peer, rid[0]), rid, taken)
@@ -135,7 +175,7 @@ class Granting(Handler):
         each = self._rates.get((peer, lane.fn)) or self.running.seconds(lane.fn)
         most = slots * (ITEMS_MAX if lane.packed else CALLS_MAX)
         wanted = min(seconds / (max(each, 1e-7) * cpus), most) if each is not None else free / cpus
-        guided = -(-left * slots // (2 * everywhere))
+        guided = math.ceil(left * slots / (self.config.guided * everywhere))
         begun = min(int(free / cpus), -(-left * slots // everywhere))
         return max(1, begun, min(int(wanted), guided))
 
@@ -170,27 +210,8 @@ class Granting(Handler):
 
     def _body(self, life: Life, rid: tuple[int, int], taken: Taken) -> tuple[list[Any], list[Key], int]:
         """Return ranges with all a holder needs to run them and does not have, what that is, and how large."""
-        work = taken.work
-        batches: list[list[Any]] = []
-        codes: dict[bytes, bytes] = {}
-        brings: list[Key] = []
-        for run, lane, lo, end in taken.pieces():
-            key: Key = (work.job, run.fn)
-            if run.fn not in codes and not self._has(life, key):
-                codes[run.fn] = work.codes[run.fn]
-                brings.append(key)
-            a, b = (lo, end) if run.shape == CALLS else (run.lo, run.hi)
-            key = (work.job, (a, b))
-            if run.shape != CALLS and self._has(life, key):
-                batches.append([a, b, b""])
-                continue
-            if run.shape != CALLS:
-                brings.append(key)  # a packed run travels whole, however little of it is granted
-            data, _ = run.cut(a, b)
-            batches.append([a, b, encode_batch([run.fn], [lane.raw], [(b - a, 0, 0, run.shape, data)])])
-        ranges = [[lo, hi, taken.attempt, taken.alone] for lo, hi in taken.spans]
-        size = sum(len(one[2]) for one in batches) + sum(map(len, codes.values())) + 24 * len(ranges)
-        return [list(rid), work.job, work.name, ranges, [list(item) for item in codes.items()], batches], brings, size
+        body, brings, size = parcel([taken], lambda key: self._has(life, key))
+        return [list(rid), *body], brings, size
 
     def _has(self, life: Life, key: Key) -> bool:
         incarnation, known = self._known.get(life[0], (0, ()))
@@ -237,34 +258,39 @@ class Granting(Handler):
         if not self.parts.may(peer, WORK):
             self.parts.log_once(peer, "claims work, which its certificate does not allow")
             return
-        named = self.leases.whole(peer, (incarnation, seq), part, parts, claims)
-        if named is None:
+        whole = self.leases.whole(peer, (incarnation, seq), part, parts, claims)
+        if whole is None:
             return
+        named = dict(whole)
         for job in list(named):
-            if self._say_over(peer, job, named[job][0]):
+            if self._say_over(peer, job, named[job].held):
                 del named[job]
-            elif (given := self.leases.given(peer, job)) is not None:
-                named[job] = self._of_what_was_given(peer, named[job], given)
+                continue
+            if (given := self.leases.given(peer, job)) is not None:
+                named[job] = self._of_what_was_given(peer, job, named[job], given)
+            for thief, spans in named[job].handed.items():
+                self.leases.entrust(thief, job, spans)
         dropped = self.leases.claim(peer, (incarnation, seq), interval, named, now)
         self.watch()
         if dropped is None:
             return
         for lapsed in dropped:
             self._uncover(lapsed, now)
-        for job, (held, _) in named.items():
+        for job, said in named.items():
             work = self.pool.works.get(job)
             if work is not None:  # claimed by a holder that we took for dead: it is covered again
-                for lo, hi in held:
+                for lo, hi in said.held:
                     self.pool.remove(work, lo, hi)
 
-    def _of_what_was_given(
-        self, peer: str, claim: tuple[RangeSet, RangeSet], given: RangeSet
-    ) -> tuple[RangeSet, RangeSet]:
-        """Return as much of a claim as its member was ever given: or it could keep a job from everybody."""
-        held, running = claim
-        if held - given:
+    def _of_what_was_given(self, peer: str, job: bytes, claim: Claimed, given: RangeSet) -> Claimed:
+        """Return as much of a claim as its member was ever given: or it could keep a job from everybody.
+
+        What it took from another member counts as given once that one has said so, which may be a moment later.
+        """
+        held, running, handed = claim
+        if (held - given) - self.leases.covered(job):
             self.parts.log_once(peer, "claims tasks that it was not given")
-        return held & given, running & given
+        return Claimed(held & given, running & given, {thief: spans & given for thief, spans in handed.items()})
 
     def _uncover(self, lapsed: Lapsed, now: float) -> None:
         """Nobody holds these tasks any more: they run again."""
@@ -273,6 +299,9 @@ class Granting(Handler):
             return
         others = self.leases.covered(lapsed.job) | self.running.spans(lapsed.job)
         spans = ((lapsed.spans - kept.done) - kept.cancelled) - others
+        if not lapsed.vanished:
+            for lane in self.outcomes.work_of(kept).lanes.values():
+                spans = spans - lane.ready  # its thief gave it back before
         if not spans:
             return
         charged = lapsed.running & spans
@@ -325,6 +354,8 @@ class Granting(Handler):
             given = None if kept.ended else self.leases.given(peer, job)
             spans = [*((lo, hi) for lo, hi, _, _ in outcomes), *((index, index + 1) for index, _ in entry.logs)]
             if given is not None and any(given.missing(lo, hi) for lo, hi in spans):
+                if not RangeSet(spans) - self.leases.covered(job):
+                    continue  # from whom it took them has not said so yet: they come again with its next beat
                 self.parts.log_once(peer, "sends results of tasks that it was not given")
                 self.out.append(ack)
                 continue
@@ -372,6 +403,8 @@ class Granting(Handler):
         if kept is None or kept.ended or work is None:
             return
         spans = (self.leases.returned(peer, job, given) - kept.done) - kept.cancelled
+        if not (why or lacks) and any(request.peer == peer for request in self.thief.open.values()):
+            self.parts.counts["stolen"] += spans.size
         for lo, hi in spans:
             found = work.locate(lo)
             if why and found is not None:
@@ -383,3 +416,36 @@ class Granting(Handler):
         for lane in list(work.lanes.values()):
             if lane.unfit and lane.ready:
                 self.outcomes.unfit_everywhere(work, lane)
+
+
+def parcel(takens: Sequence[Taken], has: Callable[[Key], bool]) -> tuple[list[Any], list[Key], int]:
+    """Return [job, name, ranges, functions, inputs] of tasks of one work for whoever shall run them.
+
+    Left out is what they have; besides, what is not left out, and the size of all in bytes.
+    """
+    work = takens[0].work
+    batches: list[list[Any]] = []
+    codes: dict[bytes, bytes] = {}
+    brings: list[Key] = []
+    seen: set[Key] = set()
+    for taken in takens:
+        for run, lane, lo, end in taken.pieces():
+            key: Key = (work.job, run.fn)
+            if run.fn not in codes and not has(key):
+                codes[run.fn] = work.codes[run.fn]
+                brings.append(key)
+            a, b = (lo, end) if run.shape == CALLS else (run.lo, run.hi)
+            key = (work.job, (a, b))
+            if run.shape != CALLS and key in seen:
+                continue
+            seen.add(key)
+            if run.shape != CALLS and has(key):
+                batches.append([a, b, b""])
+                continue
+            if run.shape != CALLS:
+                brings.append(key)  # a packed run travels whole, however little of it is granted
+            data, _ = run.cut(a, b)
+            batches.append([a, b, encode_batch([run.fn], [lane.raw], [(b - a, 0, 0, run.shape, data)])])
+    ranges = [[lo, hi, taken.attempt, taken.alone] for taken in takens for lo, hi in taken.spans]
+    size = sum(len(one[2]) for one in batches) + sum(map(len, codes.values())) + 24 * len(ranges)
+    return [work.job, work.name, ranges, [list(item) for item in codes.items()], batches], brings, size

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,6 +23,8 @@ from p2pgrid.node.events import Outcome, Send
 
 Job = bytes
 Rid = tuple[int, int]
+Handed = Mapping[Job, Mapping[str, RangeSet]]
+"""What was handed to whom, by job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,38 +320,47 @@ class Holding:
         """Whether any keeper has to hear from us."""
         return any(debt.owes for debt in self.debts.values())
 
-    def beat(self, running: dict[Job, list[int]], now: float) -> list[Send]:
-        """Return the claims of this beat and the results to send again."""
+    def beat(self, running: dict[Job, list[int]], handed: Handed, now: float) -> list[Send]:
+        """Return the claims of this beat and the results to send again; `handed` is named as what others have."""
         out: list[Send] = []
         for peer, debt in self.debts.items():
-            if not debt.owes:
-                continue
-            debt.seq += 1
-            debt.farewell = False
-            parts = self._claims(debt, running)
-            out += [
-                Send(peer, m.P_CLAIM, [self._incarnation, debt.seq, self.options.beat_s, claims, part, len(parts)])
-                for part, claims in enumerate(parts)
-            ]
-            out += self._again(peer, debt, now)
+            if debt.owes:
+                out += self.claim(peer, running, handed)
+                out += self._again(peer, debt, now)
         return out
 
-    def _claims(self, debt: Debt, running: dict[Job, list[int]]) -> list[list[Any]]:
+    def claim(self, peer: str, running: dict[Job, list[int]], handed: Handed) -> list[Send]:
+        """Return the claim that says to a keeper what is held now."""
+        debt = self.debts[peer]
+        debt.seq += 1
+        debt.farewell = False
+        parts = self._claims(debt, running, handed)
+        return [
+            Send(peer, m.P_CLAIM, [self._incarnation, debt.seq, self.options.beat_s, claims, part, len(parts)])
+            for part, claims in enumerate(parts)
+        ]
+
+    def _claims(
+        self, debt: Debt, running: dict[Job, list[int]], handed: Handed
+    ) -> list[list[Any]]:  # fmt: skip
         """Return what is held, in parts that fit a control frame each."""
         most = self.options.claim_bounds
         parts: list[list[Any]] = [[]]
         room = most
         for job, held in debt.held.items():
+            out = [[thief, (held & spans).flat()] for thief, spans in handed.get(job, {}).items()]
             flat = held.flat()
+            if out:
+                flat = (held - RangeSet(span for spans in handed[job].values() for span in spans)).flat()
             runs = [bound for i in running.get(job, ()) if i in held for bound in (i, i + 1)]
-            for at in range(0, len(flat), most):
+            for at in range(0, max(len(flat), 1), most):
                 piece = flat[at : at + most]
-                now_running = runs if at == 0 else []
-                cost = len(piece) + len(now_running) + 4
+                row = [job, piece, runs if at == 0 else [], *([out] if out and at == 0 else [])]
+                cost = len(piece) + len(row[2]) + 4 + (sum(len(one[1]) + 8 for one in out) if at == 0 else 0)
                 if parts[-1] and cost > room:
                     parts.append([])
                     room = most
-                parts[-1].append([job, piece, now_running])
+                parts[-1].append(row)
                 room -= cost
         return parts
 

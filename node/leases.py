@@ -15,17 +15,18 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from p2pgrid.core.ranges import RangeSet, Span
+from p2pgrid.core.shapes import Claimed
 
 Job = bytes
 Rid = tuple[int, int]  # incarnation of the asker, its number
-Claims = dict[Job, tuple[RangeSet, RangeSet]]
-"""What a member holds, and what of that it runs."""
+Claims = Mapping[Job, Claimed]
 
+NOTHING = Claimed(RangeSet(), RangeSet(), {})
 SETTLED = object()
 """In place of the answer to a request whose asker has acknowledged it: nothing is said again."""
 
@@ -211,6 +212,10 @@ class Leases:
         """Return which tasks of a job a member was ever given, or None if that is not known here."""
         return None if job in self.inherited else self._given.get(job, {}).get(peer, RangeSet())
 
+    def entrust(self, peer: str, job: Job, spans: RangeSet) -> None:
+        """A member was given these by whoever had them."""
+        self._given.setdefault(job, {}).setdefault(peer, RangeSet()).update(spans)
+
     # ---- claims -----------------------------------------------------------------------------------------------------
 
     def whole(self, peer: str, version: tuple[int, int], part: int, parts: int, claims: Claims) -> Claims | None:
@@ -227,11 +232,12 @@ class Leases:
         if len(have) < parts:
             return None
         holder.parts = ((0, 0), {})
-        out: Claims = {}
+        out: dict[Job, Claimed] = {}
         for one in have.values():
-            for job, (held, running) in one.items():
-                before = out.get(job, (RangeSet(), RangeSet()))
-                out[job] = (before[0] | held, before[1] | running)
+            for job, said in one.items():
+                before = out.get(job, NOTHING)
+                handed = {**before.handed, **said.handed}  # only one part names them
+                out[job] = Claimed(before.held | said.held, before.running | said.running, handed)
         return out
 
     def claim(
@@ -252,10 +258,13 @@ class Leases:
             return []
         dropped = []
         for job in sorted(holder.covered.keys() | claims.keys()):
-            held, running = claims.get(job, (RangeSet(), RangeSet()))
+            held, running, handed = claims.get(job, NOTHING)
             granted = RangeSet(span for grant in holder.grants.values() if grant.job == job for span in grant.spans)
             before = holder.covered.get(job, RangeSet())
             after = held | (granted & before)
+            if handed:  # covered by it until somebody else claims them
+                away = RangeSet(span for spans in handed.values() for span in spans)
+                after = after | ((away & before) - self.covered(job, besides=peer))
             gone = before - after
             if gone:
                 ran = holder.running.get(job, RangeSet()) if reborn else RangeSet()
@@ -323,9 +332,10 @@ class Leases:
             if holder.running.get(job):
                 yield peer, holder.running[job]
 
-    def covered(self, job: Job) -> RangeSet:
-        """Return the tasks of a job that members hold."""
-        return RangeSet(span for holder in self.holders.values() for span in holder.covered.get(job, ()))
+    def covered(self, job: Job, besides: str = "") -> RangeSet:
+        """Return the tasks of a job that members hold, one of them left out."""
+        others = (holder for peer, holder in self.holders.items() if peer != besides)
+        return RangeSet(span for holder in others for span in holder.covered.get(job, ()))
 
     def covering(self, job: Job, spans: RangeSet) -> Iterator[tuple[str, RangeSet]]:
         """Yield who holds which of these tasks."""

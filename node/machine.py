@@ -1,9 +1,10 @@
 """The machine: everything a node decides, in one place that touches nothing. `handle(event, now) -> effects`.
 
 It composes policies that do not know each other: `pool` (what is ready, in which order), `running` (workers of this
-node), `keeping` (records, promises, readers), `leases` (what others hold of ours), `holding` (what we hold of theirs).
-Above them stand `fitness` (who may run what), `outcomes` (what becomes of tasks), `members` (what other nodes send) and
-`clients` (what local programs send); they share `parts`.
+node), `keeping` (records, promises, readers), `leases` (what others hold of ours), `holding` (what we hold of theirs),
+`stealing` (what goes from holder to holder). Above them stand `fitness` (who may run what), `outcomes` (what becomes of
+tasks), `members` (what other nodes send), `thieves` (what goes between holders) and `clients` (what local programs
+send); they share `parts`.
 The shells that drive it are the daemon and the heap driver of the tests.
 
 Rules: time comes in as `now` (monotonic seconds), chance as a `random.Random`. No promise leaves before `Stored`.
@@ -35,6 +36,7 @@ from p2pgrid.node.neighbours import TIMER as NEIGHBOURS
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, MachineConfig, Parts
 from p2pgrid.node.running import RunInfo
+from p2pgrid.node.thieves import HANDS, STEAL, WAKE, Thieves
 
 __all__ = ["Machine", "MachineConfig"]
 
@@ -49,14 +51,16 @@ class Machine(Handler):
     """One node's mind."""
 
     def __init__(self, config: MachineConfig, rng: random.Random) -> None:
-        super().__init__(Parts(config))
+        super().__init__(Parts(config, rng))
         parts = self.parts
         self.rng = rng
         self.fitness = Fitness(parts)
         self.outcomes = Outcomes(parts, self.fitness)
         self.members = Members(parts, self.fitness, self.outcomes)
         self.door = Door(parts, self.outcomes, self._feed, lambda *asked: answers.answer(self, *asked), self._on_stop)
+        self.thieves = Thieves(parts, self.fitness, self.outcomes, self.members)
         self.neighbours = Neighbours(parts, rng)
+        parts.round_trip_s = self.neighbours.round_trip_s
         self.inquiries = Inquiries(parts, self.door, self._name_of)
         self.clients = self.door.clients
         self.wall_offset_s = 0.0
@@ -76,6 +80,9 @@ class Machine(Handler):
             "write": lambda _: self.out.extend(self.keeping.write_again()),
             "grace": lambda _: self.out.extend(self.running.kill_all()),
             "linger": self._linger,
+            STEAL: self.thieves.late,
+            HANDS: self.thieves.hands_due,
+            WAKE: self.thieves.wake,
             NEIGHBOURS: self._on_neighbours,
             CLONED: lambda _: self.neighbours.alone_again(),
             INQUIRY: lambda now, number: self.inquiries.due(number, now),
@@ -158,6 +165,7 @@ class Machine(Handler):
         self.wall_offset_s = event.wall_offset_s
         self.keeping.load(event.rows, event.incarnation)
         self.holding.begin(event.incarnation)
+        self.thief.begin(event.incarnation)
         self.neighbours.loaded(event)
         self.loaded = True
         codes: dict[bytes, list[bytes]] = {}
@@ -259,10 +267,12 @@ class Machine(Handler):
 
     def _on_peer_up(self, event: e.PeerUp, now: float) -> None:
         self.members.up(event, now)
+        self.thieves.up(event.peer)
         self.neighbours.up(event, now)
 
     def _on_peer_down(self, event: e.PeerDown, now: float) -> None:
         self.members.down(event, now)
+        self.thieves.down(event, now)
         self.neighbours.down(event, now)
         self.inquiries.gone(event.peer, now)
 
@@ -282,6 +292,8 @@ class Machine(Handler):
                     self.inquiries.answered(event.peer, from_peer(event.kind, event.body), now)
                 case m.P_ERROR:
                     self.inquiries.refused(event.peer, from_peer(event.kind, event.body), now)
+                case kind if m.P_STEAL <= kind <= m.P_LIFELINE:
+                    self.thieves.sent(event, now)
                 case _:
                     self.members.sent(event, now)
         except PeerError as error:
@@ -295,6 +307,7 @@ class Machine(Handler):
             return
         self.out += self.running.feed(self.pool, self.fitness.eligible, now)
         if self.peers:
+            self.thieves.feed(now)
             self.members.feed(now)
 
     # ---- workers of this node ---------------------------------------------------------------------------------------
@@ -307,6 +320,8 @@ class Machine(Handler):
         if info is None:
             return  # of a run that was taken from it meanwhile
         self.running.progressed(info, event.outcomes, event.busy_s, self.pool, now)
+        if info.taken.attempt > 1:
+            self.parts.counts["rerun"] += sum(outcome.hi - outcome.lo for outcome in event.outcomes)
         returned = list(event.returned)
         for lo, hi in returned:
             info.left.discard(lo, hi)
@@ -390,6 +405,7 @@ class Machine(Handler):
         """Our own loop stood still: the silence of others meanwhile was ours."""
         self.neighbours.stalled(event.seconds, now)
         self.members.stalled(event.seconds)
+        self.thieves.stalled(event.seconds)
         for key, at_s in list(self.parts.timers.items()):
             if key[0] in {"orphan", "debt", "linger"}:
                 self.parts.timer(key, at_s + event.seconds)

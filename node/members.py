@@ -6,7 +6,7 @@ A frame is read as a whole before it is acted on (`core.shapes`): a malformed on
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from p2pgrid.core import messages as m
@@ -27,6 +27,14 @@ STOCK_BYTES = 64 << 20
 """Packed inputs and functions of others that are kept for their next grant."""
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Functions and inputs of tasks that are handed to this node."""
+
+    codes: dict[bytes, bytes]
+    inputs: Sequence[InputBatch]
+
+
 class Members(Handler):
     """Both sides of the conversations with other nodes."""
 
@@ -36,6 +44,8 @@ class Members(Handler):
         self.outcomes = outcomes
         self.granting = Granting(parts, fitness, outcomes)
         self.stock = Stock(STOCK_BYTES)
+        self.hinted: Callable[[str, Sequence[tuple[str, float]], float], None] = lambda *_: None
+        """Told at whom the work of a keeper waits that has none to give."""
         self._peer_frames: dict[int, Callable[[str, Any, float], None]] = {
             m.P_WANT: self.granting.want,
             m.P_GRANT: self._granted,
@@ -123,7 +133,9 @@ class Members(Handler):
         return False
 
     def _none(self, peer: str, body: Any, now: float) -> None:
-        self.holding.refused(peer, body[0], now)
+        rid, hints = body
+        self.holding.refused(peer, rid, now)
+        self.hinted(peer, hints, now)
 
     def _coming(self, peer: str, body: Any, now: float) -> None:
         if not self._may_hand_out(peer):
@@ -141,31 +153,49 @@ class Members(Handler):
             return
         if not self._may_hand_out(peer):
             return
-        spans = RangeSet((lo, hi) for lo, hi, _, _ in ranges)
-        if not RangeSet((lo, hi) for lo, hi, _ in batches) >= spans:
-            raise PeerError("a grant without the inputs of its tasks")
-        unions = dict(codes)
-        for code, union in unions.items():
-            python_minor(union)
-            self.stock.put((peer, job, code), union, len(union))
-        inputs = self._inputs(peer, job, before, batches)
+        opened = self.opened(peer, job, ranges, codes, batches)
         is_new, acks = self.holding.met(peer, rid, now)
         self.out += acks
         if not is_new:
             return
-        for code in {run.fn: None for batch in inputs or () for run in batch.runs}:
-            have = unions.get(code) or (before.codes.get(code) if before else None) or self.stock.get((peer, job, code))
-            if have is None:
-                inputs = None
-                break
-            unions[code] = have
-        if inputs is None:  # something of it was let go here meanwhile: next time it comes as a whole
+        if opened is None:  # something of it was let go here meanwhile: next time it comes as a whole
+            spans = RangeSet((lo, hi) for lo, hi, _, _ in ranges)
             self.out += self.holding.give_back(peer, job, spans, "", lacks=True)
             return
-        work = self.pool.open(job, name, (peer.encode(), job), peer)
-        work.codes.update(unions)
-        self._take_in(work, inputs, ranges)
-        self._tidy_foreign(peer, job)
+        free = self.running.free_slots()
+        fresh = self.admit(peer, job, name, opened, ranges)
+        self.parts.counts["prefetched"] += max(fresh - free, 0)
+
+    def opened(self, keeper: str, job: bytes, ranges: Any, codes: Any, batches: Any) -> Opened | None:
+        """Return the functions and inputs of what is handed to this node; None: some that it should have are not here.
+
+        Raises:
+            PeerError: it is malformed; nothing was taken in.
+        """
+        spans = RangeSet((lo, hi) for lo, hi, _, _ in ranges)
+        if not RangeSet((lo, hi) for lo, hi, _ in batches) >= spans:
+            raise PeerError("a grant without the inputs of its tasks")
+        before = self.pool.works.get(job)
+        unions = dict(codes)
+        for code, union in unions.items():
+            python_minor(union)
+            self.stock.put((keeper, job, code), union, len(union))
+        inputs = self._inputs(keeper, job, before, batches)
+        for code in {run.fn: None for batch in inputs or () for run in batch.runs}:
+            have = unions.get(code) or (before.codes.get(code) if before else None)
+            have = have or self.stock.get((keeper, job, code))
+            if have is None:
+                return None
+            unions[code] = have
+        return None if inputs is None else Opened(unions, inputs)
+
+    def admit(self, keeper: str, job: bytes, name: str, opened: Opened, ranges: Any) -> int:
+        """Hold these ranges from now on, and let them run; return how many tasks are new here."""
+        work = self.pool.open(job, name, (keeper.encode(), job), keeper)
+        work.codes.update(opened.codes)
+        fresh = self._take_in(work, opened.inputs, ranges)
+        self.tidy(keeper, job)
+        return fresh
 
     def _inputs(self, peer: str, job: bytes, work: Work | None, batches: Any) -> list[InputBatch] | None:
         """Return the inputs of a grant; None: it names a packed run that is not here any more."""
@@ -186,15 +216,17 @@ class Members(Handler):
                 return None
         return inputs
 
-    def _take_in(self, work: Work, inputs: Sequence[InputBatch], ranges: Any) -> None:
+    def _take_in(self, work: Work, inputs: Sequence[InputBatch], ranges: Any) -> int:
         peer = str(work.keeper)
         try:
             for batch in inputs:
                 self.parts.append(work, batch)
         except PeerError:
-            self._tidy_foreign(peer, work.job)
+            self.tidy(peer, work.job)
             raise
-        fresh = RangeSet(self.holding.take(peer, work.job, [(lo, hi) for lo, hi, _, _ in ranges]))
+        spans = [(lo, hi) for lo, hi, _, _ in ranges]
+        fresh = RangeSet(self.holding.take(peer, work.job, spans))
+        fresh.update(self.victim.regained(work.job, RangeSet(spans)))  # claimed still, but no more here
         lost = RangeSet()
         for lo, hi, attempt, alone in ranges:
             if attempt > 1:
@@ -204,10 +236,11 @@ class Members(Handler):
                 lost.update(work.without_inputs(a, b))
         if lost:  # it overlaps what is here in a way that no keeper of ours would cut it
             self.out += self.holding.give_back(peer, work.job, lost, "", lacks=True)
+        return fresh.size - lost.size
 
     def _results_ack(self, peer: str, body: Any, now: float) -> None:
         for job, _ in self.holding.acknowledged(peer, body):
-            self._tidy_foreign(peer, job)
+            self.tidy(peer, job)
 
     def _drop(self, peer: str, body: Any, now: float) -> None:
         job, spans = body
@@ -216,13 +249,15 @@ class Members(Handler):
         if work is not None and work.keeper == peer:
             self.outcomes.take_out(job, gone)
             self.out += self.running.cancel(job, gone)
-        self._tidy_foreign(peer, job)
+        self.tidy(peer, job)
 
     def hand_back(self) -> None:
         """Give everything back, for this node ends: its keepers need not wait until its claims lapse."""
         for peer, debt in self.holding.debts.items():
             if not debt.away:
-                self.out += [e.Send(peer, m.P_RETURN, [job, held.flat(), "", False]) for job, held in debt.held.items()]
+                for job, held in debt.held.items():
+                    spans = held - self.victim.taken(job)
+                    self.out.append(e.Send(peer, m.P_RETURN, [job, spans.flat(), "", False]))
 
     def unfit(self, work: Work, lane: Lane, why: str) -> None:
         """Give back what was to call a function of others that this node cannot load."""
@@ -231,12 +266,23 @@ class Members(Handler):
         for lo, hi in spans:
             self.pool.remove(work, lo, hi)
         self.out += self.holding.give_back(keeper, work.job, spans, why)
-        self._tidy_foreign(keeper, work.job)
+        self.tidy(keeper, work.job)
 
     def beat(self, now: float) -> None:
         """Say what is held and what runs."""
+        self.out += self.holding.beat(self._running_of_others(), self.victim.out(), now)
+
+    def claim(self, keeper: str) -> list[e.Send]:
+        """Return what says to one keeper at once what is held."""
+        return (
+            self.holding.claim(keeper, self._running_of_others(), self.victim.out())
+            if keeper in self.holding.debts
+            else []
+        )
+
+    def _running_of_others(self) -> dict[bytes, list[int]]:
         foreign = [job for job, work in self.pool.works.items() if work.keeper is not None]
-        self.out += self.holding.beat({job: self.running.first_of_each(job) for job in foreign}, now)
+        return {job: self.running.first_of_each(job) for job in foreign}
 
     def forget(self, _now: float, peer: str) -> None:
         """A keeper stayed away too long."""
@@ -244,7 +290,8 @@ class Members(Handler):
             self.pool.close(job)
             self.out += self.running.cancel(job, None)
 
-    def _tidy_foreign(self, peer: str, job: bytes) -> None:
+    def tidy(self, peer: str, job: bytes) -> None:
+        """Let a job go of which nothing is held any more."""
         work = self.pool.works.get(job)
         if work is not None and work.keeper == peer and not self.holding.holds(peer, job):
             self.pool.close(job)

@@ -136,6 +136,11 @@ class Neighbours(Handler):
             self._perform(self._liveness.refused(event.peer, now), now, of_view=False)
             self._settle(now)
 
+    def round_trip_s(self, peer: str) -> float | None:
+        """Return how long a probe of a member takes, if it is one that this node observes."""
+        known = None if self.view is None else self._liveness.peers.get(peer)
+        return None if known is None else known.rtt_s
+
     def heard(self, peer: str, now: float) -> None:
         """Any frame of a member shows that it lives."""
         if self.view is not None:

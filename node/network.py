@@ -262,7 +262,7 @@ class Network:
     def frame(self, peer: str, kind: int, body: Any) -> None:
         if peer not in self.members:
             return
-        if m.P_WANT <= kind <= m.P_CLOCK_IS:
+        if m.P_WANT <= kind <= m.P_CLOCK_IS or m.P_STEAL <= kind <= m.P_LIFELINE:
             self.later(e.PeerSent(peer, kind, body))
         elif m.L_REVOCATIONS <= kind <= m.L_SHOW:
             self.trustees.frame(peer, kind, body)

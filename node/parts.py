@@ -5,6 +5,8 @@ Rule: nothing is decided here.
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +24,7 @@ from p2pgrid.node.kept import KeepingOptions
 from p2pgrid.node.leases import LeaseOptions, Leases
 from p2pgrid.node.pool import Lane, Pool, Work
 from p2pgrid.node.running import Running, RunningOptions
+from p2pgrid.node.stealing import StealOptions, Thief, Victim
 
 SAID_MAX = 1024
 QUEUE_S = 0.25
@@ -52,18 +55,27 @@ class MachineConfig:
     keeping: KeepingOptions = field(default_factory=KeepingOptions)
     leases: LeaseOptions = field(default_factory=LeaseOptions)
     holding: HoldingOptions = field(default_factory=HoldingOptions)
+    stealing: StealOptions = field(default_factory=StealOptions)
+    queue_s: float = QUEUE_S
+    guided: float = 2.0
+    """A member gets at most its share of what is left, divided by this."""
 
 
 class Parts:
     """The policies of one node, and what its handlers have in common."""
 
-    def __init__(self, config: MachineConfig) -> None:
+    def __init__(self, config: MachineConfig, rng: random.Random) -> None:
         self.config = config
         self.pool = Pool()
         self.running = Running(config.slots, config.facts.get("resources", {}), config.running, config.name)
         self.keeping = Keeping(config.node_id, config.name, config.keeping)
         self.leases = Leases(config.leases)
         self.holding = Holding(config.holding)
+        self.thief = Thief(config.stealing, rng)
+        self.victim = Victim(config.stealing)
+        self.counts: Counter[str] = Counter()
+        """Tasks of others that came here before a slot was free (`prefetched`) or from their holders (`stolen`), and
+        those that ran here under a higher attempt number (`rerun`), in this life."""
         self.grid_name = config.grid
         self.peers: dict[str, Mapping[str, Any]] = {}
         """The members that are connected, and their facts."""
@@ -81,6 +93,8 @@ class Parts:
         """The effects so far of the event that is being handled, in order."""
         self.later: list[Callable[[], None]] = []
         """What the event still asks for once the urgent effects have left: book-keeping nobody waits for."""
+        self.round_trip_s: Callable[[str], float | None] = lambda _: None
+        """How long a frame to a member and its answer take, if that is known."""
         self.timers: dict[tuple[Any, ...], float] = {}
         self.tokens = 1 << 40  # apart from those of `keeping`
         self.stopping = False
@@ -142,7 +156,7 @@ class Parts:
         free = self.running.free_slots()
         if not slots or (not free and not rtt_s):
             return None
-        target_s = slots * max(QUEUE_S, 3 * rtt_s)
+        target_s = slots * max(self.config.queue_s, 3 * rtt_s)
         waits_s, typical_s = self.running.backlog(self.pool, eligible, target_s)
         if not free and (4 * rtt_s < typical_s or waits_s >= slots * rtt_s):
             return None
@@ -172,5 +186,7 @@ class Handler:
         self.keeping = parts.keeping
         self.leases = parts.leases
         self.holding = parts.holding
+        self.thief = parts.thief
+        self.victim = parts.victim
         self.peers = parts.peers
         self.out = parts.out

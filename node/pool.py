@@ -375,6 +375,26 @@ class Pool:
         lane.ready.discard(lo, end)
         return Taken(work, lane, ((lo, end),), attempt, alone=False)
 
+    def take_last(self, lane: Lane, count: int) -> list[Taken]:
+        """Take up to `count` ready tasks of a lane from its end, the last ones first; none that has to run alone."""
+        work = lane.work
+        out: list[Taken] = []
+        for start, hi in reversed(list(lane.ready - lane.alone if lane.alone else lane.ready)):
+            lo = max(start, hi - count)
+            pieces = []
+            at = lo
+            while at < hi:
+                end = work.attempts.alike(at, hi)
+                pieces.append(Taken(work, lane, ((at, end),), work.attempts.get(at) or 1, alone=False))
+                at = end
+            out += reversed(pieces)
+            lane.ready.discard(lo, hi)
+            count -= hi - lo
+            if not count:
+                break
+        self._queue(lane)
+        return out
+
     def put_back(self, taken: Taken, spans: Sequence[Span]) -> None:
         """Make taken tasks ready again that were not started."""
         if self.works.get(taken.work.job) is not taken.work:

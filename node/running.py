@@ -11,8 +11,9 @@ tasks to its caller; it knows no peers, clients or journals.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from p2pgrid.core.ranges import RangeSet
@@ -119,6 +120,10 @@ class Running:
     def seconds(self, fn: bytes) -> float | None:
         """Return how long a task of this function takes here, if that is known."""
         return self._seconds_per_task.get(fn)
+
+    def rates(self, most: int) -> list[tuple[bytes, float]]:
+        """Return how long tasks of functions take here, those that ran last."""
+        return list(islice(reversed(self._seconds_per_task.items()), most))
 
     def backlog(self, pool: Pool, eligible: Any, enough_s: float) -> tuple[float, float]:
         """Return how many slot-seconds of work wait here, counted up to about `enough_s`, and those of the newest task.
@@ -323,6 +328,25 @@ class Running:
             return [SetTimer(("recall",), now + self.options.recall_after_s)]
         worst.recalled = True
         return [Recall(worst.id)]
+
+    def free_up(self, least_s: float, wanted: Callable[[Lane], bool]) -> list[Effect]:
+        """Ask the worker with the most unstarted work to give it back for other nodes, if it is as much as that."""
+        fit = [w for w in self.workers.values() if self._unstarted(w) > 0 and wanted(w.runs[-1].taken.lane)]
+        worst = max(fit, key=lambda w: (self._seconds(w), -w.id), default=None)
+        if self.stopping or worst is None or self._seconds(worst) * (1 - 1 / (self._unstarted(worst) + 1)) < least_s:
+            return []
+        worst.recalled = True
+        return [Recall(worst.id)]
+
+    def look(self, now: float) -> None:
+        """Learn from tasks that still run: they take longer than was known, if they have by now."""
+        for worker in self.workers.values():
+            info = worker.runs[0] if worker.runs else None
+            if info is None or info.queued or info.taken.lane.fn in self._overlapping:
+                continue
+            fn, so_far = info.taken.lane.fn, (now - info.since_s) / (info.taken.count - info.left.size + 1)
+            if so_far > self._seconds_per_task.get(fn, so_far):
+                self._seconds_per_task[fn] = so_far
 
     def _seconds(self, worker: Worker) -> float:
         return sum(r.left.size * self._seconds_per_task.get(r.taken.lane.fn, 1.0) for r in worker.runs)

@@ -44,5 +44,9 @@ class Stock:
         self._kept.move_to_end(key)
         return entry[0]
 
+    def keys(self) -> list[Hashable]:
+        """Return what is here, used last in front."""
+        return list(reversed(self._kept))
+
     def __len__(self) -> int:
         return len(self._kept)

@@ -69,8 +69,10 @@ P_WANT = 96  # [rid, free slots, speed, seconds]  a holder asks a keeper for wor
 # A function that the holder has of this job is left out; b"" for a batch: the packed run that you have.
 P_GRANT = 97  # [rid, job16, name, [[lo, hi, attempt, alone], …], [[code_id, union], …], [[lo, hi, batch], …]]
 P_GRANT_ACK = 98  # [rid, claim seq]
-P_NONE = 99  # [rid]                              nothing for you now; you are a waiter
-P_CLAIM = 100  # [inc, seq, interval_s, [[job16, [lo, hi, …], [running lo, hi, …]], …], part, parts]
+# hints = [[node id, seconds], …]: at whom how much work waits
+P_NONE = 99  # [rid, hints]                       nothing for you now; you are a waiter
+# handed = [[thief, [lo, hi, …]], …]: ranges that it handed over; they are covered until their thief claims them
+P_CLAIM = 100  # [inc, seq, interval_s, [[job16, [lo, hi, …], [running lo, hi, …], handed], …], part, parts]
 P_RESULTS = 101  # [[job16, [inc, no], attempt, [outcome, …], [[index, output], …], busy_s], …]
 P_RESULTS_ACK = 102  # [[job16, inc, no], …]      fsynced at the keeper
 P_DROP = 103  # [job16, [lo, hi, …] or None]      done elsewhere or cancelled: stop and forget these
@@ -82,6 +84,13 @@ P_ASK = 106  # [rid, verb, {arguments}]           a request of a client at anoth
 P_ANSWER = 107  # [rid, {answer}]
 P_ERROR = 108  # [rid, {"code", "message", "next"}]
 P_COMING = 109  # [rid]                           a large grant is under way on a bulk stream: wait for it
+# between holders: work that a third node keeps; rates = [[code_id, seconds per task], …], has = [[job16, [code_id, …],
+# [lo, hi, …]], …]: functions and packed runs of which b"" will do
+P_STEAL = 144  # [rid, rates, has]                I am idle: give me some of what you have not started
+P_HANDOVER = 145  # [rid, keeper id, …]           then as in P_GRANT; you hold it, once you said P_HANDED
+P_HANDED = 146  # [rid, taken]                    I hold it, and told its keeper; or I do not want it
+P_NOTHING = 147  # [rid, hints]                   nothing (more) for you; what you keep yourself came by P_RETURN
+P_LIFELINE = 148  # [rid, seconds, rates, has]    if you have more than you need within that time: hand it over unasked
 
 ASKED = ("jobs", "show", "explain", "cancel", "logs", "load")
 """What a node answers for a client at another node, about its own jobs."""

@@ -7,7 +7,7 @@ has begun to act on a body never finds out half-way that it is malformed. Ranges
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from p2pgrid.core import messages as m
@@ -177,9 +177,23 @@ def _ask(body: Any) -> tuple[tuple[int, int], str, dict[str, Any]]:
     return _rid(rid), _text(verb), _mapping(arguments)
 
 
-def _claims(value: Any) -> dict[bytes, tuple[RangeSet, RangeSet]]:
-    rows = [_fields(one, 3) for one in _list(value)]
-    return {_job(job): (_ranges(held), _ranges(running)) for job, held, running in rows}
+class Claimed(NamedTuple):
+    """What a member holds of a job, what of that it runs, and what it handed to whom, who may not claim it yet."""
+
+    held: RangeSet
+    running: RangeSet
+    handed: Mapping[str, RangeSet]
+
+
+def _handed(value: Any) -> dict[str, RangeSet]:
+    if len(_list(value)) > HANDED_MAX:
+        _refuse("list of hand-overs (too long)")
+    return {_node(thief): _ranges(spans) for thief, spans in (_fields(one, 2) for one in value)}
+
+
+def _claims(value: Any) -> dict[bytes, Claimed]:
+    rows = [(_fields(one, 3), _optional(one, 3, _handed, {})) for one in _list(value)]
+    return {_job(job): Claimed(_ranges(held), _ranges(running), handed) for (job, held, running), handed in rows}
 
 
 def _granted_range(value: Any) -> tuple[int, int, int, bool]:
@@ -216,7 +230,42 @@ def _want(body: Any) -> tuple[tuple[int, int], int, float, float]:
     return _rid(rid), _whole(slots), _seconds(speed), _optional(body, 3, _seconds, 0.0)
 
 
-def _claim(body: Any) -> tuple[int, int, float, dict[bytes, tuple[RangeSet, RangeSet]], int, int]:
+HANDED_MAX = 256
+HINTS_MAX = 64
+RATES_MAX = 64
+HAS_MAX = 1024
+
+
+def _hints(value: Any) -> list[tuple[str, float]]:
+    if len(_list(value)) > HINTS_MAX:
+        _refuse("list of hints (too long)")
+    return [(_node(node), _seconds(seconds)) for node, seconds in (_fields(one, 2) for one in value)]
+
+
+def _none(body: Any) -> tuple[tuple[int, int], list[tuple[str, float]]]:
+    return _rid(_fields(body, 1)[0]), _optional(body, 1, _hints, [])
+
+
+def _rates(value: Any) -> dict[bytes, float]:
+    if len(_list(value)) > RATES_MAX:
+        _refuse("list of rates (too long)")
+    return {_job(code): _seconds(seconds) for code, seconds in (_fields(one, 2) for one in value)}
+
+
+def _has(value: Any) -> set[tuple[bytes, Any]]:
+    out: set[tuple[bytes, Any]] = set()
+    for job, codes, flat in (_fields(one, 3) for one in _list(value)):
+        bounds = [_whole(bound) for bound in _list(flat)]
+        if len(bounds) % 2:
+            _refuse("list of runs")
+        out |= {(_job(job), _job(code)) for code in _list(codes)}
+        out |= {(_job(job), run) for run in zip(bounds[::2], bounds[1::2], strict=True)}
+        if len(out) > HAS_MAX:
+            _refuse("list of what is there (too long)")
+    return out
+
+
+def _claim(body: Any) -> tuple[int, int, float, dict[bytes, Claimed], int, int]:
     incarnation, seq, interval, claims = _fields(body, 4)
     part, parts = _optional(body, 4, _whole, 0), _optional(body, 5, _whole, 1)
     if not part < parts <= CLAIM_PARTS_MAX:
@@ -367,7 +416,7 @@ _PEER: dict[int, Callable[[Any], Any]] = {
     m.P_WANT: _want,
     m.P_GRANT: _array(_rid, _job, _text, _each(_granted_range), _each(_code), _each(_granted_batch)),
     m.P_GRANT_ACK: _array(_rid, _whole),
-    m.P_NONE: _array(_rid),
+    m.P_NONE: _none,
     m.P_COMING: _array(_rid),
     m.P_CLAIM: _claim,
     m.P_RESULTS: _each(_result),
@@ -378,6 +427,11 @@ _PEER: dict[int, Callable[[Any], Any]] = {
     m.P_ASK: _ask,
     m.P_ANSWER: _array(_rid, _mapping),
     m.P_ERROR: _array(_rid, _mapping),
+    m.P_STEAL: _array(_rid, _rates, _has),
+    m.P_HANDOVER: _array(_rid, _node, _job, _text, _each(_granted_range), _each(_code), _each(_granted_batch)),
+    m.P_HANDED: _array(_rid, lambda value: value is True),
+    m.P_NOTHING: _array(_rid, _hints),
+    m.P_LIFELINE: _array(_rid, _seconds, _rates, _has),
 }
 
 

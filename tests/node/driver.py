@@ -162,6 +162,8 @@ class Node:
     def __init__(self, world: World, name: str, config: dict[str, Any]) -> None:
         self.world = world
         self.name = name
+        self.speed = config.pop("speed", 1.0)
+        """How fast its workers are."""
         self.config = {"slots": 2, **config}
         self.disk: dict[tuple[bytes, str, bytes], e.Row] = {}
         self.alive = False
@@ -360,7 +362,7 @@ class Child:
             if self.node.alive and self.node.life == life and self.step == step:
                 self._done(task, run, index, segment)
 
-        self.node.world.at(task.seconds, done)
+        self.node.world.at(task.seconds / self.node.speed, done)
 
     def _done(self, task: Task, run: e.Run, index: int, segment: e.Segment) -> None:
         ill = task.outcome if self.node.world.runs[run.job, index] <= task.times else "ok"

@@ -69,6 +69,9 @@ updates = st.tuples(
     st.sampled_from(["n", "p", "q"]), numbers, st.integers(0, 3), st.just("p"), st.none() | cards
 ).map(list)  # fmt: skip
 
+hints = st.lists(st.tuples(st.sampled_from(["p", "q", ""]), numbers).map(list), max_size=2) | anything
+rates = st.lists(st.tuples(st.just(CODE) | scalars, numbers).map(list), max_size=2) | anything
+has = st.lists(st.tuples(jobs, st.lists(st.just(CODE) | scalars, max_size=2), ranges).map(list), max_size=2) | anything
 almost_peer = st.one_of(
     st.tuples(st.just(m.P_WANT), st.tuples(rids, numbers, anything).map(list)),
     st.tuples(
@@ -92,6 +95,20 @@ almost_peer = st.one_of(
     ),
     st.tuples(st.just(m.P_RESULTS_ACK), st.lists(st.tuples(jobs, st.just(7), st.integers(0, 9)).map(list), max_size=2)),
     st.tuples(st.just(m.P_DROP), st.tuples(jobs, ranges | st.none()).map(list)),
+    st.tuples(st.just(m.P_STEAL), st.tuples(rids, rates, has).map(list)),
+    st.tuples(st.just(m.P_LIFELINE), st.tuples(rids, numbers, rates, has).map(list)),
+    st.tuples(st.just(m.P_HANDED), st.tuples(rids, st.booleans()).map(list)),
+    st.tuples(st.just(m.P_NOTHING), st.tuples(rids, hints).map(list)),
+    st.tuples(st.just(m.P_NONE), st.tuples(rids, hints).map(list)),
+    st.tuples(
+        st.just(m.P_HANDOVER),
+        st.tuples(
+            rids, st.sampled_from(["p", "q"]), jobs, st.just("name"),
+            st.lists(st.tuples(small, small, numbers).map(list), max_size=2),
+            st.just([[CODE, UNION]]) | anything,
+            st.lists(st.tuples(small, small, st.just(batch(0, 2)) | anything).map(list), max_size=2),
+        ).map(list),
+    ),
     st.tuples(st.just(m.P_RETURN), st.tuples(jobs, ranges, st.text(max_size=4)).map(list)),
     st.tuples(
         st.just(m.P_ASK), st.tuples(rids, verbs, st.fixed_dictionaries({"target": targets | anything})).map(list)
@@ -99,7 +116,7 @@ almost_peer = st.one_of(
     st.tuples(st.sampled_from([m.P_ANSWER, m.P_ERROR]), st.tuples(rids, anything).map(list)),
     st.tuples(st.sampled_from([m.P_GOSSIP, m.P_RECORDS]), st.lists(st.lists(updates, max_size=3), min_size=1)),
 )  # fmt: skip
-peer_frames = almost_peer | st.tuples(st.integers(90, 120), anything)
+peer_frames = almost_peer | st.tuples(st.integers(90, 120) | st.integers(143, 149), anything)
 
 
 def _desk() -> Desk:

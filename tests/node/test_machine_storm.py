@@ -5,6 +5,8 @@ The accepting nodes stay ("No owner to lose" takes that away); all others may co
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.node.driver import Client, Task
@@ -40,11 +42,11 @@ def _weather(world: GridWorld, node: GridNode, end_s: float) -> None:
     again()
 
 
-def storm(seed: int, jobs: int = 12) -> None:
-    """Run one seed."""
+def storm(seed: int, jobs: int = 12, **config: Any) -> None:
+    """Run one seed, with nodes of this configuration."""
     world = GridWorld(seed)
     slots = [world.rng.choice([1, 2, 4]) for _ in range(7)]
-    nodes = [world.join(f"n{i}", *(["n0"] if i else []), slots=slots[i]) for i in range(7)]
+    nodes = [world.join(f"n{i}", *(["n0"] if i else []), slots=slots[i], **config) for i in range(7)]
     end_s = world.now + STORM_S
     for node in nodes[2:]:
         _weather(world, node, end_s)

@@ -40,14 +40,22 @@ def told(value: Any) -> str:
 class Conversation:
     """A keeper `a` without workers, a holder `b` with one, a client of `a`; every frame arrives, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, **config: Any) -> None:
         self.lines: list[str] = []
         self.queue: deque[tuple[str, e.Event]] = deque()
-        self.desks = {"a": Desk(slots=0), "b": Desk(slots=1)}
+        self.desks = {"a": Desk(slots=0, **config), "b": Desk(slots=1, **config)}
         self.happens("b", e.WorkerReady(0))
         self.happens("a", e.ClientJoined(1, b"s" * 16, "test", 1))
         self.happens("a", e.PeerUp("b", FACTS))
         self.happens("b", e.PeerUp("a", {**FACTS, "slots": 0, "resources": {}}))
+
+    def joins(self, name: str) -> None:
+        """Add an idle holder that knows the other two."""
+        self.desks[name] = Desk(slots=1)
+        self.happens(name, e.WorkerReady(0))
+        for other in ("b", "a"):
+            self.happens(name, e.PeerUp(other, {**FACTS, "slots": int(other == "b")}))
+            self.happens(other, e.PeerUp(name, FACTS))
 
     def say(self, text: str) -> None:
         """Write a heading."""
@@ -73,7 +81,7 @@ class Conversation:
                 self.lines.append(f"{where} -> client  {NAMES[kind]} {told(body) if kind != m.WELCOME else '...'}")
             case e.Send(peer, kind, body):
                 self.lines.append(f"{where} -> {peer}  {NAMES[kind]} {told(body)}")
-                self.queue.append((peer, e.PeerSent("b" if peer == "a" else "a", kind, unpack(pack(body)))))
+                self.queue.append((peer, e.PeerSent(where, kind, unpack(pack(body)))))
             case e.Store(token, rows):
                 kinds = " ".join(row.kind if row.value is not None else f"-{row.kind}" for row in rows)
                 self.lines.append(f"{where} disk  {kinds or 'nothing, in its turn'}")
@@ -88,13 +96,13 @@ class Conversation:
             case e.Log(_, text):
                 self.lines.append(f"{where} log  {text}")
 
-    def works(self, value: bytes) -> None:
-        """Let the worker of `b` end its run."""
-        (info, *_) = self.desks["b"].machine.running.workers[0].runs
+    def works(self, value: bytes, name: str = "b") -> None:
+        """Let the worker of a holder end its run."""
+        (info, *_) = self.desks[name].machine.running.workers[0].runs
         lo, hi = info.left.first() or (0, 0)
-        self.lines.append(f"b worker 0  returns {told(value)} for task {lo}")
+        self.lines.append(f"{name} worker 0  returns {told(value)} for task {lo}")
         outcome = e.Outcome(lo, hi, 0, [value])
-        self.happens("b", e.WorkerDone(0, info.run, [outcome], True, [], 1.0))  # noqa: FBT003
+        self.happens(name, e.WorkerDone(0, info.run, [outcome], True, [], 1.0))  # noqa: FBT003
 
     def time(self, seconds: float) -> None:
         """Let time pass at both nodes, in steps of a tenth."""
@@ -141,7 +149,35 @@ def a_cancelled_job() -> Conversation:
     return talk
 
 
-@pytest.mark.parametrize("conversation", [one_job, a_cancelled_job])
+def a_stolen_range() -> Conversation:
+    """Submit, grant, steal, results, the end."""
+    talk = Conversation(guided=0.1, queue_s=100.0)
+    talk.say("a client submits six tasks to a; once the speed of b is known, it is granted all that is left")
+    talk.client(m.OPEN, [JOB, spec()])
+    talk.client(m.CODE, [JOB, CODE, UNION])
+    talk.client(m.INPUT, [JOB, 0, 6, batch(0, 6)])
+    talk.client(m.CLOSE, [JOB, 6])
+    talk.works(b"zero")
+    talk.works(b"one")
+    talk.say("c comes: a has nothing left, and says who has")
+    talk.joins("c")
+    talk.say("c has claimed it before b names it no more")
+    talk.time(3)
+    talk.works(b"four", "c")
+    talk.works(b"five", "c")
+    talk.say("c looks for more: b gives its last one that has not begun")
+    talk.time(1)
+    talk.works(b"three", "c")
+    talk.time(3)
+    talk.say("the client cancels what is left")
+    talk.client(m.CANCEL, [JOB, None])
+    talk.happens("b", e.WorkerDied(0, talk.desks["b"].machine.running.workers[0].runs[0].run, 0, "killed", "killed"))
+    talk.happens("b", e.WorkerReady(0))
+    talk.time(70)
+    return talk
+
+
+@pytest.mark.parametrize("conversation", [one_job, a_cancelled_job, a_stolen_range])
 def test_the_conversation_is_the_one_written_down(conversation: Any) -> None:
     """Any change of what is said, to whom, in which order, shows as a diff."""
     path = FOLDER / f"{conversation.__name__}.txt"
