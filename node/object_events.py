@@ -63,6 +63,13 @@ class Described:
 
 
 @dataclass(frozen=True, slots=True)
+class Damaged:
+    """A piece of an object could not be read from disk to be sent: the file was not what its name says, and is gone."""
+
+    id: ObjectId
+
+
+@dataclass(frozen=True, slots=True)
 class Served:
     """So many pieces of SendPieces have left for that member, or never will."""
 

@@ -27,6 +27,7 @@ from p2pgrid.node.events import Send
 from p2pgrid.node.fetching import Fetch, FetchOptions
 from p2pgrid.node.object_events import (
     Allocated,
+    Damaged,
     Describe,
     Described,
     Expect,
@@ -43,12 +44,12 @@ from p2pgrid.node.object_events import (
     Spilled,
     Suspect,
 )
-from p2pgrid.node.serving import Partial, Serving, ServingOptions
+from p2pgrid.node.serving import OURSELVES, Partial, Serving, ServingOptions
 from p2pgrid.node.shelf import Doing, Shelf
 
 COPY: Owner = ("copy", b"")
 
-ObjectEvent = Allocated | Described | NoRoom | PieceCame | Restored | Served | Spilled
+ObjectEvent = Allocated | Damaged | Described | NoRoom | PieceCame | Restored | Served | Spilled
 Effect = ShelfEffect | Send | Describe | Expect | Forget | Gone | SendPieces | Suspect
 
 
@@ -401,12 +402,17 @@ class Objects:
         """Take in an event of the shell."""
         match event:
             case Described(key, manifest):
-                return list(self.serving.described(key, manifest))
+                answers = self.serving.described(key, manifest)
+                return [*answers, *self._of_shelf(self.shelf.unmap(key, OURSELVES), now)]
             case PieceCame():
                 return self.piece_came(event, now)
             case Served(peer, pieces):
                 self.serving.served(peer, pieces)
                 return []
+            case Damaged(id_):
+                key_ = self.shelf.find(id_)
+                gone = [] if key_ is None else self._of_shelf(self.shelf.damaged(key_), now)
+                return gone if self.shelf.find(id_) is not None else [*gone, *self.serving.lost(id_)]
             case Allocated(key):
                 return self._of_shelf(self.shelf.allocated(key), now)
             case NoRoom(key, reason):

@@ -20,6 +20,9 @@ from p2pgrid.node.events import Send
 from p2pgrid.node.object_events import Describe, Key, SendPieces
 from p2pgrid.node.shelf import Shelf
 
+OURSELVES = -1
+"""The node itself, where a process that has an object mapped is named."""
+
 Answer = Send | SendPieces | Describe
 
 
@@ -86,17 +89,23 @@ class Serving:
             return [Send(peer, m.O_LISTED, [id_, manifest.packed()])]
         if key is None or len(self._describing) >= self.options.described_max:
             return [Send(peer, m.O_LACK, [id_, None])]
-        asked = key in self._describing
-        self._describing.setdefault(key, Described(id_)).waiting[peer] = None
-        return [] if asked else [Describe(key, id_)]
+        if key in self._describing:
+            self._describing[key].waiting[peer] = None
+            return []
+        return [self._describe(key, Described(id_, {peer: None}))]
+
+    def _describe(self, key: Key, asked: Described) -> Describe:
+        self._describing[key] = asked
+        if self.shelf.items[key].memory:
+            self.shelf.map(key, OURSELVES)  # it stays where it is until the shell has read all of it
+        return Describe(key, asked.id)
 
     def name(self, key: Key) -> list[Answer]:
         """Find out the id of an object that a worker wrote: it is to leave this node."""
         item = self.shelf.items[key]
         if key in self._describing or (item.id is not None and item.id in self.manifests):
             return []
-        self._describing[key] = Described(item.id)
-        return [Describe(key, item.id)]
+        return [self._describe(key, Described(item.id))]
 
     def described(self, key: Key, manifest: Manifest | None) -> list[Answer]:
         """The shell has found out; None: the object is damaged or gone."""

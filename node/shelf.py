@@ -296,6 +296,12 @@ class Shelf:
             self._out_of_memory(item)
         return [*([NoRoom(key, "its file was damaged")] if wanted else []), *self._drop(key), *self._advance()]
 
+    def damaged(self, key: Key) -> list[ShelfEffect]:
+        """The file of an object is gone; without a place in memory it is lost here, whoever needs it."""
+        item = self.items[key]
+        item.disk = False
+        return [] if item.memory or not item.settled else [*self._drop(key), *self._advance()]
+
     def tick(self, now: float) -> list[ShelfEffect]:
         """Refuse who has waited too long."""
         out: list[ShelfEffect] = []
