@@ -225,6 +225,13 @@ class Standing:
         _need_bytes(chain)
         return self.admit(chain, public, dialler=True)
 
+    def vouches(self, public: bytes, chain: bytes) -> bool:
+        """Return whether this is a member by a chain that others pass on, or by one known here; it is remembered."""
+        if public == self.public or not self._holds(chain, public, self.now_s(lenient=True)):
+            return public == self.public or self.holds(public)
+        self._roster.shown(public, chain, self._wall())
+        return True
+
     def holds(self, public: bytes) -> bool:
         """Return whether a connected member still belongs here: asked after a revocation, and once time is known."""
         now = self.now_s(lenient=True)

@@ -49,6 +49,7 @@ from p2pgrid.node.local import DirectoryLock, LocalServer, take_directory, write
 from p2pgrid.node.machine import Machine, MachineConfig
 from p2pgrid.node.neighbours import TIMER as NEIGHBOURS
 from p2pgrid.node.network import Network
+from p2pgrid.node.seal import CardSeal
 from p2pgrid.node.timers import Lag, Timers
 from p2pgrid.node.vitals import Standstill
 from p2pgrid.node.workers import WorkerPool
@@ -353,7 +354,7 @@ class Node:
                 self._standstill.look()  # to start may take long, and nothing stood still for that
                 self.deliver([
                     e.Loaded(self.journal.load(), time.time() - time.monotonic(), self.journal.incarnation),
-                    e.Belongs(charter.grid, charter.grid_name, charter.roles),
+                    e.Belongs(charter.grid, charter.grid_name, charter.roles, charter.certificate),
                 ])  # fmt: skip
                 gc.freeze()  # what is there now stays: the collector need not look at it again
                 nursery.start_soon(self._fire_timers)
@@ -402,6 +403,7 @@ class Node:
                 "version": __version__,
                 "pythons": [{"path": str(config.python[0]), "version": ".".join(map(str, version))}],
             },
+            seal=CardSeal(self.charter, identity.key, identity.id),
             preset=config.preset,
             embedded=config.embedded,
             version=__version__,

@@ -227,6 +227,8 @@ class Belongs:
     grid: bytes
     name: str
     roles: int
+    chain: bytes = b""
+    """Our certificate, which stands on our card."""
 
 
 @dataclass(frozen=True, slots=True)

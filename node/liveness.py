@@ -343,13 +343,13 @@ class Liveness:
 
     def _ping(self, sender: NodeId, body: Any, now: float) -> list[Effect]:
         seq, incarnation, accused = body
-        effects = self._accused(accused) if accused else []
+        effects = self._accused(accused) if accused == self.incarnation else []
         effects += self._newer(sender, incarnation) or self._returned(sender, incarnation, now)
         return [*effects, Send(sender, m.P_ACK, [seq, self.incarnation, self._accusation(sender)])]
 
     def _ack(self, sender: NodeId, body: Any, now: float) -> list[Effect]:
         seq, incarnation, accused = body
-        effects = self._accused(accused) if accused else []
+        effects = self._accused(accused) if accused == self.incarnation else []
         relay = self._relays.get(seq)
         if relay is not None and relay.subject == sender:
             del self._relays[seq]
@@ -366,7 +366,8 @@ class Liveness:
         if seq in self._probes:
             self._answered(seq)
         self._late.pop(seq, None)
-        return effects + self._newer(probe.subject, incarnation)
+        # What a helper says of another's incarnation is hearsay.
+        return effects + (self._newer(sender, incarnation) if sender == probe.subject else [])
 
     def _newer(self, node: NodeId, incarnation: int) -> list[Effect]:
         """Act on the incarnation that a member names itself: it is the fastest way for a refutation."""

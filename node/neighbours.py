@@ -70,6 +70,9 @@ class Neighbours(Handler):
         self.parts.grid_name = event.name
         self.parts.own_roles = event.roles
         if event.grid == self.grid:
+            if self.view is not None:
+                self.view.show(now, chain=event.chain)
+                self._settle(now)
             return
         for peer in list(self._wanted):
             self._leave_alone(peer)
@@ -83,8 +86,10 @@ class Neighbours(Handler):
         # In another grid the same life goes on, newer: it is not to be taken for a clone of itself.
         self._persisted = max(self._persisted, born.incarnation)
         self._life = self._life or self.rng.randbytes(8)
-        card = Card(born.incarnation, 0, self._life, born.leaf, self._addresses, dict(self.config.facts), ())
+        facts = dict(self.config.facts)
+        card = Card(born.incarnation, 0, self._life, born.leaf, self._addresses, facts, (), event.chain)
         self.view = View(self.config.node_id, view.PRESETS[preset], self.rng)
+        self.view.seal = self.config.seal
         self.view.reaches = lambda node: node in self.peers
         self.view.begin(card, now)
         self._settle(now)

@@ -365,7 +365,7 @@ class Network:
         if self.membership is not None:
             self.membership.certificate = self.charter.certificate
         self.seeker.announce()
-        self.later(e.Belongs(self.charter.grid, self.charter.grid_name, self.charter.roles))
+        self.later(e.Belongs(self.charter.grid, self.charter.grid_name, self.charter.roles, self.charter.certificate))
 
     async def follow(self, text: str) -> None:
         """Join at the start. Who is refused ends; who meets nobody soon is ready all the same, and goes on trying.

@@ -17,6 +17,7 @@ from p2pgrid.core.chains import ALL_ROLES, WORK
 from p2pgrid.core.errors import (
     PeerError,
 )
+from p2pgrid.core.member import Seal
 from p2pgrid.node import events as e
 from p2pgrid.node.holding import Holding, HoldingOptions
 from p2pgrid.node.keeping import Keeping
@@ -44,6 +45,8 @@ class MachineConfig:
     version: str = ""
     python: tuple[int, int] = (3, 11)
     pid: int = 0
+    seal: Seal | None = None
+    """Signs and checks cards; None: every card is believed."""
     preset: str = "lan"
     """Of liveness and member view: local, lan, wan or edge."""
     orphan_after_s: float = 60.0

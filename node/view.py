@@ -32,6 +32,7 @@ from p2pgrid.core.member import (
     SUSPECT,
     Card,
     Known,
+    Seal,
     Update,
     Verdict,
     fingerprint,
@@ -127,6 +128,8 @@ class View:
         """Whether a member can be spoken to now; whoever has connections says so."""
         self.options = options
         self.rng = rng
+        self.seal: Seal | None = None
+        """Without one every card is believed."""
         self.members: dict[NodeId, Entry] = {}
         self._hashes = [0] * BUCKETS
         self._buckets: list[dict[NodeId, None]] = [{} for _ in range(BUCKETS)]
@@ -155,8 +158,12 @@ class View:
         """Start a life: `card` is what this node says of itself."""
         assert len(card.life) == LIFE_BYTES
         self._sync_s = now + self.rng.random() * self.options.sync_s
+        card = self._sealed(card)
         self._put(self.me, Known(card.incarnation, ALIVE, card))
         self._tell(Update(self.me, card.incarnation, ALIVE, self.me, card), now)
+
+    def _sealed(self, card: Card) -> Card:
+        return card if self.seal is None else card._replace(proof=self.seal.sign(card))
 
     @property
     def card(self) -> Card:
@@ -170,16 +177,16 @@ class View:
 
     def show(
         self, now: float, *, addresses: tuple[str, ...] | None = None, facts: dict[str, Any] | None = None,
-        load: tuple[int, ...] | None = None,
+        load: tuple[int, ...] | None = None, chain: bytes | None = None,
     ) -> None:  # fmt: skip
         """Say something new of this node. A load alone is not worth gossip: it travels by anti-entropy."""
-        new = {"addresses": addresses, "facts": facts, "load": load}
+        new = {"addresses": addresses, "facts": facts, "load": load, "chain": chain}
         changed = {key: value for key, value in new.items() if value is not None and value != getattr(self.card, key)}
         if changed:
             self._write(self.members[self.me].known.incarnation, now, aloud=bool(changed.keys() - {"load"}), **changed)
 
     def _write(self, incarnation: int, now: float, *, aloud: bool, **changed: Any) -> None:
-        card = self.card._replace(incarnation=incarnation, seq=self.card.seq + 1, **changed)
+        card = self._sealed(self.card._replace(incarnation=incarnation, seq=self.card.seq + 1, **changed))
         self._put(self.me, Known(incarnation, ALIVE, card))
         if aloud:
             self._tell(Update(self.me, incarnation, ALIVE, self.me, card), now)
@@ -217,11 +224,12 @@ class View:
         steps = [(theirs - ours) % (1 << RING_BITS) for ours, theirs in zip(self._mine, positions(node), strict=True)]
         return min(min(step, (1 << RING_BITS) - step) for step in steps)
 
-    def _learn(self, update: Update, now: float, *, aloud: bool = True) -> list[Effect]:
-        """Merge a piece of news; return what it changes."""
+    def _learn(self, update: Update, now: float, *, aloud: bool = True, own: bool = False) -> list[Effect]:
+        """Merge a piece of news; return what it changes. `own`: this node found it out itself."""
         if update.id == self.me:
             return self._about_me(update, now)
         entry = self.members.get(update.id)
+        update = update if own else self._proven(update, entry)
         if entry is None:
             # Of a stranger nothing but its card helps; and whom one forgot as dead does not come back as a dead one.
             if update.card is None or update.status >= DEAD or not self._room_for(update.id):
@@ -252,6 +260,20 @@ class View:
             self._tell(Update(update.id, known.incarnation, known.status, update.by, card), now)
         return [*effects, Verdict(update.id, known.incarnation, known.status, update.by, known.card.leaf)]
 
+    def _proven(self, update: Update, entry: Entry | None) -> Update:
+        """Return the news without what only the member itself can say, unless it did: its card, a later incarnation."""
+        if self.seal is None:
+            return update
+        card = update.card
+        before = None if entry is None else entry.known.card
+        if card is not None and card != before and (before is None or card[:2] >= before[:2]):
+            card = card if self.seal.holds(update.id, card) else None
+        cards = [one.incarnation for one in (card, before) if one is not None]
+        told = max([0 if entry is None else entry.known.incarnation, *cards])
+        if update.incarnation > told:
+            return Update(update.id, told, ALIVE, update.by, card)
+        return update._replace(card=card)
+
     def _confirmed(self, entry: Entry, update: Update, now: float) -> list[Effect]:
         """One more accuser of a member that is under suspicion already."""
         same = entry.known[:2] == (update.incarnation, SUSPECT)
@@ -277,6 +299,12 @@ class View:
         """
         incarnation = self.members[self.me].known.incarnation
         card = update.card
+        if self.seal is not None and card != self.card:
+            # Only who has this node's key can be ahead of it, or another life of it.
+            if card is not None and not self.seal.holds(self.me, card):
+                return []
+            if card is None and update.incarnation > incarnation:
+                return []
         effects: list[Effect] = []
         quiet = self._cloned_s is not None and now - self._cloned_s < self.options.clone_again_s
         if card is not None and card.life != self.card.life and card.incarnation >= incarnation:
@@ -295,7 +323,7 @@ class View:
         return effects
 
     def _is_mine(self, card: Card) -> bool:
-        """Whether this node may have shown that card in this life; cards are not signed."""
+        """Whether this node may have shown that card in this life."""
         mine = self.card
         if card.life != mine.life or card[:2] > mine[:2]:
             return False
@@ -311,7 +339,7 @@ class View:
             if verdict.incarnation > self.members[self.me].known.incarnation:
                 self._write(verdict.incarnation, now, aloud=True)
             return []
-        self._learn(Update(*verdict[:4], None), now)
+        self._learn(Update(*verdict[:4], None), now, own=True)
         return []
 
     # ---- a bounded view ---------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ Rule: no policy here; who decides on verdicts and how they travel is the busines
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from blake3 import blake3
 
@@ -21,6 +21,7 @@ STATUS_NAMES = ("alive", "suspect", "dead", "left")
 
 INCARNATION_MAX = 2**53
 LIFE_BYTES = 8
+CARD_WORD = b"p2pgrid card 1\0"
 BUCKETS = 64
 RINGS = 8
 
@@ -51,6 +52,20 @@ class Card(NamedTuple):
     addresses: tuple[str, ...]
     facts: dict[str, Any]
     load: tuple[int, ...]
+    chain: bytes = b""
+    """Its certificate: who passes a card on proves with it that this is a member."""
+    proof: bytes = b""
+    """Its signature over all of this (`said`)."""
+
+
+class Seal(Protocol):
+    """Signs this node's cards, and looks whether those of others are theirs; the keys are the shell's."""
+
+    def sign(self, card: Card) -> bytes:
+        """Return the proof of a card of this node."""
+
+    def holds(self, node: str, card: Card) -> bool:
+        """Whether a member of this grid with that id has said so. Raises nothing."""
 
 
 class Known(NamedTuple):
@@ -73,7 +88,12 @@ class Update(NamedTuple):
 
 def shown(card: Card) -> list[Any]:
     """Return a card as it travels; `core.shapes.read_card` reads it."""
-    return [*card[:4], list(card.addresses), card.facts, list(card.load)]
+    return [*card[:4], list(card.addresses), card.facts, list(card.load), card.chain, card.proof]
+
+
+def said(node: str, grid: bytes, card: Card) -> bytes:
+    """Return the bytes that the proof of a card signs."""
+    return CARD_WORD + grid + pack([node, *shown(card)[:-1]])
 
 
 def newer(a: Card, b: Card) -> Card:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from p2pgrid.core import messages as m
 from p2pgrid.core.batch import ID_BYTES, TASKS_MAX
+from p2pgrid.core.chains import CHAIN_BYTES_MAX, SIGNATURE_LENGTH
 from p2pgrid.core.errors import PeerError
 from p2pgrid.core.member import BUCKETS, INCARNATION_MAX, LEFT, LIFE_BYTES, Card, Update
 from p2pgrid.core.pieces import OBJECT_BYTES_MAX, PIECE_BYTES, Manifest, ObjectId, is_id, read_manifest
@@ -361,15 +362,18 @@ def _facts(value: Any) -> dict[str, Any]:
 
 def read_card(value: Any) -> Card:
     """Return what a member says of itself, read. Raises PeerError unless it is well formed."""
-    incarnation, seq, life, leaf, addresses, facts, load = _fields(value, 7)
+    incarnation, seq, life, leaf, addresses, facts, load, chain, proof = _fields(value, 9)
     if len(_data(life)) != LIFE_BYTES or not isinstance(leaf, bool):
         _refuse("card")
     if len(_list(addresses)) > ADDRESSES_MAX or len(_list(load)) > LOAD_MAX:
         _refuse("card (too long)")
     if any(len(_text(address)) > ADDRESS_MAX for address in addresses):
         _refuse("address")
+    if len(_data(chain)) > CHAIN_BYTES_MAX or len(_data(proof)) > SIGNATURE_LENGTH:
+        _refuse("card (too long)")
     load = tuple(_whole(number) for number in load)
-    return Card(_incarnation(incarnation), _whole(seq), life, leaf, tuple(addresses), _facts(facts), load)
+    inc, counter = _incarnation(incarnation), _whole(seq)
+    return Card(inc, counter, life, leaf, tuple(addresses), _facts(facts), load, chain, proof)
 
 
 def _update(value: Any) -> Update:

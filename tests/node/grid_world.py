@@ -8,14 +8,30 @@ from __future__ import annotations
 
 from typing import Any
 
+from blake3 import blake3
+
 from p2pgrid.core.chains import ALL_ROLES
-from p2pgrid.core.member import Card
+from p2pgrid.core.member import Card, said
 from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node import events as e
 from tests.node.driver import UNIX_0, Faults, Node, World
 
 GRID = b"g" * 32
+CHAIN = b"the grid vouches for this member"
 REDIAL_S = 1.0
+
+
+class FakeSeal:
+    """Knows everybody's secret; a node's own is its name."""
+
+    def __init__(self, me: str) -> None:
+        self._me = me
+
+    def sign(self, card: Card) -> bytes:
+        return blake3(b"secret of " + said(self._me, GRID, card)).digest()
+
+    def holds(self, node: str, card: Card) -> bool:
+        return card.chain == CHAIN and card.proof == FakeSeal(node).sign(card)
 
 
 class GridWorld(World):
@@ -93,7 +109,8 @@ class GridNode(Node):
     world: GridWorld
 
     def __init__(self, world: GridWorld, name: str, config: dict[str, Any], known: tuple[str, ...]) -> None:
-        super().__init__(world, name, {key: value for key, value in config.items() if key not in {"roles", "clock_s"}})
+        told = {key: value for key, value in config.items() if key not in {"roles", "clock_s"}}
+        super().__init__(world, name, {"seal": FakeSeal(name), **told})
         self.known = known
         self.roles = config.get("roles", ALL_ROLES)
         self.clock_s = config.get("clock_s", 0.0)
@@ -116,7 +133,7 @@ class GridNode(Node):
         self.wanted = set(self.known)
         self.up = {}
         self.handle(e.WallClock(UNIX_0 - self.world.now + 1000.0 + self.clock_s))
-        self.handle(e.Belongs(GRID, "test-grid", self.roles))
+        self.handle(e.Belongs(GRID, "test-grid", self.roles, CHAIN))
         self.handle(e.Listens((f"/ip4/10.0.0.{len(peers)}/tcp/9471",)))
         self._dial(self.life)
 

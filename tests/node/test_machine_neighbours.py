@@ -8,13 +8,13 @@ import pytest
 
 from p2pgrid.core import messages as m
 from p2pgrid.core.chains import ADMIN, OBSERVE, SUBMIT, WORK
-from p2pgrid.core.member import ALIVE, Card, Update
+from p2pgrid.core.member import ALIVE, DEAD, LEFT, SUSPECT, Card, Update
 from p2pgrid.node import events as e
 from p2pgrid.node.neighbours import CLONED_FOR_S
 from p2pgrid.node.view import wire
 from tests.node.desk import Desk
 from tests.node.driver import Client, Task
-from tests.node.grid_world import GRID, GridNode, GridWorld
+from tests.node.grid_world import CHAIN, GRID, FakeSeal, GridNode, GridWorld
 
 JOB = b"j" * 16
 
@@ -217,6 +217,84 @@ def test_two_lives_of_one_identity_refuse_work_until_one_is_gone() -> None:
     desk.do(e.TimerFired(("cloned",)))
     assert desk.machine.parts.refusing == ""
     assert CLONED_FOR_S > 60
+
+
+# ---- what members say of others -------------------------------------------------------------------------------------
+
+
+def _slandered(seed: int, said: Any) -> tuple[GridWorld, list[GridNode]]:
+    """Three nodes; the first hears from the second what `said(third's card)` returns."""
+    world = GridWorld(seed)
+    nodes = world.grid(3)
+    world.run(lambda: False, 2.0)
+    card = nodes[2].card
+    assert card is not None
+    nodes[0].handle(e.PeerSent("n1", m.P_GOSSIP, [[wire(update) for update in said(card)]]))
+    return world, nodes
+
+
+def test_a_card_that_its_member_did_not_sign_is_not_believed() -> None:
+    """Neither other addresses, nor a later incarnation, nor a higher counter in the same."""
+    later = Card(1 << 50, 0, b"liarliar", False, ("/ip4/10.6.6.6/tcp/1",), {"name": "evil"}, (), CHAIN, b"")  # noqa: FBT003
+
+    def forged(card: Card) -> list[Update]:
+        same = card._replace(seq=card.seq + 9, addresses=later.addresses)
+        return [Update("n2", later.incarnation, ALIVE, "n2", later), Update("n2", same.incarnation, ALIVE, "n2", same)]
+
+    _, nodes = _slandered(30, forged)
+    (row,) = [row for row in nodes[0].machine.member_rows(0.0) if row["id"] == "n2"]
+
+    assert row["name"] == "n2"
+    assert "10.6.6.6" not in str(row["addresses"])
+    assert not any("10.6.6.6" in str(node.wanted) for node in nodes)
+
+
+def test_a_member_that_nobody_let_in_is_not_taken_up() -> None:
+    """Whoever invents nodes has no certificate for them; they cost no connection."""
+    stranger = Card(5, 0, b"strange!", False, ("/ip4/10.6.6.6/tcp/1",), {"name": "x"}, (), b"another grid's", b"")  # noqa: FBT003
+    proven = stranger._replace(proof=FakeSeal("ghost").sign(stranger))
+    _, nodes = _slandered(31, lambda _: [Update("ghost", 5, ALIVE, "ghost", proven)])
+
+    assert "ghost" not in nodes[0].rows()
+    assert "ghost" not in nodes[0].wanted
+
+
+@pytest.mark.parametrize("status", [ALIVE, SUSPECT, DEAD, LEFT])
+def test_nobody_raises_the_incarnation_of_another(status: int) -> None:
+    """What is said of a life that its member has not shown yet is passed over."""
+    world, nodes = _slandered(32, lambda _: [Update("n2", 1 << 52, status, "n1", None)])
+    world.run(lambda: False, 3.0)
+
+    assert nodes[0].rows()["n2"] == "alive"
+    assert nodes[2].card is not None
+    assert nodes[2].card.incarnation < 1 << 40
+
+
+def test_nobody_but_a_clone_makes_a_node_refuse_work() -> None:
+    """Two cards with another life, forged, once made it believe that it had one."""
+    world = GridWorld(33)
+    nodes = world.grid(2)
+    for more in (1, 2):
+        card = nodes[0].card
+        assert card is not None
+        forged = card._replace(incarnation=card.incarnation + more, life=b"another!")
+        nodes[0].handle(e.PeerSent("n1", m.P_GOSSIP, [[wire(Update("n0", forged.incarnation, ALIVE, "n0", forged))]]))
+
+    assert nodes[0].machine.parts.refusing == ""
+
+
+def test_a_new_certificate_comes_onto_the_card() -> None:
+    """Everybody else has to know it."""
+    world = GridWorld(34)
+    nodes = world.grid(2)
+    before = nodes[0].card
+    nodes[0].handle(e.Belongs(GRID, "test-grid", ADMIN, CHAIN + b"2"))
+    assert nodes[0].card is not None
+    assert before is not None
+
+    assert nodes[0].card.chain == CHAIN + b"2"
+    assert nodes[0].card.proof != before.proof
+    assert nodes[0].card.seq == before.seq + 1
 
 
 # ---- requests of other nodes ----------------------------------------------------------------------------------------

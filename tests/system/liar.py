@@ -39,7 +39,8 @@ class Liar:
         self.heard: list[Frame] = []
         self.ended = trio.Event()
         facts = {"name": "liar", "slots": 0, "resources": {}}
-        self.card = Card(int(time.time()), 0, os.urandom(8), leaf=False, addresses=(), facts=facts, load=())
+        card = Card(int(time.time()), 0, os.urandom(8), leaf=False, addresses=(), facts=facts, load=())
+        self.card = stranger.signed(card)
         self._stranger = stranger
         self._node = node
         self._stream: INetStream
@@ -94,6 +95,7 @@ async def lying_to(node: Node, admin: Identity, key: Ed25519PrivateKey | None = 
     """A member that an admin has signed, connected with a node; nothing has been said yet."""
     key = key or Ed25519PrivateKey.generate()
     stranger = Stranger(key, signed_by(admin, key.public_key().public_bytes_raw()))
+    stranger.grid = admin.grid
     liar = Liar(stranger, node)
     async with stranger.running():
         with trio.fail_after(DEADLINE_S):

@@ -16,7 +16,8 @@ from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
 from p2pgrid.core.chains import ALL_ROLES, below, public_of, sign_link
-from p2pgrid.node.identity import Identity, open_identity
+from p2pgrid.core.member import Card, said
+from p2pgrid.node.identity import Identity, open_identity, peer_id
 from p2pgrid.node.net import host as net
 from p2pgrid.node.net.membership import Membership
 from tests.system.grids import Node, wait
@@ -98,6 +99,8 @@ class Stranger:
 
     def __init__(self, key: Ed25519PrivateKey | None = None, certificate: bytes | None = None) -> None:
         self.key = key or Ed25519PrivateKey.generate()
+        self.certificate = certificate or b""
+        self.grid = b""
         self.host: IHost
         if certificate is None:
             self.host = net.plain_host(self.key)
@@ -107,6 +110,11 @@ class Stranger:
     @property
     def public(self) -> bytes:
         return public_of(self.key)
+
+    def signed(self, card: Card) -> Card:
+        """Return a card with what proves it, in the grid that was set."""
+        card = card._replace(chain=self.certificate)
+        return card._replace(proof=self.key.sign(said(peer_id(self.public), self.grid, card)))
 
     async def dial(self, node: Node) -> Any:
         """Connect to a node, or raise `NoConnection`."""

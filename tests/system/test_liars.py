@@ -107,7 +107,6 @@ BREACHES: dict[str, Act] = {
     "a malformed claim": says(frame(m.P_CLAIM, [1, 2, "soon", {}])),
     "malformed results": says(frame(m.P_RESULTS, [[[JOB, [1, 1], 1, [[5, 2, 0, []]]]]])),
     "a malformed grant": says(frame(m.P_GRANT, [[1, 1], JOB, "x", "y", "z", "w"])),
-    "a client's frame": says(frame(m.OPEN, [JOB, b"spec"])),
     "a malformed goodbye": says(frame(m.L_GOODBYE, {"why": 1})),
 }
 
@@ -133,6 +132,7 @@ def chain_of_nobody() -> bytes:
 
 LIES: dict[str, Act] = {
     "a frame of an unknown type": says(frame(250, ["what", "is", "this"])),
+    "a client's frame": says(frame(m.OPEN, [JOB, b"spec"])),
     "a revocation that nobody signed": says(frame(m.L_REVOCATIONS, [[os.urandom(200)]])),
     "a chain that nobody signed": says(frame(m.L_CHAIN, [chain_of_nobody()])),
     "a certificate that nobody signed": says(frame(m.L_SHOW, [chain_of_nobody()])),
@@ -243,8 +243,8 @@ def test_a_false_alarm_does_not_stick(node: Node, nodes: Nodes) -> None:
     wait(lambda: node.view()["b"] == other.view()["a"] == "alive", 15, "b has refuted it")
 
 
-def test_a_card_of_another_is_not_believed_for_long(node: Node, nodes: Nodes) -> None:
-    """Somebody says where b is: b itself corrects it."""
+def test_a_card_of_another_is_not_believed(node: Node, nodes: Nodes) -> None:
+    """Somebody says where b is, and signs it with his own key."""
     other = nodes.all[1]
 
     async def forge(liar: Liar) -> None:
@@ -252,9 +252,9 @@ def test_a_card_of_another_is_not_believed_for_long(node: Node, nodes: Nodes) ->
         await liar.say(frame(m.P_GOSSIP, [[[other.id, int(time.time()), 0, other.id, forged]]]))
 
     act(node, forge, patience_s=0.5)
-    wait(lambda: node.view().get("b") == "alive", 15, "b is itself again")
     ports = [str(other.port) in str(each["addresses"]) for each in node.members() if each["id"] == other.id]
-    wait(lambda: ports == [True], 15, "b is where it is")
+    assert ports == [True]
+    assert node.view()["b"] == "alive"
 
 
 def test_two_nodes_with_one_identity_refuse_work(nodes: Nodes) -> None:
