@@ -120,7 +120,7 @@ class Serving:
         """A member asks for pieces."""
         key, partial = self.shelf.find(id_), self._partial(id_)
         if key is not None:
-            self.shelf.items.move_to_end(key)
+            self.shelf.touch(key)
             have = pieces
         elif partial is not None:
             have = pieces & partial.verified

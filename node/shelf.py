@@ -99,6 +99,8 @@ class Shelf:
         self._quota = options.quota_bytes
         self._keys: dict[ObjectId, dict[Key, None]] = {}
         """Two programs may put the same value: two keys, one id, one file."""
+        self._in_memory: OrderedDict[Key, None] = OrderedDict()  # in the same order
+        self._spilling_bytes = 0
         self._line: deque[tuple[Key, float]] = deque()
 
     def begin(self, found: list[tuple[ObjectId, int]]) -> None:
@@ -173,7 +175,7 @@ class Shelf:
         """The shell could not make the place: the system has less memory than we thought."""
         item = self.items[key]
         assert item.doing in (Doing.PLACING, Doing.RESTORING)
-        self._out_of_memory(item)
+        self._out_of_memory(key, item)
         item.doing, item.wanted = Doing.NOTHING, False
         goes = self._drop(key) if item.dropped or not item.disk else []
         return [NoRoom(key, reason), *goes, *self._advance()]
@@ -185,7 +187,7 @@ class Shelf:
         item.doing = Doing.NOTHING
         if id_ is not None:
             self.named(key, id_)
-        self.items.move_to_end(key)
+        self.touch(key)
         if item.dropped:
             return [*self._drop(key), *self._advance()]
         ready: list[ShelfEffect] = [Ready(key)] if item.wanted else []
@@ -197,6 +199,12 @@ class Shelf:
         self.items[key].id = id_
         self._keys.setdefault(id_, {})[key] = None
 
+    def touch(self, key: Key) -> None:
+        """An object was used."""
+        self.items.move_to_end(key)
+        if key in self._in_memory:
+            self._in_memory.move_to_end(key)
+
     # ---- being needed ------------------------------------------------------------------------------------------------
 
     def pin(self, key: Key, owner: Owner) -> None:
@@ -204,7 +212,7 @@ class Shelf:
         item = self.items[key]
         item.pins[owner] = item.pins.get(owner, 0) + 1
         item.dropped = False
-        self.items.move_to_end(key)
+        self.touch(key)
 
     def unpin(self, key: Key, owner: Owner) -> None:
         """Somebody needs it no longer. It stays until its room is needed."""
@@ -222,7 +230,7 @@ class Shelf:
     def want(self, key: Key, now: float) -> list[ShelfEffect]:
         """Have an object in memory, to be mapped: Ready follows, at once if it is there. `map` it then."""
         item = self.items[key]
-        self.items.move_to_end(key)
+        self.touch(key)
         if item.memory and item.doing in (Doing.NOTHING, Doing.SPILLING):
             return [Ready(key)]
         item.wanted = True
@@ -275,6 +283,7 @@ class Shelf:
         """The shell has written it to disk, or could not (None): then it stays in memory."""
         item = self.items[key]
         assert item.doing is Doing.SPILLING
+        self._spilling_bytes -= item.size
         item.doing = Doing.NOTHING
         if id_ is not None:
             item.disk = True
@@ -293,7 +302,7 @@ class Shelf:
             return [*([Ready(key)] if wanted else []), *self._advance()]
         if not good:
             item.disk = False
-            self._out_of_memory(item)
+            self._out_of_memory(key, item)
         return [*([NoRoom(key, "its file was damaged")] if wanted else []), *self._drop(key), *self._advance()]
 
     def damaged(self, key: Key) -> list[ShelfEffect]:
@@ -350,6 +359,7 @@ class Shelf:
                     break  # spilled or let go of first
             self._line.popleft()
             item.memory = True
+            self._in_memory[key] = None
             self.memory_bytes += item.size
             if item.disk and item.id is not None:
                 item.doing = Doing.RESTORING
@@ -362,28 +372,31 @@ class Shelf:
     def _move_out(self, missing: int, *, spill: bool = True) -> list[ShelfEffect]:
         """Release and drop at once, spill what has to be kept."""
         out: list[ShelfEffect] = []
-        under_way = sum(item.size for item in self.items.values() if item.doing is Doing.SPILLING and not item.maps)
-        missing -= under_way
-        for key, item in list(self.items.items()):
+        missing -= self._spilling_bytes
+        goes: list[Key] = []
+        for key in self._in_memory:
             if missing <= 0:
                 break
-            if not item.movable:
-                continue
+            item = self.items[key]
+            if item.movable and (item.disk or spill or not item.pins):
+                goes.append(key)
+                missing -= item.size
+        for key in goes:
+            item = self.items[key]
             if item.disk:
-                self._out_of_memory(item)
+                self._out_of_memory(key, item)
                 out.append(Release(key))
             elif not item.pins:
                 out += self._drop(key)
-            elif spill:
-                item.doing = Doing.SPILLING
-                out.append(Spill(key))
             else:
-                continue
-            missing -= item.size
+                item.doing = Doing.SPILLING
+                self._spilling_bytes += item.size
+                out.append(Spill(key))
         return out
 
-    def _out_of_memory(self, item: Item) -> None:
+    def _out_of_memory(self, key: Key, item: Item) -> None:
         item.memory = False
+        del self._in_memory[key]
         self.memory_bytes -= item.size
 
     def _drop(self, key: Key) -> list[ShelfEffect]:
@@ -391,7 +404,7 @@ class Shelf:
         self.held_bytes -= item.size
         out: list[ShelfEffect] = []
         if item.memory:
-            self._out_of_memory(item)
+            self._out_of_memory(key, item)
             out.append(Release(key))
         if item.id is not None:
             twins = self._keys[item.id]

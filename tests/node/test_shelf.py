@@ -351,6 +351,8 @@ class AnySequence(RuleBasedStateMachine):
     def it_adds_up(self) -> None:
         shelf, shell = self.shell.shelf, self.shell
         items = shelf.items
+        assert set(shelf._in_memory) == {key for key, i in items.items() if i.memory}
+        assert shelf._spilling_bytes == sum(i.size for i in items.values() if i.doing is Doing.SPILLING)
         assert shelf.memory_bytes == sum(i.size for i in items.values() if i.memory) <= 100
         assert shelf.held_bytes == sum(i.size for i in items.values()) <= 250
         under_way = {e.key for e in shell.later if isinstance(e, Allocate | Restore)}
