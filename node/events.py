@@ -239,6 +239,13 @@ class Listens:
 
 
 @dataclass(frozen=True, slots=True)
+class Reachable:
+    """Whether other machines can dial this node, as one of them has found out. Whenever it changes."""
+
+    yes: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Leaving:
     """The node is about to go to another grid: its members are told; PeerDown of each and Belongs follow."""
 
@@ -266,8 +273,8 @@ class Stop:
 
 Event = (
     Loaded | Stored | StoreFailed | Fetched | ClientJoined | ClientSent | ClientGone | WorkerReady | WorkerDone
-    | WorkerDied | TimerFired | PeerUp | PeerDown | PeerRoles | PeerSent | Belongs | Listens | Leaving | Stalled
-    | WallClock | Stop
+    | WorkerDied | TimerFired | PeerUp | PeerDown | PeerRoles | PeerSent | Belongs | Listens | Reachable | Leaving
+    | Stalled | WallClock | Stop
 )  # fmt: skip
 
 

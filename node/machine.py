@@ -43,7 +43,7 @@ __all__ = ["Machine", "MachineConfig"]
 
 CLOCK_APART_S = 300.0
 """Further from the grid's clocks than that, this node's own is not believed, nor the grid's: nothing expires here."""
-_GIVES_NOTHING = frozenset({e.Stored, e.Listens, e.WallClock})
+_GIVES_NOTHING = frozenset({e.Stored, e.Listens, e.Reachable, e.WallClock})
 """Events that give workers nothing new to do."""
 
 
@@ -105,6 +105,7 @@ class Machine(Handler):
             e.PeerSent: self._on_peer_sent,
             e.Belongs: self.neighbours.belongs,
             e.Listens: self.neighbours.listens,
+            e.Reachable: self.neighbours.reachable,
             e.Leaving: self._on_leaving,
             e.Stalled: self._on_stalled,
             e.WallClock: self._on_wall_clock,

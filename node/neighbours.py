@@ -100,6 +100,12 @@ class Neighbours(Handler):
             self.view.show(now, addresses=event.addresses)
             self._settle(now)
 
+    def reachable(self, event: e.Reachable, now: float) -> None:
+        """Say it in the card, so that `members` shows it everywhere."""
+        if self.view is not None:
+            self.view.show(now, facts={**self.view.card.facts, "reachable": event.yes})
+            self._settle(now)
+
     def wall_clock(self, event: e.WallClock, now: float) -> None:
         self._wall_offset_s = event.offset_s
         if self.view is not None:

@@ -32,11 +32,12 @@ from p2pgrid.core.member import Card, shown
 from p2pgrid.core.trust import Judge
 from p2pgrid.core.wire import frame
 from p2pgrid.node import events as e
-from p2pgrid.node.addresses import Listening, advertised, interfaces, listen
+from p2pgrid.node.addresses import ADDRESSES_MAX, Listening, advertised, interfaces, listen, place
 from p2pgrid.node.banner import Talk
 from p2pgrid.node.charter import Admitted, Charter, Joining
 from p2pgrid.node.config import NodeConfig
 from p2pgrid.node.identity import Identity, peer_id, read_way, write_way
+from p2pgrid.node.reachability import Reachability
 from p2pgrid.node.seeking import Seeker, reach
 from p2pgrid.node.trustees import Trustees
 
@@ -77,6 +78,7 @@ class Network:
         self.rng = random.Random()
         self.trustees = Trustees(self)
         self.seeker = Seeker(self, read_way(config.dir, charter.grid))
+        self.reachability = Reachability(self)
         self.changed = trio.Event()
         self._deliver = deliver
         self._card: Card | None = None
@@ -135,6 +137,7 @@ class Network:
             nursery.start_soon(self._hand_over)
             nursery.start_soon(self.seeker.run)
             nursery.start_soon(self.seeker.on_lan)
+            nursery.start_soon(self.reachability.run)
             gc.freeze()  # all of libp2p: or the collector would look at it again and again
             self._ready.set()
 
@@ -187,15 +190,37 @@ class Network:
         """Do what is due once a minute."""
         if self.links is None:
             return
+        before = self.addresses
+        self.relocate()
+        if self.addresses != before:
+            self.reachability.moved()
+        self.reachability.minute()
+        self.trustees.minute()
+        self.seeker.announce()
+
+    def relocate(self) -> None:
+        """Look at which addresses others can dial us, and tell if that has changed."""
         addresses = self._reachable_at()
         if addresses != self.addresses:
             self.addresses = addresses
             self.later(e.Listens(addresses))
-        self.trustees.minute()
-        self.seeker.announce()
 
     def _reachable_at(self) -> tuple[str, ...]:
-        return advertised(self.listening.addresses, interfaces(), self.config.advertise)
+        ours = advertised(self.listening.addresses, interfaces(), self.config.advertise)
+        return tuple(dict.fromkeys([*ours[: ADDRESSES_MAX - 1], *self.reachability.seen_as[:1]]))
+
+    def host_of(self, peer: str) -> str:
+        """Return the IP address that a connected member is seen at; empty if there is none."""
+        address = "" if self.links is None else self.links.address_of(peer)
+        return place(address)[0] if address else ""
+
+    def known_at(self, peer: str) -> set[str]:
+        """Return the addresses that a member says it has."""
+        return {*self._kept.get(peer, ()), *dict(self.charter.saved_peers()).get(peer, ())}
+
+    async def answers_at(self, peer: str, address: str, within_s: float) -> bool:
+        """Return whether a member answers there; no connection comes of it."""
+        return self.links is not None and await self.links.answers_at(peer, address, within_s)
 
     @property
     def dialled(self) -> list[str]:
@@ -241,6 +266,7 @@ class Network:
         self.seeker.refusal = ""
         self.later(e.PeerUp(peer, card.facts, card, member.roles))
         self.trustees.up(peer, member)
+        self.reachability.up()
         self.wake()
         if not self._met_any:
             self._met_any = True
@@ -266,6 +292,8 @@ class Network:
             self.later(e.PeerSent(peer, kind, body))
         elif m.L_REVOCATIONS <= kind <= m.L_SHOW:
             self.trustees.frame(peer, kind, body)
+        elif m.L_DIAL_ME <= kind <= m.L_DIALLED:
+            self.reachability.frame(peer, kind, body)
         elif m.L_HELLO <= kind <= m.L_UNKNOWN or self.links is None:
             raise PeerError(f"a frame of type {kind}")
         else:
@@ -493,6 +521,7 @@ class Network:
     def _arrive(self, addresses: Iterable[str]) -> None:
         self._met_any = False
         self.trustees.arrived()
+        self.reachability.arrived()
         self._seek(addresses)
         self.show()
         self.wake()
@@ -516,6 +545,7 @@ class Network:
         return {
             "addresses": self.dialled,
             "connected": len(self.members),
+            "reachable": self.reachability.text,
             "other_grids": self.seeker.lan.others(self.charter.grid),
             "messages_sent": told.get("sent", 0),
             "messages_received": told.get("received", 0),

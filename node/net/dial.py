@@ -13,7 +13,7 @@ from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
 from p2pgrid.core.chains import Reason, Refused
-from p2pgrid.node.net.membership import HANDSHAKE_TIMEOUT_S, RefusedByPeer
+from p2pgrid.node.net.membership import HANDSHAKE_TIMEOUT_S, RefusedByPeer, close_quietly
 from p2pgrid.node.net.tcp import DIAL_TIMEOUT_S
 
 STAGGER_S = 0.15
@@ -46,6 +46,27 @@ def _refusal(error: BaseException | None) -> Refused | None:
             return error
         error = error.__cause__ or error.__context__
     return None
+
+
+async def answers_at(host: IHost, peer_id: ID, address: Multiaddr, timeout_s: float) -> bool:
+    """Say whether that peer answers at an address: TCP and the handshake, on a connection that is closed at once.
+
+    It is no connection of the host: nobody hears of it, and whatever connects the two already stays as it is.
+    """
+    network = host.get_network()
+    connection = None
+    with trio.move_on_after(timeout_s):
+        try:
+            connection = await network.transport_manager.transport_for_dialing(address).dial(address)
+            await network.upgrader.upgrade_security(connection, True, peer_id)  # noqa: FBT003 - the library's signature
+        except Exception:  # noqa: BLE001 - the border to strangers: any error means that it does not
+            return False
+        else:
+            return True
+        finally:
+            if connection is not None:
+                await close_quietly(connection)
+    return False
 
 
 async def dial_any(

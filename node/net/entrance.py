@@ -62,7 +62,9 @@ class Entrance:
                 upgraded = await self._swarm.upgrade_inbound_raw_conn(connection, listening)
             finally:
                 del self._handshakes[ticket]
-                self._door.leave(ticket, address, trio.current_time(), failed=upgraded is None)
+                # A member that hangs up after the handshake wanted to know no more than that we are here.
+                failed = upgraded is None and not getattr(connection, "is_members", False)
+                self._door.leave(ticket, address, trio.current_time(), failed=failed)
         return upgraded
 
 

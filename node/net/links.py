@@ -32,7 +32,7 @@ from multiaddr import Multiaddr
 from p2pgrid.core.chains import Refused
 from p2pgrid.core.wire import VERSION, frame_pieces
 from p2pgrid.node.net.control import BULK, CONTROL, PARTING_S, Ending, Link, LinkOptions
-from p2pgrid.node.net.dial import NoConnection, dial_any
+from p2pgrid.node.net.dial import NoConnection, answers_at, dial_any
 from p2pgrid.node.net.dialling import Dialling, Peer, multiaddrs
 from p2pgrid.node.net.membership import Membership, close_quietly
 from p2pgrid.node.net.unknown import Unknown
@@ -223,6 +223,19 @@ class Links:
     def peers(self) -> list[str]:
         """Return who is up."""
         return [peer for peer in self._peers if self.is_up(peer)]
+
+    def address_of(self, peer: str) -> str:
+        """Return where a peer's connection comes from or leads to, as a multiaddr; empty if it is not up."""
+        link = self._used(peer)
+        return "" if link is None else link.address
+
+    async def answers_at(self, peer: str, address: str, timeout_s: float) -> bool:
+        """Say whether this peer answers at an address; no connection comes of it."""
+        try:
+            id_, where = ID.from_base58(peer), Multiaddr(address)
+        except Exception:  # noqa: BLE001 - whatever the library raises: nobody is there
+            return False
+        return await answers_at(self._host, id_, where, timeout_s)
 
     def stats(self) -> dict[str, Any]:
         """Return counts since the start, and what is known of each link."""

@@ -137,6 +137,7 @@ class MemberNoise(Noise):
                 await secured.write(struct.pack("!HB", 0, error.reason))
                 raise
             await _send(secured, self.membership.certificate)
+            conn.is_members = True  # for `entrance`: how it ends is no stranger's failure
             return secured
 
         return await self._bounded(conn, handshake)

@@ -19,6 +19,8 @@ from p2pgrid.cli.verb import Setting, Verb
 ID_WIDTH = 14
 """`12D3KooW`, with which every id begins, and six more: enough to be typed as NODE."""
 ADDRESS_WIDTH = 60
+OUTBOUND_ONLY = "outbound only"
+"""Nobody reaches it: it keeps its own connections."""
 UNDER_WAY = ("queued", "running")
 
 Rows = Sequence[Sequence[object]]
@@ -78,7 +80,7 @@ def _member_rows(found: Sequence[dict[str, Any]]) -> Rows:
         one["slots"],
         ",".join(one["roles"]),
         " ".join(clip(python["version"], 12) for python in one["pythons"][:4]),
-        _address(one["addresses"]),
+        _address(one["addresses"]) if one["facts"].get("reachable") is not False else OUTBOUND_ONLY,
         one["id"][:ID_WIDTH],
     ) for one in found)]  # fmt: skip
 

@@ -121,6 +121,9 @@ L_PING = 126  # [seq]                              measures the control round tr
 L_PONG = 127  # [seq]
 L_UNKNOWN = 128  # [version, kind]                I do not know this; once per kind, and never the answer to itself
 
+L_DIAL_ME = 150  # [nonce, [address, …]]         tell me which of these lead to me; see node/reachability.py
+L_DIALLED = 151  # [nonce, [address, …] or None, host]   these do (None: I did not try); I see you come from that host
+
 # ---- objects (node/objects.py; those with bytes in them on a bulk stream); read by `core.shapes.of_objects` ----------
 # id: 33 bytes (core.pieces); pieces: [lo, hi, …] or, where it says so, None for all of them
 O_FIND = 130  # [[id, …]]                          who has these? Answered by HAVE or LACK for each, and HAVE as news

@@ -340,6 +340,7 @@ _FACTS: dict[str, Callable[[Any], bool]] = {
     "cpus": _is_amount,
     "ram": _is_amount,
     "minor": lambda value: type(value) is int,
+    "reachable": lambda value: type(value) is bool,
     "tags": lambda value: isinstance(value, list) and all(isinstance(tag, str) for tag in value),
     "pythons": lambda value: isinstance(value, list),
     **dict.fromkeys(("id", "name", "arch", "os", "host", "python", "version"), lambda value: isinstance(value, str)),

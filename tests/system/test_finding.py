@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.system.grids import Node, Nodes, wait
-from tests.system.wires import ADDRESSES, Room, WhyNot
+from tests.system.uneven import Running, shares
+from tests.system.wires import ADDRESSES, Room, WhyNot, Wire
 
 pytestmark = pytest.mark.slow
 
 EIGHT = "abcdefgh"
+ELSEWHERE = "10.88.0.1"
 
 
 @pytest.fixture
@@ -109,3 +112,36 @@ def test_another_grid_on_the_lan_is_named_and_left_alone(nodes: Nodes, room: Roo
     assert silent.network()["other_grids"] == []
     assert theirs in one.command("status").stdout
     assert [set(each.view()) for each in (one, other, silent)] == [{"one"}, {"other"}, {"silent"}]
+
+
+def reachable(node: Node) -> str:
+    return str(node.network()["reachable"])
+
+
+def test_a_node_that_can_only_dial_out(nodes: Nodes) -> None:
+    """It says so, everybody knows it, and it works, submits and collects all the same."""
+    try:
+        wire = Wire()
+        with wire:
+            subprocess.run(["ip", "-n", wire.names[1], "addr", "add", f"{ELSEWHERE}/32", "dev", "lo"], check=True)
+            near = nodes.node("near", netns=wire.names[0], listen=f"{ADDRESSES[0]}:0").start()
+            # It dials from ADDRESSES[1], where it does not listen; where it listens, no route leads to.
+            far = nodes.node("far", netns=wire.names[1], listen=f"{ELSEWHERE}:0").start(near.invite())
+            nodes.wait_all_alive()
+            wait(lambda: reachable(far) == f"outbound only (firewall? open tcp {far.port})", 30, "far knows")
+            wait(lambda: reachable(near) == "yes", 30, "near is reached")
+            wait(lambda: known_reachable(near) == known_reachable(far) == {"near": True, "far": False}, 10, "all know")
+            assert "outbound only" in near.command("members").stdout
+            assert "reachable: outbound only (firewall? open tcp" in far.log()
+            assert "reachable: yes" in near.command("status").stdout
+            assert far.addresses[0].startswith(f"/ip4/{ELSEWHERE}/")
+            for node in (near, far):
+                with node.grid() as session:
+                    assert shares(Running(session, 100, 4.0).right()).keys() == {"near", "far"}
+            assert [node.network()["refused"] for node in (near, far)] == [0, 0]
+    except WhyNot as reason:
+        pytest.skip(str(reason))
+
+
+def known_reachable(node: Node) -> dict[str, object]:
+    return {each["name"]: each["facts"].get("reachable") for each in node.members()}
