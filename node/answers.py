@@ -10,6 +10,7 @@ from p2pgrid.core.ids import match, parse_target
 from p2pgrid.core.ranges import RangeSet, Span
 from p2pgrid.node.keeping import Keeping
 from p2pgrid.node.kept import Kept
+from p2pgrid.node.moves import KINDS
 
 if TYPE_CHECKING:
     from p2pgrid.node.machine import Machine
@@ -37,7 +38,7 @@ def answer(machine: Machine, verb: str, arguments: dict[str, Any], now: float) -
         case "show":
             return _show(machine, *_single(machine, target))
         case "explain":
-            return {"lines": _explain(machine, *_single(machine, target))}
+            return {"lines": _explain(machine, *_single(machine, target), now)}
         case "workers":
             return {"workers": _workers(machine)}
         case "members":
@@ -134,8 +135,15 @@ def describe(machine: Machine, kept: Kept) -> dict[str, Any]:
         "detached": kept.spec.detach,
         "reason": kept.reason,
         "waiting": waiting_reason(machine, kept),
+        **_moved(machine, kept),
         "failed_tasks": list(islice((i for lo, hi in kept.failed for i in range(lo, hi)), FAILED_SHOWN)),
     }
+
+
+def _moved(machine: Machine, kept: Kept) -> dict[str, int]:
+    """Return how many tasks of a job were stolen, prefetched and run again, as far as this life of the node knows."""
+    counts = machine.parts.moves.counts(kept.id).values()
+    return {kind: sum(one.get(kind, 0) for one in counts) for kind in KINDS}
 
 
 def _show(machine: Machine, kept: Kept, span: Span | None) -> dict[str, Any]:
@@ -160,6 +168,10 @@ def _show(machine: Machine, kept: Kept, span: Span | None) -> dict[str, Any]:
             "failed": kept.failed.size,
             "cancelled": (kept.cancelled - kept.done).size,
         },
+        "moves": [
+            {"node": _name(machine, peer), **{kind: counts.get(kind, 0) for kind in KINDS}}
+            for peer, counts in sorted(machine.parts.moves.counts(kept.id).items())
+        ],
     }
     if span is None:
         return shown
@@ -205,15 +217,35 @@ def _task(
     }
 
 
+def _holder(machine: Machine, kept: Kept, index: int) -> str:
+    """Return the node that has a task which is not over; where two have it, one that runs it."""
+    if index in machine.running.spans(kept.id):
+        return machine.config.node_id
+    runs = next((peer for peer, theirs in machine.leases.running(kept.id) if index in theirs), "")
+    one = RangeSet([(index, index + 1)])
+    return runs or next((peer for peer, _ in machine.leases.covering(kept.id, one)), "")
+
+
+def _name(machine: Machine, node: str) -> str:
+    return machine.config.name if node == machine.config.node_id else machine.parts.name_of(node)
+
+
 def _where(machine: Machine, kept: Kept, index: int) -> str:
     """Return the name of the node that has a task which is not over."""
-    if index in machine.running.spans(kept.id):
-        return machine.config.name
-    one = RangeSet([(index, index + 1)])
-    return next((machine.parts.name_of(peer) for peer, _ in machine.leases.covering(kept.id, one)), "")
+    node = _holder(machine, kept, index)
+    return _name(machine, node) if node else ""
 
 
-def _explain(machine: Machine, kept: Kept, span: Span | None) -> list[str]:
+def _came(machine: Machine, kept: Kept, index: int, now: float) -> str:
+    """Return how a task came to where it is, if it is not over."""
+    move = machine.parts.moves.last(kept.id, index, _holder(machine, kept, index))
+    if move is None:
+        return ""
+    source = f", stolen from {_name(machine, move.source)}" if move.source else ""
+    return f", held there for {now - move.since_s:.0f} s{source}"
+
+
+def _explain(machine: Machine, kept: Kept, span: Span | None, now: float) -> list[str]:
     state = state_of(machine, kept)
     total = f"{kept.known.size} tasks so far" if kept.total is None else f"{kept.total} tasks"
     lines = [f"{kept.name} is {state}: {kept.done.size} of {total} have ended, {kept.failed.size} of them failed"]
@@ -230,6 +262,9 @@ def _explain(machine: Machine, kept: Kept, span: Span | None) -> list[str]:
             line = f"{ready} tasks are ready and wait for a free slot ({busy} of {machine.running.slots} busy"
             others = {w.runs[0].taken.work.name for w in machine.running.workers.values() if w.runs} - {kept.name}
             lines.append(line + (f", with {', '.join(sorted(others))})" if others else ")"))
+    for row in _show(machine, kept, None)["moves"]:
+        told = ", ".join(f"{row[kind]} {kind}" for kind in KINDS if row[kind])
+        lines.append(f"{row['node']}: {told}")
     if kept.total is None and not kept.ended:
         lines.append("its client may still add tasks")
     if kept.reason:
@@ -240,6 +275,8 @@ def _explain(machine: Machine, kept: Kept, span: Span | None) -> list[str]:
             said = ", ".join(_TRIES[kind] for kind in task["failed_tries"])
             tries = f", earlier tries: {said}" if said else ""
             where = f" at {task['node']}" if task["node"] else ""
+            if task["state"] in ("running", "queued"):
+                where += _came(machine, kept, task["index"], now)
             lines.append(f"task {task['index']}: {task['state']}{where}, attempt {task['attempts']}{tries}")
     return lines
 
@@ -269,6 +306,7 @@ def _load(machine: Machine) -> dict[str, Any]:
         "id": config.node_id, "name": config.name, "status": "alive", "slots": config.slots, "busy": _busy(machine),
         "queued": machine.pool.ready(), "done": machine.running.done,
         "jobs": sum(not kept.ended for kept in machine.keeping.jobs.values()),
+        **{kind: machine.parts.counts[kind] for kind in KINDS},
     }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from p2pgrid.node import events as e
 from p2pgrid.node.fitness import Fitness
 from p2pgrid.node.kept import Kept, Source
 from p2pgrid.node.leases import SETTLED, Grant, Lapsed, Withdrawn
+from p2pgrid.node.moves import RERUN
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, Parts, slots_of
 from p2pgrid.node.pool import Lane, Taken
@@ -118,7 +119,9 @@ class Granting(Handler):
         shut = self.parts.stopping or before is not None or peer in self.parts.suspects
         for lane in () if shut else self.pool.candidates(foreign=False):
             if self.fitness.fits(lane, peer):
-                self._grant(peer, rid, self._fitting(lane, (peer, rid[0]), self._share(lane, peer, free, seconds)), now)
+                taken = self._fitting(lane, (peer, rid[0]), self._share(lane, peer, free, seconds))
+                self._grant(peer, rid, taken, now)
+                self.parts.moves.granted(taken.work.job, peer, taken.spans, taken.count - free, now)
                 return
         if not shut:
             self.running.look(now)
@@ -270,7 +273,11 @@ class Granting(Handler):
                 named[job] = self._of_what_was_given(peer, job, named[job], given)
             for thief, spans in named[job].handed.items():
                 self.leases.entrust(thief, job, spans)
+                self.parts.moves.handed(job, peer, thief, spans)
+        before = {job: self.leases.held(peer, job) for job in named}
         dropped = self.leases.claim(peer, (incarnation, seq), interval, named, now)
+        for job, had in before.items():
+            self.parts.moves.claimed(job, peer, self.leases.held(peer, job) - had, now)
         self.watch()
         if dropped is None:
             return
@@ -363,6 +370,8 @@ class Granting(Handler):
             if self.keeping.waits_for_disk(kept, source, len(outcomes)):
                 continue  # the first arrival will be acknowledged
             self._learn(peer, kept, entry, now)
+            if attempt > 1:
+                self.parts.moves.count(job, peer, RERUN, sum(hi - lo for lo, hi, _, _ in outcomes))
             parsed = [e.Outcome(*outcome) for outcome in outcomes]
             self.outcomes.accept(kept, parsed, attempt, source, [ack])
 
@@ -405,6 +414,7 @@ class Granting(Handler):
         spans = (self.leases.returned(peer, job, given) - kept.done) - kept.cancelled
         if not (why or lacks) and any(request.peer == peer for request in self.thief.open.values()):
             self.parts.counts["stolen"] += spans.size
+            self.parts.moves.stolen(job, self.config.node_id, peer, spans, now)
         for lo, hi in spans:
             found = work.locate(lo)
             if why and found is not None:

@@ -337,6 +337,11 @@ class Leases:
         others = (holder for peer, holder in self.holders.items() if peer != besides)
         return RangeSet(span for holder in others for span in holder.covered.get(job, ()))
 
+    def held(self, peer: str, job: Job) -> RangeSet:
+        """Return the tasks of a job that one member holds."""
+        holder = self.holders.get(peer)
+        return RangeSet() if holder is None else holder.covered.get(job, RangeSet()).copy()
+
     def covering(self, job: Job, spans: RangeSet) -> Iterator[tuple[str, RangeSet]]:
         """Yield who holds which of these tasks."""
         for peer, holder in self.holders.items():

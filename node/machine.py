@@ -31,6 +31,7 @@ from p2pgrid.node.inquiries import TIMER as INQUIRY
 from p2pgrid.node.inquiries import Inquiries
 from p2pgrid.node.kept import Kept
 from p2pgrid.node.members import Members
+from p2pgrid.node.moves import RERUN
 from p2pgrid.node.neighbours import CLONED, Neighbours
 from p2pgrid.node.neighbours import TIMER as NEIGHBOURS
 from p2pgrid.node.outcomes import Outcomes
@@ -322,7 +323,10 @@ class Machine(Handler):
             return  # of a run that was taken from it meanwhile
         self.running.progressed(info, event.outcomes, event.busy_s, self.pool, now)
         if info.taken.attempt > 1:
-            self.parts.counts["rerun"] += sum(outcome.hi - outcome.lo for outcome in event.outcomes)
+            again = sum(outcome.hi - outcome.lo for outcome in event.outcomes)
+            self.parts.counts["rerun"] += again
+            if info.taken.work.keeper is None:
+                self.parts.moves.count(info.job, self.config.node_id, RERUN, again)
         returned = list(event.returned)
         for lo, hi in returned:
             info.left.discard(lo, hi)

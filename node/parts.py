@@ -23,6 +23,7 @@ from p2pgrid.node.holding import Holding, HoldingOptions
 from p2pgrid.node.keeping import Keeping
 from p2pgrid.node.kept import KeepingOptions
 from p2pgrid.node.leases import LeaseOptions, Leases
+from p2pgrid.node.moves import Moves
 from p2pgrid.node.pool import Lane, Pool, Work
 from p2pgrid.node.running import Running, RunningOptions
 from p2pgrid.node.stealing import StealOptions, Thief, Victim
@@ -76,6 +77,7 @@ class Parts:
         self.holding = Holding(config.holding)
         self.thief = Thief(config.stealing, rng)
         self.victim = Victim(config.stealing)
+        self.moves = Moves()
         self.counts: Counter[str] = Counter()
         """Tasks of others that came here before a slot was free (`prefetched`) or from their holders (`stolen`), and
         those that ran here under a higher attempt number (`rerun`), in this life."""

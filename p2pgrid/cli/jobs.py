@@ -14,6 +14,8 @@ from p2pgrid.cli.verb import Setting, Verb
 TARGET = "JOB[/TASK]"
 NAME_WIDTH = 40
 """Names are cut there: a long one from another member shall not spoil the table."""
+MOVES = ("stolen", "prefetched", "rerun")
+"""Tasks that nodes took from each other, had before a slot was free, ran again."""
 TASK_STATES = ("done", "failed", "running", "queued", "waiting", "cancelled")
 
 target_argument = click.argument("target", metavar=TARGET)
@@ -61,7 +63,9 @@ def show(setting: Setting, target: str) -> None:
     job, states = mapping(found.get("job")), mapping(found.get("tasks"))
     tasks = rows(found.get("listed", [found.get("task")]))
     if setting.json:
-        body = {"job": job_json(job), "tasks": {state: whole(states.get(state)) for state in TASK_STATES}}
+        moves = [{"node": text(row.get("node")), **_moved(row)} for row in rows(found.get("moves"))]
+        body: dict[str, Any] = {"job": job_json(job), "tasks": {one: whole(states.get(one)) for one in TASK_STATES}}
+        body["moves"] = moves
         listed = [task_json(task) for task in tasks]
         _emit(found, body | ({"task": listed[0], "listed": listed} if listed else {}))
     elif tasks:
@@ -150,6 +154,7 @@ def job_json(job: dict[str, Any]) -> dict[str, Any]:
         "reason": text(job.get("reason")) or None,
         "waiting": text(job.get("waiting")) or None,
         "failed_tasks": _indices(job),
+        **_moved(job),
     }
 
 
@@ -178,6 +183,10 @@ def job_table(found: list[dict[str, Any]], *, several: bool) -> list[str]:
     return table(lines).splitlines()
 
 
+def _moved(row: dict[str, Any]) -> dict[str, int]:
+    return {kind: whole(row.get(kind)) for kind in MOVES}
+
+
 def done_of(job: dict[str, Any]) -> str:
     """Return `17 of 100`."""
     total = job.get("total")
@@ -201,6 +210,8 @@ def _job_text(job: dict[str, Any], tasks: dict[str, int]) -> str:
         f" kept     until {told['expires']}{kept_at}",
         f" hex      {told['hex']}",
     ]
+    moved = ", ".join(f"{told[kind]} {kind}" for kind in MOVES if told[kind])
+    lines += [f" moved    {moved}"] if moved else []
     lines += [f" waits    {told['waiting']}"] if told["waiting"] else []
     failed = list(map(str, told["failed_tasks"]))
     if failed:

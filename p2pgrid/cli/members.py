@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from p2pgrid.cli.jobs import NAME_WIDTH, done_of, job_json
+from p2pgrid.cli.jobs import MOVES, NAME_WIDTH, done_of, job_json
 from p2pgrid.cli.link import Link, open_link
 from p2pgrid.cli.live import bar, changes, grid_of, line, on_terminal, redraw, stacked
 from p2pgrid.cli.output import clip, count, emit, table, warn
@@ -167,13 +167,24 @@ def _node_json(node: dict[str, Any]) -> dict[str, Any]:
         "queued": whole(node.get("queued")),
         "jobs": whole(node.get("jobs")),
         "done": whole(node.get("done")),
+        **{kind: whole(node.get(kind)) for kind in MOVES},
         "messages": None if messages is None else number(messages),
     }
 
 
 def _node_rows(sample: Sample, *, live: bool = False) -> Rows:
     """Return a line per node: messages ever, or per second where there is a sample before."""
-    head = ("NODE", "STATUS", "SLOTS", "BUSY", "QUEUED", "DONE", "MESSAGES/S" if live else "MESSAGES")
+    head = (
+        "NODE",
+        "STATUS",
+        "SLOTS",
+        "BUSY",
+        "QUEUED",
+        "DONE",
+        "STOLEN",
+        "RERUN",
+        "MESSAGES/S" if live else "MESSAGES",
+    )
     lines: list[Sequence[object]] = [head]
     for node in sample.nodes:
         if live:
@@ -182,7 +193,8 @@ def _node_rows(sample: Sample, *, live: bool = False) -> Rows:
         else:
             told = "" if node["messages"] is None else f"{node['messages']:.0f}"
         name = clip(node["name"], NAME_WIDTH)
-        lines.append((name, node["status"], node["slots"], node["busy"], node["queued"], node["done"], told))
+        counts = (node[key] for key in ("slots", "busy", "queued", "done", "stolen", "rerun"))
+        lines.append((name, node["status"], *counts, told))
     return lines
 
 

@@ -60,7 +60,7 @@ MEMBERS: list[dict[str, Any]] = [
 ]  # fmt: skip
 LOADS: list[dict[str, Any]] = [
     {"id": NODE_ID, "name": "quiet-fox", "status": "alive", "slots": 2, "busy": 2, "queued": 80, "jobs": 1, "done": 17,
-     "messages": 120},
+     "stolen": 4, "prefetched": 6, "rerun": 1, "messages": 120},
     {"id": OTHER_ID, "name": "red-crow", "status": "alive", "slots": 16, "busy": 0, "queued": 0, "jobs": 0, "done": 5},
 ]  # fmt: skip
 IN_GRID: dict[str, Any] = {

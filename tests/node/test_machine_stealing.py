@@ -405,7 +405,7 @@ def say(desk: Desk, peer: str, seq: int, held: list[int], handed_over: list[int]
 def lent(count: int = 4) -> Desk:
     """Return a keeper all of whose tasks `p` holds, and another member `q`."""
     desk = keeper(count)
-    desk.do(e.PeerUp("q", FACTS))
+    desk.do(e.PeerUp("q", {**FACTS, "name": "q"}))
     number = 0
     while waiting(desk):
         number += 1
@@ -509,6 +509,24 @@ def test_results_of_a_thief_that_is_not_named_yet_are_awaited() -> None:
 
     assert sends(desk.sync(), m.P_RESULTS_ACK) == [[[JOB, 5, 1]]]
     assert desk.machine.keeping.jobs[JOB].done.flat() == [3, 4]
+
+
+def test_people_are_told_what_was_moved() -> None:
+    """Counts by node, and why a task is where it is."""
+    desk = lent()
+    name = desk.machine.keeping.jobs[JOB].name
+    say(desk, "p", 2, [0, 2], [2, 4])
+    say(desk, "q", 1, [2, 4])
+    desk.now += 7
+    say(desk, "q", 2, [2, 4])
+    shown = desk.answer("show", target=name)
+    lines = desk.answer("explain", target=f"{name}/0-3")["lines"]
+
+    assert shown["moves"] == [{"node": "q", "stolen": 2, "prefetched": 0, "rerun": 0}]
+    assert shown["job"]["stolen"] == 2
+    assert "task 2: running at q, held there for 7 s, stolen from p, attempt 1" in lines
+    assert "q: 2 stolen" in lines
+    assert desk.answer("load")["node"]["stolen"] == 0
 
 
 def test_a_member_that_joins_late_is_told_of_work_that_others_hold() -> None:

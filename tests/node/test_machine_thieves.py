@@ -48,6 +48,8 @@ def test_an_emptied_pool_ends_near_the_ideal(speeds: list[float], limit: float) 
 
         assert world.now - start <= limit * sum(seconds) / 2 / sum(speeds), f"seed {seed}"
         assert sum(node.machine.parts.counts["stolen"] for node in nodes) > 0
+        moves = nodes[0].machine.parts.moves.counts(SHARED).values()
+        assert sum(counts.get("stolen", 0) for counts in moves) > 0
         assert max(world.runs.values()) == 1
         assert set(one.got) == set(range(500))
 
