@@ -16,6 +16,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from p2pgrid.core import messages as m
@@ -33,6 +34,7 @@ from p2pgrid.node.object_events import (
     Expect,
     Forget,
     Gone,
+    Key,
     NoRoom,
     Owner,
     PieceCame,
@@ -410,17 +412,31 @@ class Objects:
                 self.serving.served(peer, pieces)
                 return []
             case Damaged(id_):
-                key_ = self.shelf.find(id_)
-                gone = [] if key_ is None else self._of_shelf(self.shelf.damaged(key_), now)
-                return gone if self.shelf.find(id_) is not None else [*gone, *self.serving.lost(id_)]
+                damaged = self.shelf.find(id_)
+                return [] if damaged is None else self._damaged(damaged, self.shelf.damaged, now)
             case Allocated(key):
                 return self._of_shelf(self.shelf.allocated(key), now)
             case NoRoom(key, reason):
                 return self._of_shelf(self.shelf.no_memory(key, reason), now)
             case Spilled(key, id_):
                 return self._of_shelf(self.shelf.spilled(key, id_), now)
-            case Restored(key, good):
-                return self._of_shelf(self.shelf.restored(key, good=good), now)
+            case Restored(key, True):
+                return self._of_shelf(self.shelf.restored(key, good=True), now)
+            case Restored(key):
+                return self._damaged(key, partial(self.shelf.restored, good=False), now)
+
+    def _damaged(self, key: Key, say: Callable[[Key], list[ShelfEffect]], now: float) -> list[Effect]:
+        """The file of an object is gone: who needs it gets it from elsewhere, if anybody has it."""
+        item = self.shelf.items[key]
+        id_, owners = item.id, list(item.pins)
+        out = [
+            effect for effect in self._of_shelf(say(key), now) if not isinstance(effect, NoRoom) or effect.key != key
+        ]
+        if id_ is None or self.shelf.find(id_) is not None:
+            return out
+        self.copies.lacks(id_, self.copies.me)
+        out += self.serving.lost(id_)
+        return out + [effect for owner in owners for effect in self.want(id_, owner, self.copies.concerned(id_), now)]
 
     def tick(self, now: float) -> list[Effect]:
         """To be called every `beat_s` while `busy`."""

@@ -217,4 +217,22 @@ def test_a_damaged_file_is_fetched_elsewhere(grid: Grid) -> None:
     assert np.array_equal(three.value(id_), value)
     assert not any(isinstance(effect, Suspect) for effect in three.said)
     assert not path.exists()
-    assert one.objects.shelf.find(id_) is None
+    grid.run(5)
+    assert np.array_equal(one.value(id_), value), "a job here needs it: it was fetched again"
+
+
+def test_a_damaged_file_is_no_answer(grid: Grid) -> None:
+    """Who wants the object waits while it is fetched from another; only if there is none he hears that it is lost."""
+    one, two = grid.add("one"), grid.add("two")
+    ids = [one.put(np.full(250_000, number)) for number in range(8)]
+    two.put(np.full(250_000, 0))
+    for id_ in ids[:2]:
+        path = one.room.files.folder / id_.hex()
+        path.write_bytes(b"damaged" + path.read_bytes()[7:])
+        one.perform(one.objects.want(id_, JOB, [], grid.now))
+    grid.run(12)
+
+    assert Ready(ids[0]) in one.said
+    assert int(one.value(ids[0])[-1]) == 0
+    assert [effect.id for effect in one.said if isinstance(effect, Gone)] == [ids[1]]
+    assert not any(isinstance(effect, NoRoom) for effect in one.said)
