@@ -50,6 +50,8 @@ class Holder:
     """How long a piece takes from here, with those before it."""
     not_before_s: float = 0.0
     """It said that it is busy until then."""
+    later: dict[int, float] = field(default_factory=dict)
+    """Pieces that it has and will not send before."""
     useless: bool = False
     """It had nothing that is open when we looked last; nothing has changed since."""
     rank: float = 0.0
@@ -84,7 +86,9 @@ class Fetch:
     @property
     def hopeful(self) -> bool:
         """Whether some holder says that he has a piece that is missing."""
-        return bool(self._times) or any(self._open.within(lo, hi) for h in self.holders.values() for lo, hi in h.have)
+        return any(h.asked or h.later for h in self.holders.values()) or any(
+            self._open.within(lo, hi) for h in self.holders.values() for lo, hi in h.have
+        )
 
     # ---- who has what ------------------------------------------------------------------------------------------------
 
@@ -97,6 +101,7 @@ class Fetch:
             have.discard(self.count, last[1])
         if peer in self.holders:
             self.holders[peer].have = have
+            self.holders[peer].later.clear()
             self.holders[peer].useless = False
         else:
             self.holders[peer] = Holder(have, self.options.window_first, rank=self._rng.random())
@@ -119,10 +124,16 @@ class Fetch:
         self.lacks(peer, None)
 
     def busy(self, peer: str, pieces: RangeSet, until_s: float) -> None:
-        """A member will not send these now."""
+        """A member will not send these now; if it sends nothing else either, it is busy."""
         holder = self.holders.get(peer)
-        if holder is not None:
-            self._take_back(holder, pieces)
+        if holder is None:
+            return
+        self._take_back(holder, pieces)
+        for lo, hi in pieces:
+            for piece in range(lo, min(hi, self.count)):
+                if holder.have.discard(piece, piece + 1):
+                    holder.later[piece] = until_s
+        if not holder.asked:
             self._slow_down(holder, until_s)
 
     def came(self, peer: str, piece: int, *, good: bool, now: float) -> list[str]:
@@ -215,6 +226,10 @@ class Fetch:
     def tick(self, now: float) -> None:
         """Take back what has been under way for too long; `ask` afterwards. To be called now and then."""
         for holder in self.holders.values():
+            for piece in [piece for piece, until_s in holder.later.items() if until_s <= now]:
+                del holder.later[piece]
+                holder.have.add(piece, piece + 1)
+                holder.useless = False
             late = [piece for piece, since_s in holder.asked.items() if now - since_s >= self.options.patience_s]
             if late:
                 self._take_back(holder, RangeSet((piece, piece + 1) for piece in sorted(late)))

@@ -125,7 +125,7 @@ class Objects:
             m.O_LACK: self._lacks,
             m.O_LIST: lambda peer, _, id_: list(self.serving.listed(peer, id_)),
             m.O_LISTED: self._listed,
-            m.O_WANT: lambda peer, _, id_, pieces: list(self.serving.wanted(peer, id_, pieces)),
+            m.O_WANT: lambda peer, now, id_, pieces: list(self.serving.wanted(peer, id_, pieces, now)),
             m.O_BUSY: self._busy,
             m.O_COPY: self._copy,
             m.O_FREE: self._freed,

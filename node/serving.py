@@ -2,7 +2,8 @@
 
 Who asked for an object that is here, or on its way here, follows it: he hears which pieces have come, and that it is
 gone. A node answers for what it has verified only. So much is under way to one member at a time; then he is told to
-come back, or to ask elsewhere.
+come back, or to ask elsewhere. And while several fetch, a piece that one of them has just got is not sent again as long
+as others were never sent: they have it from each other.
 
 Rule: as `objects.py`, of which this is the answering half; it does not know what is wanted here.
 """
@@ -33,6 +34,11 @@ class ServingOptions:
     pieces_max: int = 128
     """On their way to one member; beyond it, it is told to ask elsewhere."""
     busy_s: float = 0.5
+    spread_s: float = 2.0
+    """So long a piece that one member got is not given to another while there are pieces that nobody got: they have it
+    from each other, and the source of a swarm sends little more than each piece once."""
+    spread_min: int = 3
+    """Of so many members or more that are getting the object here."""
     followed_max: int = 10_000
     described_max: int = 1024
 
@@ -64,6 +70,8 @@ class Serving:
         self._followers: dict[ObjectId, dict[str, None]] = {}
         self._under_way: dict[str, int] = {}
         self._describing: dict[Key, Described] = {}
+        self._given: dict[ObjectId, dict[int, float]] = {}  # when each piece was last sent, while several fetch
+        self._takers: dict[ObjectId, dict[str, float]] = {}
 
     # ---- asked -------------------------------------------------------------------------------------------------------
 
@@ -116,7 +124,7 @@ class Serving:
             return [Send(peer, m.O_LISTED, [manifest.id, manifest.packed()]) for peer in asked.waiting]
         return [Send(peer, m.O_LACK, [asked.id, None]) for peer in asked.waiting]
 
-    def wanted(self, peer: str, id_: ObjectId, pieces: RangeSet) -> list[Answer]:
+    def wanted(self, peer: str, id_: ObjectId, pieces: RangeSet, now: float) -> list[Answer]:
         """A member asks for pieces."""
         key, partial = self.shelf.find(id_), self._partial(id_)
         if key is not None:
@@ -129,6 +137,9 @@ class Serving:
         out: list[Answer] = []
         if lacking := pieces - have:
             out.append(Send(peer, m.O_LACK, [id_, lacking.flat()]))
+        if key is not None and (later := self._spread(peer, id_, have, now)):
+            out.append(Send(peer, m.O_BUSY, [id_, later.flat(), self.options.busy_s]))
+            have -= later
         under_way = self._under_way.get(peer, 0)
         if under_way + have.size > self.options.pieces_max:
             out.append(Send(peer, m.O_BUSY, [id_, have.flat(), self.options.busy_s]))
@@ -136,6 +147,26 @@ class Serving:
             self._under_way[peer] = under_way + have.size
             out.append(SendPieces(peer, id_, list(have)))
         return out
+
+    def _spread(self, peer: str, id_: ObjectId, pieces: RangeSet, now: float) -> RangeSet:
+        """Return which of these others have just got, and can pass on; note the rest as given."""
+        since_s = now - self.options.spread_s
+        takers = self._takers[id_] = {n: at for n, at in self._takers.get(id_, {}).items() if at > since_s}
+        takers[peer] = now
+        manifest = self.manifests.get(id_)
+        if manifest is None or len(takers) < self.options.spread_min:
+            self._given.pop(id_, None)
+            return RangeSet()
+        given = self._given.setdefault(id_, {})
+        everything = len(given) == manifest.count
+        later = RangeSet()
+        for lo, hi in pieces:
+            for piece in range(lo, hi):
+                if not everything and given.get(piece, since_s) > since_s:
+                    later.add(piece, piece + 1)
+                else:
+                    given[piece] = now
+        return later
 
     def served(self, peer: str, pieces: int) -> None:
         """So many pieces have left for a member."""
@@ -170,5 +201,7 @@ class Serving:
     def tidy(self) -> list[Answer]:
         """Forget about objects that were dropped, and say so to those who were told that they are here."""
         self.manifests = {id_: one for id_, one in self.manifests.items() if self.shelf.find(id_) is not None}
+        self._given = {id_: given for id_, given in self._given.items() if id_ in self.manifests}
+        self._takers = {id_: takers for id_, takers in self._takers.items() if id_ in self.manifests}
         gone = [id_ for id_ in self._followers if self.shelf.find(id_) is None and self._partial(id_) is None]
         return [answer for id_ in gone for answer in self.lost(id_)]

@@ -81,7 +81,8 @@ def test_a_swarm_is_not_bound_by_its_source() -> None:
     assert world.run(120, whole(nodes, id_))
     times = (world.now - start) / (300 * PIECE / 5_000)
     print(f"12 nodes: {times:.2f} times what one takes")
-    assert times < 2.5
+    assert times < 1.6
+    assert sum(hi - lo for e in nodes[0].heard(SendPieces) for lo, hi in e.pieces) < 1.1 * 300
     assert all(node.memory[id_] == data_of(300) for node in nodes)
 
 
