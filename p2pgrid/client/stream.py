@@ -104,7 +104,7 @@ class Stream:
         """Take the end of the job."""
         self.reason = reason
         self.state = state
-        if state == "unknown":
+        if state == "unknown" and self._error is None:  # a node that refused a job does not know it; it has said why
             self._error = why_none(self.job, state, reason)
         self._wake()
         self._session.remove(self, ended=True)

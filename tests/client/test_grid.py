@@ -20,7 +20,16 @@ from p2pgrid.client.grid import Grid
 from p2pgrid.client.session import UNSENT_BYTES_MAX
 from p2pgrid.core import messages as m
 from p2pgrid.core.batch import decode_batch
-from p2pgrid.core.errors import GridError, NodeGone, NoNode, NotFound, NotSerializable, QuotaExceeded, TaskCancelled
+from p2pgrid.core.errors import (
+    GridError,
+    NodeGone,
+    NoNode,
+    NotAuthorized,
+    NotFound,
+    NotSerializable,
+    QuotaExceeded,
+    TaskCancelled,
+)
 from tests.client.conftest import Connect
 from tests.client.scripted import ScriptedNode
 
@@ -645,6 +654,21 @@ def test_refused_input_fails_its_tasks_only(node: ScriptedNode, connect: Connect
     node.runs = True
 
     assert grid.submit(square, 3).result(SOON_S) == 9
+
+
+def test_why_a_job_was_refused_is_what_map_raises(node: ScriptedNode, connect: Connect) -> None:
+    """A node that refuses a job says next that it does not know it; what counts is the first."""
+    node.runs = node.acks = False
+    grid = connect()
+    found = grid.map(square, range(3))
+    node.wait_for(lambda: bool(inputs(node)))
+    job = inputs(node)[0][0]
+    error = {"code": "not-authorized", "message": "its role is work", "next": "ask an admin"}
+    node.send(m.REFUSED, [job, "spec", 0, error])
+    node.send(m.STATE, [job, "unknown", ""])
+
+    with pytest.raises(NotAuthorized, match="its role is work"):
+        list(found)
 
 
 # ---- leaving ---------------------------------------------------------------------------------------------------------
