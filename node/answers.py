@@ -259,7 +259,7 @@ def _explain(machine: Machine, kept: Kept, span: Span | None, now: float) -> lis
         ready = work.ready()
         if ready and not reason:
             busy = sum(1 for w in machine.running.workers.values() if w.runs)
-            line = f"{ready} tasks are ready and wait for a free slot ({busy} of {machine.running.slots} busy"
+            line = f"{ready} tasks are ready and wait for a free slot (here {busy} of {machine.running.slots} busy"
             others = {w.runs[0].taken.work.name for w in machine.running.workers.values() if w.runs} - {kept.name}
             lines.append(line + (f", with {', '.join(sorted(others))})" if others else ")"))
     for row in _show(machine, kept, None)["moves"]:

@@ -108,10 +108,12 @@ def warned(
     lines = []
     if reason is not None:
         what = f"this node is out of the grid: {reason.sentence}"
-        lines.append(f"{what}; next: ask an admin for an invite, or p2pgrid leave")
+        revoked = reason in {Reason.REVOKED, Reason.FROM_REVOKED}
+        lines.append(f"{what}; next: {f'p2pgrid leave; {NEW_KEY}' if revoked else _ASK}")
     rows = list(members)
     admins = sum(_is_admin(row) and row.get("status") not in _GONE for row in rows)
-    if rows and not alone and admins < ADMINS_WANTED:
+    unmet = any(not row.get("roles") and row.get("status") not in _GONE for row in rows)  # it may be an admin
+    if rows and not alone and not unmet and admins < ADMINS_WANTED:
         advice = "p2pgrid promote NODE, or p2pgrid grid export FILE"
         lines.append(f"only one admin is alive: {advice}" if admins else f"no admin is alive: {_RECOVER}")
     if offset_s is not None and abs(offset_s) > APART_S:
@@ -120,6 +122,10 @@ def warned(
     return lines
 
 
+NEW_KEY = "to come back: stop it, move node.key and grid.json away, and join with a new invite"
+"""A revocation names a key for ever."""
+
+_ASK = "ask an admin for an invite, or p2pgrid leave"
 _RECOVER = "start a node that is one, or p2pgrid grid recover FILE"
 
 

@@ -175,7 +175,7 @@ class Door(Handler):
     def _refusal(self) -> GridError | None:
         """Return why this node takes no new job, if it does not."""
         if self.parts.refusing:
-            return NotAuthorized(self.parts.refusing, next="p2pgrid status; stop one of the two")
+            return NotAuthorized(self.parts.refusing, next="stop one of the two and wait three minutes")
         grid, roles = self.parts.grid_name, self.parts.own_roles
         if not roles:
             return NotAuthorized(

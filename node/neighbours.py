@@ -35,6 +35,8 @@ LATER_S = 0.05
 """A timer is moved if it is due so much later: every other answer would else be followed by a waking for nothing."""
 CLONED_FOR_S = 150.0
 """A clone that is still there shows itself again within `ViewOptions.clone_again_s` and a round of anti-entropy."""
+STOP_ONE = "stop one, remove its node.key and grid.json, and join it again; the other works again within three minutes"
+"""Said of a clone; the time is CLONED_FOR_S."""
 LIFE_ROW = (bytes(16), "life", b"incarnation")
 """Where the journal keeps the incarnation; no job has that id."""
 
@@ -246,7 +248,7 @@ class Neighbours(Handler):
         theirs = ", ".join(effect.theirs) or "an unknown address"
         text = f"another node runs with this node's identity, at {theirs}: both refuse work"
         if not self.parts.refusing:
-            self.out.append(e.Log("warning", f"{text}; stop one, remove its node.key and grid.json, and join it again"))
+            self.out.append(e.Log("warning", f"{text}; {STOP_ONE}"))
         self.parts.refusing = text
         self.parts.timer((CLONED,), now + CLONED_FOR_S)
 

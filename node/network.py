@@ -25,7 +25,7 @@ import trio
 
 from p2pgrid import __version__
 from p2pgrid.core import messages as m
-from p2pgrid.core.chains import Refused, is_provisional, newest_signed_at, read_chain
+from p2pgrid.core.chains import Reason, Refused, is_provisional, newest_signed_at, read_chain
 from p2pgrid.core.errors import GridError, PeerError
 from p2pgrid.core.invite import bad_invite
 from p2pgrid.core.member import Card, shown
@@ -469,6 +469,13 @@ class Network:
                 raise refused
             Judge(joining.grid).check(joining.chain, self.identity.public, time.time())
         except Refused as error:
+            if error.reason is Reason.REVOKED:  # a member says this of an invite and of a node's key alike
+                raise GridError(
+                    f"the invite was revoked, or this node was, in grid {joining.grid_name}",
+                    next="ask an admin of the grid for a new invite; a node that was revoked needs a new key as well: "
+                    "stop it, move node.key and grid.json away, and join",
+                    code="bad-invite",
+                ) from None
             raise bad_invite(error.reason) from None
         self._adopt(joining)
 

@@ -21,6 +21,7 @@ from p2pgrid.core.chains import CHAIN_BYTES_MAX, LINKS_MAX
 from p2pgrid.core.errors import GridError, PeerError
 from p2pgrid.core.wire import FRAME_MAX_CONTROL, frame
 from p2pgrid.node import events as e
+from p2pgrid.node.charter_shown import NEW_KEY
 
 if TYPE_CHECKING:
     from p2pgrid.node.charter import Admitted
@@ -158,7 +159,7 @@ class Trustees:
 
     def _be_lost(self) -> None:
         self.lost = True
-        self._net.warn(f"this node was revoked in grid {self._charter.grid_name}; next: p2pgrid leave, or join anew")
+        self._net.warn(f"this node was revoked in grid {self._charter.grid_name}; next: p2pgrid leave; {NEW_KEY}")
         self._net.let_go()
 
     def _tell_all(self, peer: str) -> None:

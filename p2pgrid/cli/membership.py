@@ -29,6 +29,8 @@ JOIN_WITHIN_S = 60.0
 """A node that joins dials every address of the invite before it gives up."""
 TEXT_BYTES_MAX = 64 * 1024
 """More is no invite; a wrong `@file` is not read to its end."""
+FILE_NAME_MAX = 256
+"""No file system that we know allows longer names."""
 YEAR_MAX = 9999
 SHOWN_IN_PS = "an invite among the arguments can be read by every user of this machine (ps): - or @FILE keep it to you"
 ALL_ROLES = "submit,work,admin"
@@ -197,7 +199,11 @@ def read_text(words: Sequence[str]) -> str:
             talk("paste the invite, then Enter:")
             return sys.stdin.readline(TEXT_BYTES_MAX).strip()
         return sys.stdin.read(TEXT_BYTES_MAX).strip()
-    return read_file(Path(given[1:])) if given.startswith("@") else given
+    if given.startswith("@"):
+        return read_file(Path(given[1:]))
+    if len(given) < FILE_NAME_MAX and not given.startswith("p2pgrid-") and Path(given).is_file():
+        raise GridError(f"{given} is a file, not an invite", code="usage", next=f"p2pgrid join @{given} reads it")
+    return given
 
 
 def read_file(path: Path, usage: str = "p2pgrid join @FILE, or - for stdin") -> str:

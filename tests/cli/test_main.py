@@ -164,6 +164,7 @@ def test_the_nearest_word_is_named(run: Run, words: list[str], meant: str) -> No
         (["promote", "fox", "--roles", ""], "not roles"),
         (["join"], "no invite was given"),
         (["join", "@nowhere"], "cannot be read"),
+        (["join", __file__], "is a file, not an invite; next: p2pgrid join @"),
         (["grid", "recover", "nowhere"], "cannot be read"),
     ],
 )

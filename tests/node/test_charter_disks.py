@@ -71,6 +71,7 @@ def test_one_admin_alive_is_worth_a_warning(tmp_path: Path) -> None:
     assert alone.charter.warnings([row(alone)]) == []
     assert founder.charter.warnings([row(founder), row(a)]) == []
     assert founder.charter.warnings([row(founder), row(a, "dead")]) == [f"only one admin is alive: {advice}"]
+    assert founder.charter.warnings([row(founder), {**row(a), "roles": []}]) == [], "who joins does not know yet"
     assert a.charter.warnings([row(founder, "dead"), row(a, "left")])[0].startswith("no admin is alive")
 
 

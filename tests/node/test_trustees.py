@@ -157,6 +157,7 @@ def test_a_revocation_goes_round(tmp_path: Path) -> None:
     assert town[d].trustees.lost
     assert not town[d].members
     assert "was revoked" in town[d].warned[0]
+    assert "move node.key" in town[d].warned[0], "a new invite alone does not help"
     assert (town[b].id, m.L_REVOCATIONS) not in town[c].sent
 
 
