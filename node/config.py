@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pgrid.core.errors import GridError
+from p2pgrid.core.ids import NODE_NAME
 from p2pgrid.core.locate import data_dir
 from p2pgrid.core.units import parse_duration, parse_size
 from p2pgrid.node.addresses import read_advertise, read_listen
@@ -35,7 +36,6 @@ RESERVED_BYTES = 200_000_000
 BYTES_PER_SLOT = 100_000_000
 """Slots by default: as many as there are cpus, and no more than (RAM − 200 MB) / 100 MB (DESIGN §10)."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 _RESOURCE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off", ""})
@@ -269,7 +269,7 @@ def _text(value: Any) -> str:
 
 
 def _node_name(value: Any) -> str:
-    if not _NAME.fullmatch(_text(value)):
+    if not NODE_NAME.fullmatch(_text(value)):
         raise ValueError(f"{value!r} is not a name: letters, digits, dots and dashes, at most 63")
     return str(value)
 

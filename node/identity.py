@@ -20,12 +20,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pgrid.core.chains import TIME_MAX_S, Reason, Refused, found, public_of
 from p2pgrid.core.errors import GridError
-from p2pgrid.core.ids import grid_name, node_name
+from p2pgrid.core.ids import NODE_NAME, grid_name, node_name
 from p2pgrid.core.trust import Judge
 
 KEY_FILE = "node.key"
 GRID_FILE = "grid.json"
 WAY_FILE = "way.json"
+NAME_FILE = "name"
 
 _KEY_LENGTH = 32
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
@@ -57,13 +58,17 @@ class Identity:
 def open_identity(folder: Path, name: str | None, wall_s: float) -> Identity:
     """Return the identity kept in `folder`; what is missing is made. The caller holds the lock of the directory.
 
+    A `name` is kept, so that a node started again without one is called the same: jobs and people ask for it by name.
+
     Raises:
         GridError: a file cannot be read, is malformed, or others may read the key.
     """
     key = _node_key(folder / KEY_FILE)
     public = key.public_key().public_bytes_raw()
     grid, chains, founded = _membership(folder / GRID_FILE, public, wall_s)
-    return Identity(key, public, peer_id(public), name or node_name(public), grid, grid_name(grid), chains, founded)
+    return Identity(
+        key, public, peer_id(public), _name(folder, name) or node_name(public), grid, grid_name(grid), chains, founded
+    )
 
 
 def peer_id(public: bytes) -> str:
@@ -140,6 +145,17 @@ def read_way(folder: Path, grid: bytes) -> tuple[str, ...]:
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def _name(folder: Path, name: str | None) -> str:
+    """Return the name that this node was given, now or the last time; nothing if it never was, or nobody can read it."""
+    try:
+        kept = (folder / NAME_FILE).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        kept = ""
+    if name and name != kept:
+        write_private(folder / NAME_FILE, f"{name}\n".encode())
+    return name or (kept if NODE_NAME.fullmatch(kept) else "")
 
 
 def _node_key(path: Path) -> Ed25519PrivateKey:

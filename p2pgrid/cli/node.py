@@ -43,7 +43,7 @@ def _flag(name: str, text: str, **attributes: Any) -> Callable[[F], F]:
     example="p2pgrid node --slots 4 --resource gpu=1\np2pgrid node --join @invite.txt",
     later=LATER_FLAGS,
 )
-@_flag("--name", "Its name (default: two words drawn from its key).")
+@_flag("--name", "Its name, kept for later starts (default: two words drawn from its key).")
 @_flag("--slots", "Tasks at once (default: one per cpu, as memory allows).", metavar="N")
 @_flag(
     "--python", "The interpreter tasks run in (default: that of the active environment).", multiple=True, metavar="PATH"

@@ -17,6 +17,8 @@ NUMBERS = 10_000
 HEX_PREFIX_MIN = 4
 INDEX_MAX = 2**63 - 1
 
+NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
+"""What a node may be called."""
 _TASKS = re.compile(r"([0-9]{1,19})(?:-([0-9]{1,19}))?", re.ASCII)
 _HEX = re.compile(r"[0-9a-f]+", re.ASCII)
 

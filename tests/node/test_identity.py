@@ -16,6 +16,7 @@ from p2pgrid.core.wire import unpack
 from p2pgrid.node.identity import (
     GRID_FILE,
     KEY_FILE,
+    NAME_FILE,
     base58,
     open_identity,
     peer_id,
@@ -41,6 +42,24 @@ def test_a_given_name_is_taken(tmp_path: Path) -> None:
     identity = open_identity(tmp_path, "otter", WALL_S)
 
     assert identity.name == "otter"
+
+
+def test_a_name_outlives_the_start_it_was_given_at(tmp_path: Path) -> None:
+    """Whoever follows `p2pgrid node --dir DIR continues its jobs` finds the node under the name it had."""
+    open_identity(tmp_path, "otter", WALL_S)
+
+    assert open_identity(tmp_path, None, WALL_S).name == "otter"
+    assert open_identity(tmp_path, "wren", WALL_S).name == "wren"
+    assert open_identity(tmp_path, None, WALL_S).name == "wren"
+
+
+@pytest.mark.parametrize("kept", [b"", b"\xff", b"a name\n", b"../x\n", b"x" * 64])
+def test_a_name_that_cannot_be_one_is_as_none(tmp_path: Path, kept: bytes) -> None:
+    """The file is a person's to edit; it costs no node its start."""
+    (tmp_path / NAME_FILE).write_bytes(kept)
+    identity = open_identity(tmp_path, None, WALL_S)
+
+    assert identity.name == node_name(identity.public)
 
 
 def test_files_are_for_this_user_alone(tmp_path: Path) -> None:
