@@ -148,7 +148,7 @@ def read_way(folder: Path, grid: bytes) -> tuple[str, ...]:
 
 
 def _name(folder: Path, name: str | None) -> str:
-    """Return the name that this node was given, now or the last time; nothing if it never was, or nobody can read it."""
+    """Return the name that this node was given, now or the last time; nothing if none can be read."""
     try:
         kept = (folder / NAME_FILE).read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
