@@ -241,7 +241,10 @@ def _came(machine: Machine, kept: Kept, index: int, now: float) -> str:
     move = machine.parts.moves.last(kept.id, index, _holder(machine, kept, index))
     if move is None:
         return ""
-    source = f", stolen from {_name(machine, move.source)}" if move.source else ""
+    source = ""
+    if move.source:
+        how = "a second copy: slow at" if move.is_copy else "stolen from"
+        source = f", {how} {_name(machine, move.source)}"
     return f", held there for {now - move.since_s:.0f} s{source}"
 
 

@@ -60,6 +60,10 @@ class Granting(Handler):
         super().__init__(parts)
         self.fitness = fitness
         self.outcomes = outcomes
+        self.spare: Callable[[str, tuple[int, int], int, float], bool] = lambda *_: False
+        """Asked for something else that a member may do for which there is no task."""
+        self.looked: Callable[[float], None] = lambda _: None
+        """Told when claims have shown what runs where."""
         self.told: dict[str, None] = {}
         """Who knows that there is work here."""
         self._rates: OrderedDict[tuple[str, bytes], float] = OrderedDict()
@@ -120,10 +124,12 @@ class Granting(Handler):
         for lane in () if shut else self.pool.candidates(foreign=False):
             if self.fitness.fits(lane, peer):
                 taken = self._fitting(lane, (peer, rid[0]), self._share(lane, peer, free, seconds))
-                self._grant(peer, rid, taken, now)
+                self.grant(peer, rid, taken, now)
                 self.parts.moves.granted(taken.work.job, peer, taken.spans, taken.count - free, now)
                 return
         if not shut:
+            if self.spare(peer, rid, free, now):
+                return
             self.running.look(now)
             self.out += self.running.free_up(
                 RECALL_S, lambda lane: lane.work.keeper is None and self.fitness.fits(lane, peer)
@@ -154,7 +160,8 @@ class Granting(Handler):
         known = None if lane is None else self._rates.get((peer, lane.fn)) or self.running.seconds(lane.fn)
         return 1.0 if known is None else known
 
-    def _grant(self, peer: str, rid: tuple[int, int], taken: Taken, now: float) -> None:
+    def grant(self, peer: str, rid: tuple[int, int], taken: Taken, now: float) -> None:
+        """Hand tasks to a member."""
         body, brings, size = self._body((peer, rid[0]), rid, taken)
         self.leases.grant(peer, rid, taken.work.job, taken.spans, body, now, size=size, brings=brings)
         self._began_s.setdefault(peer, now)
@@ -285,9 +292,10 @@ class Granting(Handler):
             self._uncover(lapsed, now)
         for job, said in named.items():
             work = self.pool.works.get(job)
-            if work is not None:  # claimed by a holder that we took for dead: it is covered again
-                for lo, hi in said.held:
+            if work is not None:  # claimed by a holder that we took for dead: it is covered again, unless it is old
+                for lo, hi in said.held & self.leases.held(peer, job):
                     self.pool.remove(work, lo, hi)
+        self.looked(now)
 
     def _of_what_was_given(self, peer: str, job: bytes, claim: Claimed, given: RangeSet) -> Claimed:
         """Return as much of a claim as its member was ever given: or it could keep a job from everybody.
@@ -298,6 +306,10 @@ class Granting(Handler):
         if (held - given) - self.leases.covered(job):
             self.parts.log_once(peer, "claims tasks that it was not given")
         return Claimed(held & given, running & given, {thief: spans & given for thief, spans in handed.items()})
+
+    def rate(self, peer: str, lane: Lane) -> float | None:
+        """Return how long a task of a lane takes a member, if it has delivered any."""
+        return self._rates.get((peer, lane.fn))
 
     def _uncover(self, lapsed: Lapsed, now: float) -> None:
         """Nobody holds these tasks any more: they run again."""

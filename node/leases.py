@@ -17,6 +17,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 from p2pgrid.core.ranges import RangeSet, Span
@@ -27,6 +28,8 @@ Rid = tuple[int, int]  # incarnation of the asker, its number
 Claims = Mapping[Job, Claimed]
 
 NOTHING = Claimed(RangeSet(), RangeSet(), {})
+RUNNING_KEPT = 1024
+"""Tasks that a member may name as running, for whose ages are remembered."""
 SETTLED = object()
 """In place of the answer to a request whose asker has acknowledged it: nothing is said again."""
 
@@ -90,6 +93,8 @@ class Holder:
     """Set when the connection was reset."""
     covered: dict[Job, RangeSet] = field(default_factory=dict)
     running: dict[Job, RangeSet] = field(default_factory=dict)
+    began: dict[Job, dict[int, float]] = field(default_factory=dict)
+    """Since when it says that it runs a task."""
     grants: dict[Rid, Grant] = field(default_factory=dict)
     answered: OrderedDict[Rid, Any] = field(default_factory=OrderedDict)
     parts: tuple[tuple[int, int], dict[int, Claims]] = field(default_factory=lambda: ((0, 0), {}))
@@ -271,8 +276,11 @@ class Leases:
                 dropped.append(Lapsed(peer, job, gone, ran, vanished=reborn))
             holder.covered[job] = after
             holder.running[job] = running
+            before_s = holder.began.get(job, {})
+            named = (task for lo, hi in running for task in range(lo, hi))
+            holder.began[job] = {task: before_s.get(task, now) for task in islice(named, RUNNING_KEPT)}
             if not after:
-                del holder.covered[job], holder.running[job]
+                del holder.covered[job], holder.running[job], holder.began[job]
         return dropped
 
     def heard(self, peer: str, now: float) -> None:
@@ -306,11 +314,13 @@ class Leases:
         holder.covered[job].difference_update(given)
         return given
 
-    def finished(self, job: Job, lo: int, hi: int) -> None:
-        """These tasks need no cover any more."""
-        for holder in self.holders.values():
-            if job in holder.covered:
-                holder.covered[job].discard(lo, hi)
+    def finished(self, job: Job, lo: int, hi: int) -> list[str]:
+        """These tasks need no cover any more; return who covered some."""
+        return [
+            peer
+            for peer, holder in self.holders.items()
+            if job in holder.covered and holder.covered[job].discard(lo, hi)
+        ]
 
     def forget(self, job: Job) -> list[str]:
         """Drop all cover of a job; return who held some of it."""
@@ -321,6 +331,7 @@ class Leases:
             if holder.covered.pop(job, None):
                 told.append(peer)
             holder.running.pop(job, None)
+            holder.began.pop(job, None)
             for rid in [rid for rid, grant in holder.grants.items() if grant.job == job]:
                 del holder.grants[rid]
                 holder.answered[rid] = Withdrawn(job)
@@ -331,6 +342,15 @@ class Leases:
         for peer, holder in self.holders.items():
             if holder.running.get(job):
                 yield peer, holder.running[job]
+
+    def began(self, job: Job) -> Iterator[tuple[str, int, float]]:
+        """Yield who runs which tasks of a job that nobody else has, and since when."""
+        for peer, holder in self.holders.items():
+            for task, since_s in holder.began.get(job, {}).items():
+                held = task in holder.covered.get(job, ())
+                others = (one for one in self.holders.values() if one is not holder)
+                if held and not any(task in one.covered.get(job, ()) for one in others):
+                    yield peer, task, since_s
 
     def covered(self, job: Job, besides: str = "") -> RangeSet:
         """Return the tasks of a job that members hold, one of them left out."""

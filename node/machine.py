@@ -26,6 +26,8 @@ from p2pgrid.core.wire import pack
 from p2pgrid.node import answers
 from p2pgrid.node import events as e
 from p2pgrid.node.clients import Door, last_logs
+from p2pgrid.node.doubling import TIMER as DOUBLE
+from p2pgrid.node.doubling import Doubling
 from p2pgrid.node.fitness import Fitness
 from p2pgrid.node.inquiries import TIMER as INQUIRY
 from p2pgrid.node.inquiries import Inquiries
@@ -59,6 +61,7 @@ class Machine(Handler):
         self.outcomes = Outcomes(parts, self.fitness)
         self.members = Members(parts, self.fitness, self.outcomes)
         self.door = Door(parts, self.outcomes, self._feed, lambda *asked: answers.answer(self, *asked), self._on_stop)
+        self.doubling = Doubling(parts, self.fitness, self.members.granting)
         self.thieves = Thieves(parts, self.fitness, self.outcomes, self.members)
         self.neighbours = Neighbours(parts, rng)
         parts.round_trip_s = self.neighbours.round_trip_s
@@ -81,6 +84,7 @@ class Machine(Handler):
             "write": lambda _: self.out.extend(self.keeping.write_again()),
             "grace": lambda _: self.out.extend(self.running.kill_all()),
             "linger": self._linger,
+            DOUBLE: self.doubling.due,
             STEAL: self.thieves.late,
             HANDS: self.thieves.hands_due,
             WAKE: self.thieves.wake,
@@ -275,6 +279,7 @@ class Machine(Handler):
     def _on_peer_down(self, event: e.PeerDown, now: float) -> None:
         self.members.down(event, now)
         self.thieves.down(event, now)
+        self.doubling.gone(event.peer)
         self.neighbours.down(event, now)
         self.inquiries.gone(event.peer, now)
 

@@ -31,6 +31,8 @@ class Move(NamedTuple):
     peer: str
     since_s: float
     source: str = ""
+    is_copy: bool = False
+    """Its source has it as well."""
 
 
 @dataclass(slots=True)
@@ -64,6 +66,10 @@ class Moves:
         """A member was granted tasks, so many of them before it had a slot for them."""
         self._of(job).newest.append(Move(RangeSet(spans), peer, now))
         self.count(job, peer, PREFETCHED, ahead)
+
+    def copied(self, job: Job, peer: str, index: int, source: str, now: float) -> None:
+        """A task that another member has runs at this one, too."""
+        self._of(job).newest.append(Move(RangeSet([(index, index + 1)]), peer, now, source, is_copy=True))
 
     def handed(self, job: Job, victim: str, thief: str, spans: RangeSet) -> None:
         """A member says that it handed tasks to another."""

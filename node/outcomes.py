@@ -153,9 +153,9 @@ class Outcomes(Handler):
         # A task that runs again was noted as failed just before: whoever ran it forgets that once it is on disk.
         fresh.awaited = any(outcome.lo == outcome.hi for outcome in outcomes)
         self.out += effects
-        self.parts.later.append(lambda: self._keep(kept, fresh, promises))
+        self.parts.later.append(lambda: self._keep(kept, fresh, source, promises))
 
-    def _keep(self, kept: Kept, fresh: Fresh, promises: Sequence[Promise]) -> None:
+    def _keep(self, kept: Kept, fresh: Fresh, source: Source | None, promises: Sequence[Promise]) -> None:
         """The readers have the results; now they leave for the disk."""
         self.out += self.keeping.keep(kept, fresh, promises)
         work = self.pool.works.get(kept.id)
@@ -163,9 +163,17 @@ class Outcomes(Handler):
             if work is not None:
                 self.pool.remove(work, lo, hi)
                 self.pool.finished(work, lo, hi)
-            self.leases.finished(kept.id, lo, hi)
+            self._stop_copies(kept.id, lo, hi, source)
         if fresh.new:
             self.settle(kept)
+
+    def _stop_copies(self, job: bytes, lo: int, hi: int, source: Source | None) -> None:
+        """Whoever else runs these tasks need not go on."""
+        for peer in self.leases.finished(job, lo, hi):
+            if source is None or peer != source.node:
+                self.out.append(e.Send(peer, m.P_DROP, [job, [lo, hi]]))
+        if source is not None and job in self.parts.doubled:
+            self.out += self.running.cancel(job, RangeSet([(lo, hi)]))
 
     def _judge(
         self, kept: Kept, outcomes: Sequence[e.Outcome], first: int, source: Source | None

@@ -18,6 +18,7 @@ from p2pgrid.core.errors import (
     PeerError,
 )
 from p2pgrid.core.member import Seal
+from p2pgrid.core.ranges import RangeSet
 from p2pgrid.node import events as e
 from p2pgrid.node.holding import Holding, HoldingOptions
 from p2pgrid.node.keeping import Keeping
@@ -60,6 +61,8 @@ class MachineConfig:
     leases: LeaseOptions = field(default_factory=LeaseOptions)
     holding: HoldingOptions = field(default_factory=HoldingOptions)
     stealing: StealOptions = field(default_factory=StealOptions)
+    speculate: bool = True
+    """Whether the last tasks run a second time where slots are idle, if they are at slow members."""
     queue_s: float = QUEUE_S
     guided: float = 2.0
     """A member gets at most its share of what is left, divided by this."""
@@ -78,6 +81,8 @@ class Parts:
         self.thief = Thief(config.stealing, rng)
         self.victim = Victim(config.stealing)
         self.moves = Moves()
+        self.doubled: dict[bytes, RangeSet] = {}
+        """Tasks of jobs kept here that were given to a second node on purpose."""
         self.counts: Counter[str] = Counter()
         """Tasks of others that came here before a slot was free (`prefetched`) or from their holders (`stolen`), and
         those that ran here under a higher attempt number (`rerun`), in this life."""

@@ -544,3 +544,15 @@ def test_who_asks_in_vain_is_told_who_holds_how_much() -> None:
     desk.do(e.PeerSent("p", m.P_RESULTS, [[JOB, [5, 9], 1, [[2, 12, 0, [b"v"] * 10]]]]))
 
     assert sends(desk.do(e.PeerSent("q", m.P_WANT, [[6, 2], 2, 0.0, 1.0])), m.P_NONE) == [[[6, 2]]]
+
+
+def test_an_old_claim_takes_nothing_out_of_the_pool() -> None:
+    """It arrives after its member gave the ranges back and acknowledged others: nobody would ever run them."""
+    desk = keeper(8)
+    want(desk, 1)
+    want(desk, 2)
+    desk.do(e.PeerSent("p", m.P_RETURN, [JOB, [0, 2], "", False]))
+    desk.do(e.PeerSent("p", m.P_GRANT_ACK, [[5, 2], 5]))
+    say(desk, "p", 2, [0, 4])
+
+    assert waiting(desk) == [(0, 2), (4, 8)]

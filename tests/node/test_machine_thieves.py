@@ -13,7 +13,7 @@ from tests.node.grid_world import GridWorld
 from tests.node.test_machine_storm import storm
 
 SHARED = b"j" * 16
-EARLY: dict[str, Any] = {"queue_s": 1e6, "guided": 0.2}
+EARLY: dict[str, Any] = {"queue_s": 1e6, "guided": 0.2, "speculate": False}
 """Whoever asks second gets all that is left."""
 STEALS = range(m.P_STEAL, m.P_LIFELINE + 1)
 
