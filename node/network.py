@@ -18,7 +18,7 @@ import contextlib
 import gc
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -31,6 +31,7 @@ from p2pgrid.core.invite import bad_invite
 from p2pgrid.core.member import Card, shown
 from p2pgrid.core.trust import Judge
 from p2pgrid.core.wire import frame
+from p2pgrid.dht.records import GRID_NAMESPACE, Namespace, Signed
 from p2pgrid.node import events as e
 from p2pgrid.node.addresses import ADDRESSES_MAX, Listening, advertised, interfaces, listen, place
 from p2pgrid.node.banner import Talk
@@ -43,6 +44,7 @@ from p2pgrid.node.trustees import Trustees
 
 if TYPE_CHECKING:
     from p2pgrid.node.net.door import Door
+    from p2pgrid.node.net.kad import Kad
     from p2pgrid.node.net.links import Links
     from p2pgrid.node.net.membership import Membership
     from p2pgrid.node.net.station import Station
@@ -74,6 +76,7 @@ class Network:
         self.addresses: tuple[str, ...] = ()
         self.members: dict[str, Admitted] = {}
         self.links: Links | None = None
+        self.kad: Kad | None = None
         self.membership: Membership | None = None
         self.rng = random.Random()
         self.trustees = Trustees(self)
@@ -127,11 +130,13 @@ class Network:
         build = await trio.to_thread.run_sync(_load)
         me = self.identity
         net = build(me.id, me.key, self.charter.certificate, self, self.listening.sockets)
-        self.membership, self._door = net.membership, net.door
+        self.membership, self._door, self.kad = net.membership, net.door, net.kad
+        net.kad.listens(self.addresses)
         async with net.running, trio.open_nursery() as nursery:
             self._nursery = nursery
             await nursery.start(net.links.serve)
             self.links = net.links
+            await nursery.start(net.kad.serve)
             for peer, addresses in self._kept.items():
                 net.links.connect(peer, addresses)
             nursery.start_soon(self._hand_over)
@@ -194,6 +199,8 @@ class Network:
         self.relocate()
         if self.addresses != before:
             self.reachability.moved()
+        if self.kad is not None:
+            self.kad.look_at_clock()
         self.reachability.minute()
         self.trustees.minute()
         self.seeker.announce()
@@ -204,6 +211,8 @@ class Network:
         if addresses != self.addresses:
             self.addresses = addresses
             self.later(e.Listens(addresses))
+            if self.kad is not None:
+                self.kad.listens(addresses)
 
     def _reachable_at(self) -> tuple[str, ...]:
         ours = advertised(self.listening.addresses, interfaces(), self.config.advertise)
@@ -217,6 +226,22 @@ class Network:
     def known_at(self, peer: str) -> set[str]:
         """Return the addresses that a member says it has."""
         return {*self._kept.get(peer, ()), *dict(self.charter.saved_peers()).get(peer, ())}
+
+    # ---- the DHT ----------------------------------------------------------------------------------------------------
+
+    def grid_time_s(self) -> float:
+        return self.charter.now_s(lenient=True)
+
+    def namespaces(self) -> Mapping[str, Namespace]:
+        """Return who judges the values of our grid's DHT."""
+        charter, public = self.charter, self.identity.public
+        belongs = lambda other: other == public or charter.holds(other)  # noqa: E731 - of this grid only
+        return {GRID_NAMESPACE: Signed(charter.grid, belongs, self.identity.key)}
+
+    def release(self, peer: str) -> None:
+        """A question of the DHT's has connected us with that peer: the machine may not want that."""
+        if peer in self.members and peer not in self._kept:
+            self.drop(peer, "not wanted any more")
 
     async def answers_at(self, peer: str, address: str, within_s: float) -> bool:
         """Return whether a member answers there; no connection comes of it."""
@@ -267,6 +292,8 @@ class Network:
         self.later(e.PeerUp(peer, card.facts, card, member.roles))
         self.trustees.up(peer, member)
         self.reachability.up()
+        if self.kad is not None:
+            self.kad.member_up(peer, card.addresses, serves=not card.leaf)
         self.wake()
         if not self._met_any:
             self._met_any = True
@@ -283,6 +310,8 @@ class Network:
     def down(self, peer: str, *, reset: bool, why: str) -> None:
         if self.members.pop(peer, None) is not None:
             self.later(e.PeerDown(peer, reset))
+            if self.kad is not None:
+                self.kad.member_down(peer)
             self.wake()
 
     def frame(self, peer: str, kind: int, body: Any) -> None:
@@ -529,6 +558,8 @@ class Network:
         self._met_any = False
         self.trustees.arrived()
         self.reachability.arrived()
+        if self.kad is not None:
+            self.kad.begin_anew(self.namespaces())
         self._seek(addresses)
         self.show()
         self.wake()
@@ -549,10 +580,12 @@ class Network:
     def stats(self) -> dict[str, Any]:
         """Return the figures of `status`."""
         told, door = {} if self.links is None else self.links.stats(), self._door
+        dht = {} if self.kad is None else self.kad.stats()
         return {
             "addresses": self.dialled,
             "connected": len(self.members),
             "reachable": self.reachability.text,
+            "dht": dht,
             "other_grids": self.seeker.lan.others(self.charter.grid),
             "messages_sent": told.get("sent", 0),
             "messages_received": told.get("received", 0),

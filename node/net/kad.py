@@ -3,7 +3,7 @@
     kad = Kad(host, namespaces, rng)                # before the host runs: it sets the stream handler
     async with running(host, addresses), trio.open_nursery() as nursery:
         await nursery.start(kad.serve)
-        kad.tell(MemberUp(contact))
+        kad.member_up(peer, addresses)
         result = await kad.do(Get, b"/p2pgrid/…")
 
 Rule: the machine is called from `serve` alone, so that an assertion in it ends the node and not a stream. What a peer
@@ -15,28 +15,35 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import trio
-from libp2p.abc import IHost, INetStream
+from libp2p.abc import IHost, INetConn, INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.peer.id import ID
+from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from multiaddr import Multiaddr
 
 from p2pgrid.core.errors import PeerError
 from p2pgrid.dht import events as e
 from p2pgrid.dht.machine import Machine, Options
-from p2pgrid.dht.records import Namespace
+from p2pgrid.dht.records import Namespace, Reason
 from p2pgrid.dht.wire import PROTOCOL, Contact, Kind, Message, Splitter, decode, framed
-from p2pgrid.node.net.control import Cut, through
+from p2pgrid.node.net.control import NEGOTIATION_S, Cut, through
 from p2pgrid.node.net.dial import ADDRESSES_MAX, dial_any
+from p2pgrid.node.net.dialling import multiaddrs
 
 ANSWER_S = 10.0
 """For dialling, asking and reading the answer; the machine gives up earlier and still welcomes it until then."""
 IDLE_S = 30.0
 """A stream on which a peer asks nothing for so long is closed."""
+GONE_S = 0.1
+"""A stream is cut a moment before its connection is known to be closed."""
+LINGER_S = 20.0
+"""A connection that was made for a question is of use for so long, for walks ask the same peers again."""
 QUEUE_MAX = 1024
 READ_BYTES = 16 << 10
 
@@ -53,6 +60,13 @@ class _Box:
         self.full.set()
 
 
+@dataclass(frozen=True, slots=True)
+class _Anew:
+    """Another grid, of which nothing is known."""
+
+    namespaces: Mapping[str, Namespace]
+
+
 class Kad:
     """One node's part of the DHT, on its host."""
 
@@ -64,16 +78,33 @@ class Kad:
         options: Options | None = None,
         protocol: str = PROTOCOL,
         wall: Callable[[], float] = time.time,
+        release: Callable[[str], None] = lambda _peer: None,
     ) -> None:
-        """Serve the protocol on a host that does not run yet; `wall` gives grid time in unix seconds."""
-        self.machine = Machine(host.get_id().to_bytes(), namespaces, rng, options)
+        """Serve the protocol on a host that does not run yet.
+
+        Args:
+            host: the node's.
+            namespaces: who judges values, by the first part of their keys.
+            rng: its dice.
+            options: of the machine.
+            protocol: another name for it, for conformance tests.
+            wall: gives grid time in unix seconds.
+            release: told of every peer that was connected for a question alone, when that has been a while.
+        """
+        self._make: Callable[[Mapping[str, Namespace]], Machine] = lambda judges: Machine(
+            host.get_id().to_bytes(), judges, rng, options
+        )
+        self.machine = self._make(namespaces)
         self.counts: Counter[str] = Counter()
         """Streams that peers cut or spoilt."""
         self._host = host
         self._protocol = TProtocol(protocol)
         self._wall = wall
         self._send, self._receive = trio.open_memory_channel[e.Event](QUEUE_MAX)
-        self._told: list[e.Event] = []
+        self._told: list[e.Event | _Anew] = []
+        self._life = 0
+        self._addresses: tuple[bytes, ...] | None = None
+        self._release = release
         self._poke = trio.Event()
         self._requests: dict[int, _Box] = {}
         self._commands: dict[int, _Box] = {}
@@ -88,6 +119,45 @@ class Kad:
         """Hand over what the node knows: members, addresses, the clock. Never waits."""
         self._told.append(event)
         self._poke.set()
+
+    def member_up(self, peer: str, addresses: Iterable[str], *, serves: bool = True) -> None:
+        """The member view has this peer; `serves`: it may be asked."""
+        known = tuple(each.to_bytes() for each in multiaddrs(list(addresses)[:ADDRESSES_MAX]))
+        self.tell(e.MemberUp(Contact(ID.from_base58(peer).to_bytes(), known), serves))
+
+    def member_down(self, peer: str) -> None:
+        self.tell(e.MemberDown(ID.from_base58(peer).to_bytes()))
+
+    def listens(self, addresses: Iterable[str]) -> None:
+        """Others reach this node there."""
+        self._addresses = tuple(each.to_bytes() for each in multiaddrs(list(addresses)))
+        self.tell(e.Listens(self._addresses))
+
+    def look_at_clock(self) -> None:
+        """Grid time may be another than was thought."""
+        self.tell(e.Clock(self._wall() - trio.current_time()))
+
+    def begin_anew(self, namespaces: Mapping[str, Namespace]) -> None:
+        """Forget everything, for this is another grid; what is under way ends with nothing."""
+        self._life += 1
+        self._told = [_Anew(namespaces)]
+        for box in self._commands.values():
+            box.fill(e.Refused(Reason.EXPIRED))
+        for box in self._requests.values():
+            box.fill(None)
+        self._poke.set()
+
+    def stats(self) -> dict[str, int]:
+        """Return how many peers are in the table, what is kept for others, and counts since the grid was entered."""
+        machine = self.machine
+        return {
+            "table": len(machine.table),
+            "values": len(machine.values),
+            "providers": len(machine.providers),
+            "asked": machine.counts["asked"],
+            "requests": machine.counts["requests"],
+            "refused": machine.refused.total(),
+        }
 
     async def do(self, command: Callable[..., e.Command], *words: Any, **more: Any) -> Any:
         """Carry out one of Find, Put, Get, Provide, FindProviders; return its result."""
@@ -105,10 +175,7 @@ class Kad:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._forward)
-            addresses = [Multiaddr(each).to_bytes() for each in map(str, self._host.get_transport_addrs())]
-            self._handle(e.Clock(self._wall() - trio.current_time()))
-            self._handle(e.Listens(tuple(addresses)))
-            self._handle(e.Started())
+            self._begin()
             task_status.started()
             while True:
                 with trio.move_on_at(self._timer_s):
@@ -119,7 +186,20 @@ class Kad:
                     self._handle(e.Tick())
                 told, self._told = self._told, []
                 for event in told:
-                    self._handle(event)
+                    if isinstance(event, _Anew):
+                        self.machine = self._make(event.namespaces)
+                        self._begin()
+                    else:
+                        self._handle(event)
+
+    def _begin(self) -> None:
+        self._timer_s = float("inf")
+        if self._addresses is None:
+            here = map(str, self._host.get_transport_addrs())
+            self._addresses = tuple(Multiaddr(each).to_bytes() for each in here)
+        self._handle(e.Clock(self._wall() - trio.current_time()))
+        self._handle(e.Listens(self._addresses))
+        self._handle(e.Started())
 
     async def _forward(self) -> None:
         """Requests come through a channel of limited length, so that who asks too fast waits."""
@@ -151,16 +231,29 @@ class Kad:
     # ---- questions ---------------------------------------------------------------------------------------------------
 
     async def _ask(self, token: int, peer: Contact, message: Message) -> None:
-        answer = None
+        answer, life = None, self._life
         with trio.move_on_after(ANSWER_S):
             try:
                 answer = await self._exchange(peer, message)
             except (Cut, PeerError):
                 self.counts["questions failed"] += 1
-        self.tell(e.Failed(token) if answer is None else e.Answered(token, answer))
+        if life == self._life:
+            self.tell(e.Failed(token) if answer is None else e.Answered(token, answer))
 
     async def _exchange(self, peer: Contact, message: Message) -> Message:
-        stream = await through(self._open(peer))
+        """Ask; once more if the connection went meanwhile, for of two with one peer the links keep one."""
+        connection = await through(self._connect(peer))
+        try:
+            return await self._exchange_on(connection, message)
+        except Cut:
+            with trio.move_on_after(GONE_S):
+                await connection.event_closed.wait()
+            if not connection.is_closed:
+                raise
+        return await self._exchange_on(await through(self._connect(peer)), message)
+
+    async def _exchange_on(self, connection: INetConn, message: Message) -> Message:
+        stream = await through(self._open(connection))
         try:
             await through(stream.write(framed(message)))
             splitter = Splitter()
@@ -177,10 +270,29 @@ class Kad:
         finally:
             await self._leave(stream)
 
-    async def _open(self, peer: Contact) -> INetStream:
+    async def _connect(self, peer: Contact) -> INetConn:
         id_ = ID(peer.id)
-        await dial_any(self._host, id_, [Multiaddr(each) for each in peer.addresses[:ADDRESSES_MAX]])
-        return await self._host.new_stream(id_, [self._protocol])
+        is_new = all(each.is_closed for each in self._host.get_network().get_connections(id_))
+        if is_new and self._nursery is not None:
+            self._nursery.start_soon(self._release_later, str(id_))
+        return await dial_any(self._host, id_, [Multiaddr(each) for each in peer.addresses[:ADDRESSES_MAX]])
+
+    async def _open(self, connection: INetConn) -> INetStream:
+        """Open a stream on this connection; the host's own way takes whichever there is."""
+        stream = await connection.new_stream()
+        try:
+            await self._host.multiselect_client.select_one_of(
+                [self._protocol], MultiselectCommunicator(stream), NEGOTIATION_S
+            )
+        except BaseException:  # it does not speak it, or takes too long
+            await self._leave(stream)
+            raise
+        stream.set_protocol(self._protocol)
+        return stream
+
+    async def _release_later(self, peer: str) -> None:
+        await trio.sleep(LINGER_S)
+        self._release(peer)
 
     async def _leave(self, stream: INetStream) -> None:
         with trio.move_on_after(1, shield=True):

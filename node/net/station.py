@@ -11,8 +11,10 @@ from typing import Any, NamedTuple, Protocol
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from multiaddr import Multiaddr
 
+from p2pgrid.dht.records import Namespace
 from p2pgrid.node.net.door import Door
 from p2pgrid.node.net.host import make_host, running
+from p2pgrid.node.net.kad import Kad
 from p2pgrid.node.net.links import Links, Listener
 from p2pgrid.node.net.membership import Admit, Membership
 
@@ -27,14 +29,18 @@ class Owner(Listener, Protocol):
     def hello(self) -> list[bytes]: ...
     def log(self, text: str) -> None: ...
     def turned_away(self, address: str) -> None: ...
+    def grid_time_s(self) -> float: ...
+    def namespaces(self) -> Mapping[str, Namespace]: ...
+    def release(self, peer: str) -> None: ...
 
 
 class Station(NamedTuple):
-    """What a network is made of; `running` is to be entered before `links.serve`."""
+    """What a network is made of; `running` is to be entered before `links.serve` and `kad.serve`."""
 
     membership: Membership
     door: Door
     links: Links
+    kad: Kad
     running: AbstractAsyncContextManager[Any]
 
 
@@ -46,4 +52,5 @@ def build(
     door = Door(on_failed=owner.turned_away)
     host = make_host(key, membership, door, opened=opened)
     links = Links(me, host, membership, owner, owner.hello, owner.log, owner.rng)
-    return Station(membership, door, links, running(host, [Multiaddr(address) for address in opened]))
+    kad = Kad(host, owner.namespaces(), owner.rng, wall=owner.grid_time_s, release=owner.release)
+    return Station(membership, door, links, kad, running(host, [Multiaddr(address) for address in opened]))

@@ -68,6 +68,9 @@ def test_the_inviter_is_gone_and_its_invite_still_lets_in(nodes: Nodes) -> None:
     print(f"the ninth is known to all {time.monotonic() - started:.1f} s after its start")
     nodes.wait_all_see({"a": "dead"}, 30)
     see_the_same(nodes, "bcdefghi")
+    for node in nodes.all[1:]:
+        wait(lambda node=node: node.network()["dht"]["table"] >= 1, 20, f"{node.name} knows peers of the DHT")  # type: ignore[misc]
+    print({node.name: node.network()["dht"] for node in nodes.all[1:]})
 
 
 def test_the_lan_leads_where_the_invite_does_not(nodes: Nodes, room: Room) -> None:

@@ -6,6 +6,7 @@ Theirs ignores the prefix that it is given, so ours serves `/ipfs/kad/1.0.0` her
 from __future__ import annotations
 
 import random
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -18,18 +19,22 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.kad_dht.common import PROTOCOL_ID
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.network.stream.exceptions import StreamError
+from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from libp2p.records.validator import Validator
 from libp2p.tools.anyio_service import background_trio_service
 
+from p2pgrid.core.chains import public_of
 from p2pgrid.dht import events as e
 from p2pgrid.dht.machine import Options
-from p2pgrid.dht.records import Open, RecordOptions
+from p2pgrid.dht.records import GRID_NAMESPACE, Open, Reason, RecordOptions, Signed, own_key
 from p2pgrid.dht.wire import Contact, Kind, Message, decode, framed, varint
+from p2pgrid.node.net import kad as kad_module
 from p2pgrid.node.net.dial import dial_any
 from p2pgrid.node.net.host import plain_host, running
 from p2pgrid.node.net.kad import Kad
-from tests.node.net.grids import LOOPBACK, run, until
+from tests.node.net.grids import LOOPBACK, OURS, make, run, until
+from tests.node.net.linked import Linked, both_up, grid, happens, linked
 
 pytestmark = pytest.mark.slow
 
@@ -61,6 +66,36 @@ class Peer:
         id_, addresses = other.host.get_id(), other.host.get_transport_addrs()
         self.host.get_peerstore().add_addrs(id_, addresses, 7200)
         await dial_any(self.host, id_, addresses)
+
+
+@dataclass
+class Judged:
+    """A node of a grid with links and DHT, as the daemon has them."""
+
+    one: Linked
+    kad: Kad
+    key: Ed25519PrivateKey
+    released: list[str]
+
+    def knows(self, other: Judged) -> None:
+        self.kad.member_up(other.one.id, other.one.addresses)
+
+
+def judged(number: int) -> Judged:
+    key, released = Ed25519PrivateKey.generate(), list[str]()
+    node = make(key=key)
+    namespaces = {GRID_NAMESPACE: Signed(public_of(OURS), lambda _public: True, key)}
+    kad = Kad(node.host, namespaces, random.Random(number), release=released.append)
+    return Judged(linked(node), kad, key, released)
+
+
+@asynccontextmanager
+async def of_one_grid(*nodes: Judged) -> AsyncIterator[None]:
+    async with grid(*(each.one for each in nodes)), trio.open_nursery() as nursery:
+        for each in nodes:
+            await nursery.start(each.kad.serve)
+        yield
+        nursery.cancel_scope.cancel()
 
 
 @dataclass
@@ -243,5 +278,63 @@ def test_a_peer_that_is_not_there_is_given_up() -> None:
             one.kad.tell(e.MemberUp(Contact(one.contact.id[:-1] + b"x", (LOOPBACK[0].to_bytes(),))))
 
             assert await one.kad.do(e.Get, b"/test/a") == e.Value(None)
+
+    run(story)
+
+
+def test_beside_links_and_between_members_only() -> None:
+    """Two that are connected, and a third that only one of them knows: a put at one is got at the third."""
+
+    async def story() -> None:
+        a, b, c = nodes = [judged(number) for number in range(3)]
+        async with of_one_grid(*nodes):
+            await both_up(a.one, b.one)
+            a.knows(b)
+            b.knows(a)
+            b.knows(c)
+            c.knows(b)
+            key = own_key(public_of(a.key), "where")
+            assert (await a.kad.do(e.Put, key, b"here")).copies == 3
+            assert await c.kad.do(e.Get, key) == e.Value(b"here")
+            assert await c.kad.do(e.Put, key, b"not mine", renew=False) == e.Stored(0)
+            assert a.one.told.words.count("up") == 2, "c was met for the question; b is as connected as before"
+            # Two that ask each other at once dial each other at once; the links see to it that one connection stays.
+            await happens(lambda: [len(each.one.node.connections()) for each in nodes] == [2, 2, 2])
+            assert b.kad.stats()["values"] == 1
+
+    run(story)
+
+
+def test_in_another_grid_nothing_of_the_old_one_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is under way ends, connections that questions made are given back, and the new life works."""
+    monkeypatch.setattr(kad_module, "LINGER_S", 0.1)
+
+    async def story() -> None:
+        a, b = nodes = [judged(number) for number in range(2)]
+        async with of_one_grid(*nodes), AsyncExitStack() as stack, trio.open_nursery() as nursery:
+            a.knows(b)
+            found = await a.kad.do(e.Find, b.one.node.host.get_id().to_bytes())
+            assert found.peer is not None
+            await happens(lambda: a.released == [b.one.id])
+            key = own_key(public_of(a.key), "where")
+            assert (await a.kad.do(e.Put, key, b"here")).copies == 2
+
+            results: list[object] = []
+
+            async def ask() -> None:
+                results.append(await a.kad.do(e.Get, b"/p2pgrid/nowhere"))
+
+            mute = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            nobody = str(ID(a.one.node.host.get_id().to_bytes()[:-1] + b"x"))
+            a.kad.member_up(nobody, [f"/ip4/127.0.0.1/tcp/{mute.getsockname()[1]}"])
+            nursery.start_soon(ask)
+            await happens(lambda: len(a.kad._commands) == 1)
+            a.kad.begin_anew({})
+            await happens(lambda: results == [e.Refused(Reason.EXPIRED)])
+            await happens(lambda: not any(a.kad.stats().values()))
+            assert await a.kad.do(e.Put, key, b"here") == e.Refused(Reason.NAMESPACE)
+            a.kad.begin_anew({GRID_NAMESPACE: Signed(public_of(OURS), lambda _public: True, a.key)})
+            a.knows(b)
+            assert (await a.kad.do(e.Put, key, b"there")).copies == 2
 
     run(story)
