@@ -253,20 +253,26 @@ class Kad:
         return await self._exchange_on(await through(self._connect(peer)), message)
 
     async def _exchange_on(self, connection: INetConn, message: Message) -> Message:
+        """Ask. Not every libp2p says anything to a provider record that it takes.
+
+        So a PING follows it on the same stream, where things are answered in order: whoever answers that, or hangs up,
+        has taken the record; whoever refused it has reset the stream before.
+        """
+        providing = message.kind is Kind.ADD_PROVIDER
         stream = await through(self._open(connection))
         try:
-            await through(stream.write(framed(message)))
+            await through(stream.write(framed(message) + framed(Message(Kind.PING)) * providing))
             splitter = Splitter()
             while True:
                 try:
                     data = await through(stream.read(READ_BYTES))
                 except Cut as cut:
-                    hung_up = isinstance(cut.__cause__, StreamEOF) and splitter.empty
-                    if hung_up and message.kind is Kind.ADD_PROVIDER:  # how some libp2ps say yes; a reset is a no
+                    if providing and isinstance(cut.__cause__, StreamEOF) and splitter.empty:
                         return Message(Kind.ADD_PROVIDER, message.key)
                     raise
-                for answer in splitter.feed(data):
-                    return decode(answer)
+                for data_of_one in splitter.feed(data):
+                    answer = decode(data_of_one)
+                    return Message(Kind.ADD_PROVIDER, message.key) if providing and answer.kind is Kind.PING else answer
         finally:
             await self._leave(stream)
 

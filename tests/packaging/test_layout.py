@@ -48,6 +48,14 @@ def test_lock_names_packages_and_hashes_but_no_place(lock: str) -> None:
     assert not re.search(r"://|file:|--index|--find-links|(^|[\s\"=])/", text)
 
 
+def test_npm_lock_names_packages_and_hashes_but_no_place() -> None:
+    """`npm install --package-lock-only --omit-lockfile-registry-resolved` makes it so."""
+    text = (ROOT / "tests" / "conformance" / "js" / "package-lock.json").read_text()
+
+    assert '"integrity": "sha512-' in text
+    assert '"resolved"' not in text
+
+
 def test_what_users_install_is_what_we_test() -> None:
     """Every pin of the user's lock stands in the developers' lock with the same versions."""
     runtime, dev = pins("requirements.lock"), pins("requirements-dev.lock")

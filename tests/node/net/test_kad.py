@@ -28,7 +28,7 @@ from p2pgrid.core.chains import public_of
 from p2pgrid.dht import events as e
 from p2pgrid.dht.machine import Options
 from p2pgrid.dht.records import GRID_NAMESPACE, Open, Reason, RecordOptions, Signed, own_key
-from p2pgrid.dht.wire import Contact, Kind, Message, decode, framed, varint
+from p2pgrid.dht.wire import Contact, Kind, Message, Splitter, decode, framed, varint
 from p2pgrid.node.net import kad as kad_module
 from p2pgrid.node.net.dial import dial_any
 from p2pgrid.node.net.host import plain_host, running
@@ -250,17 +250,22 @@ def test_a_provider_record_that_is_refused_is_not_counted_as_a_copy() -> None:
     run(story)
 
 
-def test_a_peer_that_answers_provider_records_by_hanging_up_has_taken_them() -> None:
-    """As go-libp2p and js-libp2p do."""
+@pytest.mark.parametrize("answered", [{Kind.FIND_NODE}, {Kind.FIND_NODE, Kind.PING}])
+def test_a_peer_that_says_nothing_to_provider_records_has_taken_them(answered: set[Kind]) -> None:
+    """It hangs up, or, as js-libp2p does, answers what comes next on the stream. To a value it must say yes."""
 
     async def story() -> None:
-        async def hang_up(stream: INetStream) -> None:
-            data = await stream.read(100_000)
-            if decode(data[1 if data[0] < 128 else 2 :]).kind is Kind.FIND_NODE:
-                await stream.write(framed(Message(Kind.FIND_NODE)))
+        async def mute(stream: INetStream) -> None:
+            splitter = Splitter()
+            while data := await stream.read(100_000):
+                for each in map(decode, splitter.feed(data)):
+                    if each.kind in answered:
+                        await stream.write(framed(Message(each.kind)))
+                    elif answered == {Kind.FIND_NODE}:
+                        return
 
         host = plain_host(Ed25519PrivateKey.generate())
-        host.set_stream_handler(PROTOCOL_ID, hang_up)
+        host.set_stream_handler(PROTOCOL_ID, mute)
         async with ours(1) as one, running(host, LOOPBACK):
             one.kad.tell(e.MemberUp(Peer(host).contact))
 
