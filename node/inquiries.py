@@ -150,7 +150,16 @@ class Inquiries(Handler):
             rows += [{**row, "owner": peer} for row in said if _is_row(row)] if isinstance(said, list) else []
         return sorted(rows, key=lambda row: (-row["submitted"], row["hex"]))
 
+    def _may_not(self, event: e.ClientSent, heard: Round) -> bool:
+        """Say so if everybody who answered has refused, and this node has nothing of its own to tell."""
+        if heard.answers or not heard.errors or self.keeping.jobs:
+            return False
+        self._refuse(event, heard.errors[0])
+        return True
+
     def _jobs(self, event: e.ClientSent, heard: Round) -> None:
+        if self._may_not(event, heard):
+            return
         self._reply(event, {"jobs": self._listed(heard.answers, heard.ended_s)}, heard.silent)
 
     def _top(self, event: e.ClientSent, heard: Round) -> None:
@@ -163,6 +172,8 @@ class Inquiries(Handler):
         self, event: e.ClientSent, verb: str, arguments: dict[str, Any], heard: Round, known: frozenset[bytes]
     ) -> None:
         now, me = heard.ended_s, self.config.node_id
+        if self._may_not(event, heard):
+            return
         try:
             listed = self._listed(heard.answers, now)
             rows = [row for row in listed if row["owner"] != me or bytes.fromhex(row["hex"]) in known]

@@ -20,6 +20,7 @@ from typing import Any
 from p2pgrid.core import messages as m
 from p2pgrid.core.batch import decode_batch
 from p2pgrid.core.errors import ObjectLost, PeerError
+from p2pgrid.core.member import ALIVE
 from p2pgrid.core.ranges import RangeSet, Span
 from p2pgrid.core.shapes import CRASH, from_peer
 from p2pgrid.core.wire import pack
@@ -34,7 +35,7 @@ from p2pgrid.node.inquiries import Inquiries
 from p2pgrid.node.kept import Kept
 from p2pgrid.node.members import Members
 from p2pgrid.node.moves import RERUN
-from p2pgrid.node.neighbours import CLONED, Neighbours
+from p2pgrid.node.neighbours import CLONED, CONNECTED_MAX, Neighbours
 from p2pgrid.node.neighbours import TIMER as NEIGHBOURS
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, MachineConfig, Parts
@@ -155,7 +156,9 @@ class Machine(Handler):
     def alive(self) -> int:
         """Return how many members live, this node among them, as far as it knows."""
         seen = self.neighbours.view
-        return 1 + len(self.peers) if seen is None else sum(1 for _ in seen.live())
+        if seen is None or len(seen.members) <= CONNECTED_MAX:
+            return 1 + len(self.peers.keys() - self.parts.suspects)  # whom nobody is connected with is of no use yet
+        return sum(known.status == ALIVE for _, known in seen.live())
 
     def member_rows(self, _now: float) -> list[dict[str, Any]]:
         """Return every member that is known, as the request `members` shows it."""

@@ -55,6 +55,9 @@ LAST_WORDS_S = 0.3
 PATIENCE_S = 3.0
 """How long a start waits for the grid that it was told to join."""
 
+MOVED_S = 10.0
+"""So long after a move, who is turned away is not worth a line."""
+
 Deliver = Callable[[Sequence[e.Event]], None]
 
 
@@ -92,6 +95,7 @@ class Network:
         self._ready = trio.Event()
         self._changing = trio.Lock()  # one change of grid at a time
         self._joining: Joining | None = None
+        self._arrived_s = float("-inf")
         self._let_in: set[bytes] = set()  # by the grid that is being joined
         self._unarrived: GridError | None = None
         self._met_any = False
@@ -169,6 +173,8 @@ class Network:
         now = time.monotonic()
         if now < self._told_away_until or self.membership is None:
             return
+        if self.is_moving or now < self._arrived_s + MOVED_S:
+            return  # members of the one grid or the other that have not heard of the move: they will have in a moment
         self._told_away_until = now + TOLD_AGAIN_S
         why, self.membership.last_refusal = self.membership.last_refusal, ""
         self.log(f"refused a connection from {address}: {why or 'it is no member of this grid'}")
@@ -555,6 +561,7 @@ class Network:
         self.let_go()
 
     def _arrive(self, addresses: Iterable[str]) -> None:
+        self._arrived_s = time.monotonic()
         self._met_any = False
         self.trustees.arrived()
         self.reachability.arrived()

@@ -138,7 +138,8 @@ class Dialling:
         if peer.links:
             return None
         peer.failures += 1
-        if error is not None and error.refused is not None and error.refused != peer.refusal:
+        # The first time it may only not have heard of us yet.
+        if error is not None and error.refused is not None and error.refused != peer.refusal and peer.failures > 1:
             peer.refusal = error.refused
             self._log(f"peer {peer.id} does not let us in: {error}")
         return error or NoConnection(peer_id, [TimeoutError("it did not introduce itself")])

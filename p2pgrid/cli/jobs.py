@@ -128,7 +128,8 @@ def cancel(setting: Setting, target: str) -> None:
     if setting.json:
         _emit(found, {"cancelled": cancelled})
     else:
-        click.echo(f"cancelled {count(cancelled, 'task')} of {target}")
+        done = f"cancelled {count(cancelled, 'task')} of {target}"
+        click.echo(done if cancelled else f"nothing of {target} was left to cancel")
 
 
 # ---- forms -----------------------------------------------------------------------------------------------------------

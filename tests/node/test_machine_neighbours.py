@@ -379,7 +379,10 @@ def test_who_may_only_work_may_not_read() -> None:
     """A device sees no jobs but those it is given."""
     world, _, _, other = _three_with_a_job(18, roles=WORK)
 
-    assert _asked(world, other, "jobs") == {"jobs": []}
+    for verb in ("jobs", "top"):
+        error = _asked(world, other, verb)
+        assert error["code"] == "not-authorized"
+        assert "the role of n2" in error["message"]
 
 
 def test_top_shows_what_every_node_does() -> None:
