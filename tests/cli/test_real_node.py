@@ -97,7 +97,7 @@ def test_a_job_that_waits_says_why_everywhere(node: Node) -> None:
     assert until(lambda: node.json("jobs")["jobs"][0]["waiting"] == reason, 60.0)
     for verb in (["jobs"], ["show", "never"], ["explain", "never"]):
         assert reason in node.run(*verb).stdout
-    assert node.json("cancel", "never") == {"v": 1, "cancelled": 3}
+    assert node.json("cancel", "never") == {"v": 1, "cancelled": 3, "unanswered": []}
     assert node.json("show", "never")["tasks"]["cancelled"] == 3
 
 
