@@ -26,6 +26,8 @@ ADDRESSES_TRIED_MAX = 32
 """In one round."""
 PAUSE_MIN_S, PAUSE_MAX_S = 1.0, 30.0
 """Between rounds while nobody answers."""
+NEAR_TRIED_MAX = 8
+"""Of those, on the LAN's word."""
 MEETING_MAX = 4
 """At once, of those that the LAN names; every node there hears of every other."""
 LOOK_AROUND_S = 3.0
@@ -97,6 +99,8 @@ class Seeker:
         net, peer = self._net, found.peer
         if found.notice is None or found.notice.tag != tag_of(net.charter.grid) or net.is_moving or net.trustees.lost:
             return
+        if not found.dialled:
+            return
         if not net.members:
             net.wake()
         elif (
@@ -123,8 +127,10 @@ class Seeker:
             for address in addresses
             if peer != self._net.identity.id
         ]
-        net = self._net
-        return list(dict.fromkeys([*self.said, *self.lan.members(net.charter.grid), *saved]))[:ADDRESSES_TRIED_MAX]
+        near = self.lan.members(self._net.charter.grid)
+        if len(near) > NEAR_TRIED_MAX:  # anybody may announce; the next round tries others
+            near = self._net.rng.sample(near, NEAR_TRIED_MAX)
+        return list(dict.fromkeys([*self.said, *near, *saved]))[:ADDRESSES_TRIED_MAX]
 
     def _refused(self, refused: Refused) -> None:
         grid = self._net.charter.grid_name
