@@ -29,13 +29,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
 from p2pgrid import __version__
 from p2pgrid.core import messages as m
-from p2pgrid.core.errors import ExitCode, GridError, PeerError
+from p2pgrid.core.errors import ExitCode, GridError, PeerError, error_to_wire
 from p2pgrid.core.locate import NODE_FILE
 from p2pgrid.node import events as e
 from p2pgrid.node.asked import VERBS, Asked
@@ -53,6 +53,9 @@ from p2pgrid.node.seal import CardSeal
 from p2pgrid.node.timers import Lag, Timers
 from p2pgrid.node.vitals import Standstill
 from p2pgrid.node.workers import WorkerPool
+
+if TYPE_CHECKING:
+    from p2pgrid.node.sharing import Sharing
 
 STOP_MARGIN_S = 3.0
 """After the grace: how long the machine may take to say Stopped before we end without it."""
@@ -179,6 +182,7 @@ class Node:
         self.lag = Lag()
         self.mind: Mind | None = None
         self._nursery: trio.Nursery | None = None
+        self._sharing: Sharing | None = None
         self._standstill = Standstill()
         self._steps: Callable[[e.Event, float], Iterable[Sequence[e.Effect]]] = _unborn
         self._inbox: deque[e.Event] = deque()
@@ -303,11 +307,31 @@ class Node:
                 assert self._nursery is not None, "a request before the loop runs"
                 self._nursery.start_soon(self.asked.answer, event.client, event.id, verb, arguments)
                 return None
+            case [str(verb), dict(arguments)] if verb in m.OBJECT_REQUESTS:
+                self._ask_sharing(event.client, event.id, verb, arguments)
+                return None
             case ["stop", dict(arguments)]:
                 self._limit_stop()
                 return replace(event, body=["stop", {"grace": self.config.grace_s, **arguments}])
         self.completing.asked(event)
         return event
+
+    def _ask_sharing(self, client: int, id_: int, verb: str, arguments: dict[str, Any]) -> None:
+        """Hand on a request about objects; the first one makes the shared memory."""
+        if self._sharing is None:
+            from p2pgrid.node.sharing import Sharing  # noqa: PLC0415 - a node whose programs put nothing needs none
+
+            assert self._nursery is not None, "a request before the loop runs"
+            try:
+                self._sharing = Sharing(self.config, self.identity.id, self.server, self._nursery, self.talk.log)
+            except OSError as error:
+                self.talk.line(f"warning: no shared memory: {error.strerror or error}")
+                refusal = GridError(
+                    f"this node has no shared memory: {error}", code="no-shared-memory", next="p2pgrid status"
+                )
+                self._answer(e.Reply(client, m.ERROR, id_, dict(error_to_wire(refusal))))
+                return
+        self._sharing.answer(client, id_, verb, arguments)
 
     def _rows(self) -> list[dict[str, Any]]:
         """Return the members as the machine sees them."""

@@ -99,6 +99,8 @@ class LocalServer:
         """Remember. `room` is asked after each read: None, or something to await before more is read."""
         self.path = path
         self.refused = 0
+        self.on_gone: Callable[[int], None] | None = None
+        """Who else is told that a client is gone, by its number."""
         self._deliver = deliver
         self._log = log
         self._room = room
@@ -154,6 +156,19 @@ class LocalServer:
         client.out.append(data)
         client.size += len(data)
         self._dirty[client.number] = client
+
+    def send_descriptor(self, number: int, data: bytes, fd: int) -> None:
+        """Give a file descriptor to a client that has been sent nothing else since it was greeted."""
+        client = self._clients.get(number)
+        if client is None:
+            return
+        if client.out:
+            self._drop(client, "it asked for a descriptor among other things")
+            return
+        try:
+            socket.send_fds(client.sock, [data], [fd])
+        except OSError:
+            self._shut(client)
 
     def flush(self) -> None:
         """Send what was queued, one system call per client unless its socket is full."""
@@ -225,6 +240,8 @@ class LocalServer:
             self._end(client)
             if client.joined:
                 self._deliver([ClientGone(client.number, client.goodbye)])
+            if self.on_gone is not None:
+                self.on_gone(client.number)
 
     async def _read(self, client: Client, patience: trio.CancelScope) -> None:
         splitter = Splitter()

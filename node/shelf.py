@@ -114,6 +114,10 @@ class Shelf:
         """Return the key of an object with that id that is whole here, or None."""
         return next(iter(self._keys.get(id_, ())), None)
 
+    def twins(self, id_: ObjectId) -> list[Key]:
+        """Return the keys of all objects with that id that are whole here."""
+        return list(self._keys.get(id_, ()))
+
     def __iter__(self) -> Iterator[Key]:
         return iter(self.items)
 

@@ -78,11 +78,12 @@ from p2pgrid.core.errors import (
 from p2pgrid.core.errors import (
     WorkerCrashed as WorkerCrashed,
 )
+from p2pgrid.core.ref import Ref as Ref
 
 __version__: str
 __all__ = [
     "DependencyFailed", "Future", "Grid", "GridError", "Job", "LocalGrid", "Member", "MissingModule", "NoNode",
-    "NodeGone", "NotAuthorized", "NotFound", "NotSerializable", "ObjectLost", "QuotaExceeded", "RemoteError",
+    "NodeGone", "NotAuthorized", "NotFound", "NotSerializable", "ObjectLost", "QuotaExceeded", "Ref", "RemoteError",
     "ResultLost", "Results", "TaskCancelled", "TaskMemoryExceeded", "TaskTimeout", "Unschedulable", "VersionMismatch",
     "WorkerCrashed", "as_completed", "current", "get", "map", "progress", "put", "start", "submit", "wait",
 ]  # fmt: skip

@@ -103,6 +103,20 @@ class Connection:
                 raise ConnectionLost(str(error)) from error
         return frames
 
+    @property
+    def socket(self) -> socket.socket:
+        """The socket itself, for what is no frame."""
+        return self._socket
+
+    def is_over(self) -> bool:
+        """Whether the node closed it, on a connection where nothing is to come."""
+        try:
+            return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     def patience(self, timeout_s: float) -> None:
         """Let `receive` wait at most so long for each part of a frame; then it raises ConnectionLost."""
         self._socket.settimeout(max(timeout_s, 0.001))

@@ -9,6 +9,7 @@ from p2pgrid.client.future import Future
 from p2pgrid.client.grid import Grid
 from p2pgrid.client.job import Job
 from p2pgrid.client.results import Results
+from p2pgrid.core.ref import Ref
 
 _lock = threading.Lock()
 _grids: dict[int, Grid] = {}
@@ -39,11 +40,11 @@ def start(fn: Callable[..., Any], /, *iterables: Iterable[Any], name: str | None
     return default_grid().start(fn, *iterables, name=name)
 
 
-def put(value: Any) -> Any:
+def put(value: Any) -> Ref:
     """Call `Grid.put` of the default grid."""
     return default_grid().put(value)
 
 
-def get(ref_or_refs: Any) -> Any:
+def get(ref_or_refs: Ref | Iterable[Ref]) -> Any:
     """Call `Grid.get` of the default grid."""
     return default_grid().get(ref_or_refs)

@@ -32,6 +32,7 @@ from p2pgrid.core.current import current
 from p2pgrid.core.errors import GridError
 from p2pgrid.core.options import TaskOptions
 from p2pgrid.core.record import Spec
+from p2pgrid.core.ref import Ref
 from p2pgrid.core.units import parse_duration
 
 JOB_ID_BYTES = 16
@@ -350,13 +351,36 @@ class Grid(Executor):
         """Slots in the grid now; Dask reads it."""
         return self._session.slots()
 
-    def put(self, value: Any) -> NoReturn:
-        """Reserved."""
-        not_yet("put", "Peer to peer")
+    def put(self, value: Any) -> Ref:
+        """Write a value into the shared memory of this machine's node; return its Ref.
 
-    def get(self, ref_or_refs: Any) -> NoReturn:
-        """Reserved."""
-        not_yet("get", "Peer to peer")
+        It lives while this Grid does, or until the last Ref to it is gone; a Ref that was pickled keeps it until the
+        Grid is left. Do not change the value meanwhile.
+
+        Raises:
+            NotSerializable: it cannot be pickled; the message names the part.
+            QuotaExceeded: the node has no room for it.
+        """
+        self._check()
+        return self._session.sharing().put(value)
+
+    def get(self, ref_or_refs: Ref | Iterable[Ref]) -> Any:
+        """Return the value of a Ref, or a list of the values of several. Arrays in it are read-only and not copied.
+
+        Raises:
+            ObjectLost: nobody has it any more.
+            TypeError: something else than Refs.
+        """
+        self._check()
+        one = isinstance(ref_or_refs, Ref)
+        refs = [ref_or_refs] if isinstance(ref_or_refs, Ref) else list(ref_or_refs)
+        for ref in refs:
+            if not isinstance(ref, Ref):
+                msg = f"get takes a Ref or several, not {type(ref).__name__}: a Future has .result()"
+                raise TypeError(msg)
+        self._session.check_unpickles()
+        values = self._session.sharing().get(refs)
+        return values[0] if one else values
 
     def run(
         self, fn_or_argv: Callable[..., Any] | Sequence[str], /, *args: Any, where: str | None = None

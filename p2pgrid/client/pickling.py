@@ -11,7 +11,7 @@ import sys
 import threading
 import types
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from p2pgrid.client.reach import Captured, Reach
 from p2pgrid.client.unpicklable import explain
 from p2pgrid.core.batch import BATCH_BYTES_MAX, content_id, pickled_function
 from p2pgrid.core.errors import NotSerializable, QuotaExceeded
+from p2pgrid.core.ref import Ref
 from p2pgrid.core.units import format_size
 
 PROTOCOL = 5
@@ -44,6 +45,14 @@ class FutureInArguments(TypeError):
     def __init__(self) -> None:
         """Say what to pass instead."""
         super().__init__("a Future cannot be an argument yet: pass its value, use .result()")
+
+
+class RefInArguments(TypeError):
+    """A Ref was passed as an argument."""
+
+    def __init__(self) -> None:
+        """Say what to pass instead."""
+        super().__init__("a Ref cannot be an argument yet: pass its value, Grid.get(ref)")
 
 
 class TooLarge(Exception):
@@ -75,9 +84,17 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     Atoms and plain containers never enter Python code here: for a list of 20,000 numbers it is as fast as `pickle`.
     """
 
-    def __init__(self, sink: Any, names: AbstractSet[str] | None = None) -> None:
-        """Write to `sink`, which needs only `write`; of the user's modules only `names` are wanted (None: all)."""
-        super().__init__(sink, PROTOCOL)
+    def __init__(
+        self,
+        sink: Any,
+        names: AbstractSet[str] | None = None,
+        buffers: Callable[[pickle.PickleBuffer], Any] | None = None,
+    ) -> None:
+        """Write to `sink`, which needs only `write`; of the user's modules only `names` are wanted (None: all).
+
+        Large parts go to `buffers`, where that is given (pickle's buffer_callback).
+        """
+        super().__init__(sink, PROTOCOL, buffers)
         self._names = names
         self._registered: list[types.ModuleType] = []
 
@@ -89,6 +106,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             self._reach(getattr(obj, "__module__", None))
         elif isinstance(obj, Future):
             raise FutureInArguments
+        elif isinstance(obj, Ref):
+            raise RefInArguments
         return super().reducer_override(obj)
 
     def _reduced_module(self, module: types.ModuleType) -> Any:
@@ -139,7 +158,7 @@ def probe(obj: object) -> Exception | None:
 
 def refuse(error: Exception, what: str, obj: object) -> NoReturn:
     """Raise for `obj`, called `what` by the user, which failed to pickle with `error`."""
-    if isinstance(error, FutureInArguments):
+    if isinstance(error, FutureInArguments | RefInArguments):
         raise error
     if isinstance(error, TooLarge):
         msg = f"{what}: more than {format_size(VALUE_BYTES_MAX)} when pickled, which is the most one task may carry"

@@ -13,10 +13,12 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from p2pgrid.client.connection import Connection, ConnectionLost, Welcome
 from p2pgrid.client.receiver import FAILED, Receiver, Segment, size_of, unopened
@@ -29,6 +31,9 @@ from p2pgrid.core.ids import job_name
 from p2pgrid.core.messages import GOODBYE, GOT, UNWATCH, WATCH
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.wire import Frame, frame, pack
+
+if TYPE_CHECKING:
+    from p2pgrid.client.sharing import Sharing
 
 SESSION_ID_BYTES = 16
 UNSENT_BYTES_MAX = 256 * 1024 * 1024
@@ -89,6 +94,7 @@ class Session:
         self._kept = 0
         self._credit: dict[bytes, int] = {}
         self._requests = Requests()
+        self._sharing: Sharing | None = None
         self._leaving = False
         self._leaves_when_idle = False
         self.program = Path(sys.argv[0] or "python").name if getattr(sys, "argv", None) else "python"
@@ -124,6 +130,14 @@ class Session:
                 raise NodeGone(message="the node went away and is not back")
             self._connection, self.welcome, self.down = connection, connection.welcome, None
             self._start_reader()
+
+    def check_unpickles(self) -> None:
+        """Raise if this Grid was made to unpickle nothing."""
+        if not self._unpickles:
+            raise GridError(
+                "an object is a pickle, and this Grid was made with unpickle='never'", code="not-unpickled",
+                next="read it where you trust the members of the grid: Grid(unpickle='members')",
+            )  # fmt: skip
 
     def may_wait(self) -> None:
         """Raise RuntimeError in the reader thread, where waiting for the grid would never end."""
@@ -251,15 +265,22 @@ class Session:
         Raises:
             GridError: what the node says is wrong, or it did not answer in time.
         """
+        (answer,) = self.ask([(verb, arguments)])
+        return answer(self.timeout_s if timeout_s is None else timeout_s)
+
+    def ask(self, questions: Sequence[tuple[str, dict[str, Any]]]) -> list[Callable[[float], dict[str, Any]]]:
+        """Ask several things at once; return for each what waits so many seconds for its answer, as `request` does."""
         self.may_wait()
         if self.down is not None:
             self._revive()
-        timeout_s = self.timeout_s if timeout_s is None else timeout_s
         with self.lock:
             if self._connection is None and (self._leaving or self.over):
                 raise NodeGone(message=self.over or "this Grid has left its node")
-            id_, answer, data = self._requests.ask(verb, arguments)
-            self.say(data)
+            asked = [(verb, *self._requests.ask(verb, arguments)) for verb, arguments in questions]
+            self.say(b"".join(data for *_, data in asked))
+        return [partial(self._answered, verb, id_, answer) for verb, id_, answer, _ in asked]
+
+    def _answered(self, verb: str, id_: int, answer: Future[Any], timeout_s: float) -> dict[str, Any]:
         try:
             return answer.result(timeout_s)  # type: ignore[no-any-return]
         except TimeoutError:
@@ -267,6 +288,30 @@ class Session:
             raise GridError(msg, code="timed-out", next="see how it is: p2pgrid status") from None
         finally:
             self._requests.forget(id_)
+
+    def tell(self, verb: str, arguments: dict[str, Any]) -> None:
+        """Send a request whose answer nobody waits for."""
+        with self.lock:
+            id_, _, data = self._requests.ask(verb, arguments)
+            self._requests.forget(id_)
+            self.say(data)
+
+    def another_connection(self) -> Connection:
+        """Return one more connection to the node, for what is no frame. Raises NodeGone."""
+        connection = self._finder.again({**self._hello(), "session": b""})
+        if connection is None:
+            raise NodeGone(message="the node went away and is not back")
+        return connection
+
+    def sharing(self) -> "Sharing":
+        """Return the objects of this session; its modules are imported now, the first time."""
+        if self._sharing is None:
+            from p2pgrid.client.sharing import Sharing  # blake3 and ctypes: for those who share
+
+            with self.lock:
+                if self._sharing is None:
+                    self._sharing = Sharing(self)
+        return self._sharing
 
     def slots(self) -> int:
         """Return how many tasks the grid runs at once, as of at most a few seconds ago where the node answers."""
@@ -495,6 +540,8 @@ class Session:
         if connection is not None:
             connection.drain(LEAVE_S)
             connection.close()
+        if self._sharing is not None:
+            self._sharing.close()
         for receiver in left:
             receiver.lost(GridError(f"this program left the grid before job {job_name(receiver.job)} ended"))
         _sessions.discard(self)
@@ -505,6 +552,8 @@ class Session:
         if self._connection is not None:
             self._connection.abandon()
             self._connection = None
+        if self._sharing is not None:
+            self._sharing.forked()
 
 
 _sessions: "weakref.WeakSet[Session]" = weakref.WeakSet()

@@ -50,6 +50,11 @@ REQUESTS = {
     "grid": "{} -> {id, name, admins, members, invites, revoked, warnings}",
     "export": "{passphrase} -> {text, key}",
     "recover": "{text, passphrase} -> {roles}",
+    "arena": "{token: 16 bytes} -> no frame: 12 bytes and the descriptor of the shared memory (core.mapped.handed)",
+    "place": "{token, key: 16 bytes, size} -> {offset}: where to write an object",
+    "written": "{token, key, id, manifest} -> {}: it is whole, and pinned until `let_go` or the end of that connection",
+    "want": "{token, id, holders} -> {offset, size}: it stays there until `let_go` says that its view ended",
+    "let_go": "{token, views: [[id, times], …], refs: [id, …], keys: [key, …] whose writer gave up} -> {}",
     "workers": "{} -> [{worker, pid, state, job, index}]",
 }
 
@@ -91,6 +96,9 @@ P_HANDOVER = 145  # [rid, keeper id, …]           then as in P_GRANT; you hold
 P_HANDED = 146  # [rid, taken]                    I hold it, and told its keeper; or I do not want it
 P_NOTHING = 147  # [rid, hints]                   nothing (more) for you; what you keep yourself came by P_RETURN
 P_LIFELINE = 148  # [rid, seconds, rates, has]    if you have more than you need within that time: hand it over unasked
+
+OBJECT_REQUESTS = frozenset({"arena", "place", "written", "want", "let_go"})
+"""`arena` goes over a connection of its own: when that ends, so do pins and views (node/sharing.py)."""
 
 ASKED = ("jobs", "show", "explain", "cancel", "logs", "load")
 """What a node answers for a client at another node, about its own jobs."""

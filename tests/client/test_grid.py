@@ -30,6 +30,7 @@ from p2pgrid.core.errors import (
     QuotaExceeded,
     TaskCancelled,
 )
+from p2pgrid.core.ref import Ref
 from tests.client.conftest import Connect
 from tests.client.scripted import ScriptedNode
 
@@ -785,12 +786,15 @@ def test_found_node_is_named_once(node: ScriptedNode, connect: Connect, capfd: p
 
 def test_reserved_names_say_when(connect: Connect) -> None:
     """What comes later says with what."""
-    grid = connect()
-    uses: list[Callable[[], Any]] = [
-        lambda: grid.put(1), lambda: grid.get(1), lambda: grid.map(square, [1], progress=True),  # type: ignore[arg-type]
-    ]  # fmt: skip
-    for use in uses:
-        with pytest.raises(GridError, match="comes with"):
+    with pytest.raises(GridError, match="comes with"):
+        connect().map(square, [1], progress=True)  # type: ignore[arg-type]
+
+
+def test_a_ref_is_no_argument_yet(connect: Connect) -> None:
+    """Nor inside one, nor inside of what a function captures; the message says what to pass."""
+    grid, ref = connect(), Ref(b"\x01" + bytes(32), 5)
+    for use in (lambda: grid.submit(square, ref), lambda: grid.map(square, [[ref]]), lambda: grid.submit(lambda: ref)):
+        with pytest.raises(TypeError, match=r"Grid\.get"):
             use()
 
 

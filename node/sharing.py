@@ -1,0 +1,373 @@
+"""Objects in the daemon: what programs of this machine ask about them, and the shell that does what the policies say.
+
+Made when somebody asks for shared memory the first time; a node whose programs put nothing has neither the memory nor
+the modules. A program gets the memory over a connection of its own (`arena`) and names that connection by a token of
+its choice in all it asks; when the connection ends, so do its pins, its mappings and the places it was writing to.
+
+Rule: no bytes of objects pass here but those of `storeroom`; what is dropped and kept is decided in `shelf`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+
+from p2pgrid.core import messages as m
+from p2pgrid.core.errors import GridError, ObjectLost, PeerError, QuotaExceeded, error_to_wire
+from p2pgrid.core.mapped import handed
+from p2pgrid.core.pieces import OBJECT_BYTES_MAX, ObjectId, is_id, read_manifest
+from p2pgrid.node.arena import Arena
+from p2pgrid.node.config import NodeConfig
+from p2pgrid.node.events import Log, Reply, Send
+from p2pgrid.node.local import LocalServer
+from p2pgrid.node.object_events import (
+    Allocate,
+    Describe,
+    Described,
+    Gone,
+    Key,
+    NoRoom,
+    Owner,
+    Placed,
+    Ready,
+    Restore,
+    Restored,
+    SendPieces,
+    Spill,
+    Spilled,
+    Suspect,
+)
+from p2pgrid.node.object_files import ObjectFiles
+from p2pgrid.node.objects import Effect, Objects
+from p2pgrid.node.shelf import Shelf, ShelfOptions
+from p2pgrid.node.storeroom import Event, Job, Order, Storeroom
+
+KEY_BYTES = 16
+MEMORY_OF_RAM = 4
+IN_MEMORY_RAM_MIN = 2 * 1024**3
+"""A machine with less keeps objects in an unlinked file, whose pages the system may write out."""
+LIMITS_S = 60.0
+COOL_STEP_BYTES = 64 * 1024 * 1024
+JOBS_AT_ONCE = 2
+
+
+@dataclass(slots=True)
+class Process:
+    """A program that has the memory mapped."""
+
+    number: int
+    owner: Owner
+    writing: set[Key] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who waits for an answer."""
+
+    client: int
+    id: int
+    process: Process
+
+
+class Sharing:
+    """The objects of this node."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        me: str,
+        server: LocalServer,
+        nursery: trio.Nursery,
+        log: Callable[[Log], None],
+    ) -> None:
+        """Make the shared memory. Raises OSError: the system has none, or the disk is full."""
+        self._quota = config.quota
+        self._server = server
+        self._nursery = nursery
+        self._log = log
+        self.files = ObjectFiles(config.dir)
+        found = self.files.open()
+        quota = self._quota or self.files.quota_bytes(sum(size for _, size in found))
+        memory = max(1, min(quota, config.ram // MEMORY_OF_RAM))
+        self.arena = Arena(memory, config.dir, in_memory=config.ram >= IN_MEMORY_RAM_MIN)
+        self.shelf = Shelf(ShelfOptions(memory, quota))
+        self.shelf.begin(found)
+        self.room = Storeroom(self.arena, self.files)
+        self.objects = Objects(me, self.shelf, random.Random(os.urandom(16)))
+        self._limits_at_s = time.monotonic() + LIMITS_S
+        self._by_token: dict[bytes, Process] = {}
+        self._by_number: dict[int, Process] = {}
+        self._places: dict[Key, Asker] = {}
+        self._wants: dict[ObjectId, list[Asker]] = {}
+        self._wanted_as: dict[Key, ObjectId] = {}
+        self._ticking = False
+        self._cooling = False
+        self._limiter = trio.CapacityLimiter(JOBS_AT_ONCE)
+        self._verbs: dict[str, Callable[[int, int, dict[str, Any]], dict[str, Any] | None]] = {
+            "arena": self._arena, "place": self._place, "written": self._written, "want": self._want,
+            "let_go": self._let_go,
+        }  # fmt: skip
+        server.on_gone = self.gone
+
+    # ---- requests ----------------------------------------------------------------------------------------------------
+
+    def answer(self, client: int, id_: int, verb: str, arguments: dict[str, Any]) -> None:
+        """Answer a request, now or when there is an answer."""
+        try:
+            body = self._verbs[verb](client, id_, arguments)
+        except GridError as error:
+            self._refuse(client, id_, error)
+        except PeerError as error:
+            self._refuse(client, id_, GridError(str(error), code="usage", next="p2pgrid --version"))
+        else:
+            if body is not None:
+                self._reply(client, id_, body)
+
+    def _reply(self, client: int, id_: int, body: dict[str, Any]) -> None:
+        self._server.reply(Reply(client, m.ANSWER, id_, body))
+        self._server.flush()
+
+    def _refuse(self, client: int, id_: int, error: GridError) -> None:
+        self._server.reply(Reply(client, m.ERROR, id_, dict(error_to_wire(error))))
+        self._server.flush()
+
+    def _arena(self, client: int, _id: int, arguments: dict[str, Any]) -> None:
+        token = _bytes(arguments, "token", KEY_BYTES)
+        if token in self._by_token or client in self._by_number:
+            raise PeerError("shared memory was handed over already")
+        self._by_token[token] = self._by_number[client] = Process(client, ("session", token))
+        self._server.send_descriptor(client, handed(self.arena.size), self.arena.fd)
+
+    def _process(self, arguments: dict[str, Any]) -> Process:
+        process = self._by_token.get(_bytes(arguments, "token", KEY_BYTES))
+        if process is None:
+            raise GridError("this node does not know that mapping", code="arena-unknown", next="try again")
+        return process
+
+    def _place(self, client: int, id_: int, arguments: dict[str, Any]) -> None:
+        process = self._process(arguments)
+        key, size = _bytes(arguments, "key", KEY_BYTES), arguments.get("size")
+        if type(size) is not int or not 0 < size <= OBJECT_BYTES_MAX:
+            raise PeerError("a malformed size")
+        if key in self.shelf.items:
+            raise PeerError("that place is taken")
+        now = time.monotonic()
+        if self._quota is None and now >= self._limits_at_s:
+            self._limits_at_s = now + LIMITS_S
+            self.shelf.limits(self.files.quota_bytes(self.shelf.held_bytes))
+        effects = self.shelf.admit(key, size, process.owner, now)
+        self._places[key] = Asker(client, id_, process)
+        process.writing.add(key)
+        self.perform(effects)
+
+    def _written(self, _client: int, _id: int, arguments: dict[str, Any]) -> dict[str, Any]:
+        process = self._process(arguments)
+        key, packed = _bytes(arguments, "key", KEY_BYTES), arguments.get("manifest")
+        if key not in process.writing or key in self._places or not isinstance(packed, bytes):
+            raise PeerError("nothing is being written there")
+        manifest = read_manifest(_object_id(arguments.get("id")), packed)
+        if manifest.size != self.shelf.items[key].size:
+            raise PeerError("an object of another size than its place")
+        process.writing.discard(key)
+        self.objects.serving.manifests[manifest.id] = manifest
+        twin = self.shelf.find(manifest.id)
+        if twin is not None and self.shelf.items[twin].memory and self.shelf.items[twin].settled:
+            if process.owner not in self.shelf.items[twin].pins:
+                self.shelf.pin(twin, process.owner)
+            self.perform(self.shelf.abandon(key))  # one of two equal ones is enough
+        else:
+            self.perform(self.shelf.written(key, manifest.id))
+        return {}
+
+    def _want(self, client: int, id_: int, arguments: dict[str, Any]) -> None:
+        process = self._process(arguments)
+        wanted, holders = _object_id(arguments.get("id")), arguments.get("holders", [])
+        if not isinstance(holders, list) or any(type(one) is not str for one in holders):
+            raise PeerError("malformed holders")
+        key = self.shelf.find(wanted)
+        if key is None:
+            raise _lost(wanted, holders)
+        self._wants.setdefault(wanted, []).append(Asker(client, id_, process))
+        self._wanted_as[key] = wanted
+        self.perform(self.shelf.want(key, time.monotonic()))
+
+    def _let_go(self, _client: int, _id: int, arguments: dict[str, Any]) -> dict[str, Any]:
+        process = self._process(arguments)
+        views, refs, keys = (arguments.get(name, []) for name in ("views", "refs", "keys"))
+        if not all(isinstance(one, list) for one in (views, refs, keys)):
+            raise PeerError("malformed names of objects")
+        for view in views:
+            match view:
+                case [bytes(object_id), int(times)]:
+                    self._unmap(_object_id(object_id), process, times)
+                case _:
+                    raise PeerError("a malformed view")
+        for object_id in map(_object_id, refs):
+            for key in self.shelf.twins(object_id):
+                self.shelf.unpin(key, process.owner)
+                self.perform(self.shelf.drop(key))
+        for key in keys:
+            if isinstance(key, bytes):
+                self._abandon(key, process)
+        return {}
+
+    def _unmap(self, object_id: ObjectId, process: Process, times: int) -> None:
+        for key in self.shelf.twins(object_id):
+            while times and process.number in self.shelf.items[key].maps:
+                times -= 1
+                self.perform(self.shelf.unmap(key, process.number))
+            if key in self.shelf.items:
+                self.perform(self.shelf.drop(key))  # unless it is needed otherwise
+
+    def _abandon(self, key: Key, process: Process) -> None:
+        if key in process.writing:
+            process.writing.discard(key)
+            self._places.pop(key, None)
+            self.perform(self.shelf.abandon(key))
+
+    def gone(self, client: int) -> None:
+        """A connection ended. If it was the one of a mapping, the program needs nothing any more."""
+        process = self._by_number.pop(client, None)
+        if process is None:
+            return
+        del self._by_token[process.owner[1]]
+        for key in list(process.writing):
+            self._abandon(key, process)
+        self._wants = {
+            wanted: left for wanted, askers in self._wants.items()
+            if (left := [asker for asker in askers if asker.process is not process])
+        }  # fmt: skip
+        pinned = self.shelf.unpin_all(process.owner)
+        self.perform(self.shelf.process_gone(process.number))
+        for key in pinned:
+            if key in self.shelf.items:
+                self.perform(self.shelf.drop(key))
+        if not self._by_number and not self._cooling:
+            self._cooling = True
+            self._nursery.start_soon(self._cool_down)
+
+    # ---- what the policies say ---------------------------------------------------------------------------------------
+
+    def perform(self, effects: Iterable[Effect]) -> None:
+        """Carry out effects, and those that follow from them."""
+        todo = deque(effects)
+        while todo:
+            effect = todo.popleft()
+            match effect:
+                case Placed(key):
+                    self._placed(key)
+                case Ready(key):
+                    self._ready(key)
+                case NoRoom(key, reason):
+                    self._no_room(key, reason)
+                case Gone(id_, last):
+                    for asker in self._wants.pop(id_, ()):
+                        self._refuse(asker.client, asker.id, _lost(id_, last))
+                case Send() | SendPieces() | Suspect():
+                    pass  # no member is told of our objects yet
+                case _:
+                    outcome = self.room.perform(effect)
+                    if callable(outcome):
+                        self._nursery.start_soon(self._do, effect, outcome)
+                    elif outcome is not None:
+                        todo += self.objects.handle(outcome, time.monotonic())
+        if not self._ticking and (self._places or self._wants):
+            self._ticking = True
+            self._nursery.start_soon(self._tick)
+
+    def _placed(self, key: Key) -> None:
+        asker = self._places.pop(key, None)
+        found = self.arena.where(key)
+        if asker is not None and found is not None:
+            self._reply(asker.client, asker.id, {"offset": found[0]})
+
+    def _ready(self, key: Key) -> None:
+        wanted = self._wanted_as.pop(key, None)
+        found = self.arena.where(key)
+        if wanted is None or found is None:
+            return
+        for asker in self._wants.pop(wanted, ()):
+            self.shelf.map(key, asker.process.number)
+            self._reply(asker.client, asker.id, {"offset": found[0], "size": found[1]})
+
+    def _no_room(self, key: Key, reason: str) -> None:
+        asker = self._places.pop(key, None)
+        if asker is not None:
+            asker.process.writing.discard(key)
+            self._refuse(asker.client, asker.id, QuotaExceeded(reason, next=_ADVICE))
+        wanted = self._wanted_as.pop(key, None)
+        if wanted is not None:
+            lost = self.shelf.find(wanted) is None
+            for asker in self._wants.pop(wanted, ()):
+                error = _lost(wanted, (), reason) if lost else QuotaExceeded(reason, next=_ADVICE)
+                self._refuse(asker.client, asker.id, error)
+
+    async def _do(self, effect: Order, job: Job) -> None:
+        try:
+            event: Event = await trio.to_thread.run_sync(job, limiter=self._limiter)
+        except OSError as error:
+            self._log(Log("warning", f"an object could not be moved: {error.strerror or error}"))
+            event = _failed(effect, str(error.strerror or error))
+        self.perform(self.objects.handle(self.room.settled(event), time.monotonic()))
+
+    async def _tick(self) -> None:
+        """Look after who waits, as long as somebody does."""
+        while self._places or self._wants or self.objects.busy:
+            await trio.sleep(self.objects.options.beat_s)
+            self.perform(self.objects.tick(time.monotonic()))
+        self._ticking = False
+
+    async def _cool_down(self) -> None:
+        """Give the memory back to the system, once no program has it mapped."""
+        while not self._by_number and (span := self.arena.give_back(COOL_STEP_BYTES)) is not None:
+            done = await trio.to_thread.run_sync(self.arena.cool_down, span, limiter=self._limiter)
+            self.arena.cooled(span, done=done)
+            if not done:
+                break
+        self._cooling = False
+
+
+_ADVICE = "drop references you no longer need, or give the node more: p2pgrid node --quota"
+
+
+def _failed(effect: Order, reason: str) -> Any:
+    """Return the event of a job that the system made fail."""
+    match effect:
+        case Spill(key):
+            return Spilled(key, None, reason)
+        case Restore(key):
+            return Restored(key, good=False)
+        case Describe(key):
+            return Described(key, None)
+        case Allocate(key):
+            return NoRoom(key, reason)
+    raise AssertionError(effect)
+
+
+def _object_id(value: Any) -> ObjectId:
+    if not is_id(value):
+        raise PeerError("a malformed name of an object")
+    return ObjectId(value)
+
+
+def _bytes(arguments: dict[str, Any], name: str, length: int) -> bytes:
+    value = arguments.get(name)
+    if not isinstance(value, bytes) or len(value) != length:
+        raise PeerError(f"a malformed {name}")
+    return value
+
+
+def _lost(id_: bytes, last_holders: Iterable[str], why: str = "") -> ObjectLost:
+    holders = ", ".join(last_holders)
+    return ObjectLost(
+        f"object {id_.hex()[2:14]} is not here any more"
+        + (f": {why}" if why else "")
+        + (f"; last known at {holders}" if holders else "")
+    )

@@ -1,0 +1,269 @@
+"""`put` and `get`: values in the shared memory of this machine's node, written and mapped by this process itself.
+
+The node says where (`core.messages`, the requests about objects); the bytes never pass through it. Shared memory comes
+over a connection of its own, which stays open: when it ends, the node knows that this process looks at nothing any more
+and needs nothing it had put. So an object lives as long as its session here, or until the last `Ref` to it is gone.
+
+Nothing here is imported or opened before the first `put` or `get`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from p2pgrid.client.arena import take_over
+from p2pgrid.client.pickling import Pickler, refuse
+from p2pgrid.core import messages as m
+from p2pgrid.core.errors import GridError, NodeGone, PeerError
+from p2pgrid.core.mapped import Mapped
+from p2pgrid.core.objects import Serialised, load, serialise
+from p2pgrid.core.pieces import manifest_of
+from p2pgrid.core.ref import Ref
+from p2pgrid.core.wire import frame
+
+if TYPE_CHECKING:
+    from p2pgrid.client.connection import Connection
+    from p2pgrid.client.session import Session
+
+KEY_BYTES = 16
+ROOM_S = 60.0
+"""How long a place may take: the node lets it wait in line for half of that."""
+FETCH_S = 3600.0
+"""The node gives up what does not come nearer long before."""
+TRIES = 3
+
+
+class _Memory:
+    """The shared memory of one life of the node, and the connection it came by."""
+
+    def __init__(self, connection: Connection, token: bytes, mapped: Mapped) -> None:
+        self.connection = connection
+        self.token = token
+        self.mapped = mapped
+
+
+_Ended = tuple[_Memory, str, bytes]
+"""What is not needed any more: of which life of the node, a "view", "ref" or "key", its name."""
+
+
+class _Hold:
+    """Counts the Refs to one object as one; when they are gone, the node hears it."""
+
+    __slots__ = ("__weakref__", "_id", "_kept")
+
+    def __init__(self, id_: bytes, kept: set[bytes]) -> None:
+        self._id = id_
+        self._kept = kept
+
+    def for_good(self) -> None:
+        """Keep the object until the session ends."""
+        self._kept.add(self._id)
+
+
+class Sharing:
+    """The objects of one session."""
+
+    def __init__(self, session: Session) -> None:
+        """Serve `session`; nothing is opened yet."""
+        self._session = session
+        self._lock = threading.Lock()
+        self._memory: _Memory | None = None
+        self._kept: set[bytes] = set()
+        """What is not let go of before the session ends."""
+        self._holds: weakref.WeakValueDictionary[bytes, _Hold] = weakref.WeakValueDictionary()
+        # A finaliser may run anywhere, also in a thread that holds any lock: all it does is to put something here.
+        self._ended: queue.SimpleQueue[_Ended | None] = queue.SimpleQueue()
+        self._teller: threading.Thread | None = None
+
+    # ---- for callers -------------------------------------------------------------------------------------------------
+
+    def put(self, value: object) -> Ref:
+        """Write a value into shared memory; return its Ref.
+
+        Raises:
+            NotSerializable: it cannot be pickled.
+            QuotaExceeded: the node has no room for it.
+        """
+        done = _serialised(value)
+        for left in reversed(range(TRIES)):
+            try:
+                return self._put(done)
+            except _NodeIsAnother:
+                if not left:
+                    raise NodeGone(message="the node was replaced while the value was written") from None
+        raise AssertionError
+
+    def _put(self, done: Serialised) -> Ref:
+        memory = self._attached()
+        self._tell()  # what was dropped before makes room for this
+        key = os.urandom(KEY_BYTES)
+        try:
+            place = self._ask("place", memory, ROOM_S, key=key, size=done.size)
+            memory.mapped.write(place["offset"], done)
+            with memory.mapped.view(place["offset"], done.size, lambda: None) as written:
+                manifest = manifest_of(written)
+            id_ = manifest.id
+            with self._lock:  # of two that put the same, the second's Ref must not be born into the first's end
+                hold = self._holds.get(id_)
+                self._ask("written", memory, None, key=key, id=id_, manifest=manifest.packed())
+                if hold is None:
+                    hold = self._holds[id_] = _Hold(id_, self._kept)
+                    weakref.finalize(hold, self._ended.put, (memory, "ref", id_)).atexit = False
+        except BaseException:
+            self._ended.put((memory, "key", key))
+            raise
+        return Ref(id_, done.size, (self._session.welcome.id,), hold)
+
+    def get(self, refs: list[Ref]) -> list[Any]:
+        """Return the values, mapped read-only; all are fetched at once.
+
+        Raises:
+            ObjectLost: nobody has one of them any more.
+            QuotaExceeded: this node has no room for one of them.
+        """
+        for left in reversed(range(TRIES)):
+            try:
+                return self._get(refs)
+            except _NodeIsAnother:
+                if not left:
+                    raise NodeGone(message="the node was replaced while the value was fetched") from None
+        raise AssertionError
+
+    def _get(self, refs: list[Ref]) -> list[Any]:
+        memory = self._attached()
+        wanted = {ref.raw: ref for ref in refs}
+        asked = self._session.ask(
+            [("want", {"token": memory.token, "id": id_, "holders": list(ref.holders)}) for id_, ref in wanted.items()]
+        )
+        views: dict[bytes, memoryview] = {}
+        failed: GridError | None = None
+        # Each answer counts as a mapping at the node: all of them are taken in before anything is raised.
+        for id_, answer in zip(wanted, asked, strict=True):
+            try:
+                at = _answered(answer)
+            except GridError as error:
+                failed = failed or error
+                continue
+            views[id_] = self._view(memory, id_, at)
+        if failed is not None:
+            raise failed
+        return [load(views[ref.raw]) for ref in refs]
+
+    def _view(self, memory: _Memory, id_: bytes, at: dict[str, Any]) -> memoryview:
+        ended = self._ended
+        return memory.mapped.view(at["offset"], at["size"], lambda: ended.put((memory, "view", id_)))
+
+    def _ask(self, verb: str, memory: _Memory, timeout_s: float | None, **arguments: Any) -> dict[str, Any]:
+        try:
+            return self._session.request(verb, {"token": memory.token, **arguments}, timeout_s)
+        except GridError as error:
+            raise _told(error) from error
+
+    # ---- the memory --------------------------------------------------------------------------------------------------
+
+    def _attached(self) -> _Memory:
+        """Return the shared memory of the node as it is now."""
+        with self._lock:
+            memory = self._memory
+            if memory is not None and not memory.connection.is_over():
+                return memory
+            if memory is not None:
+                memory.connection.close()
+            self._memory = memory = self._attach()
+            self._kept.clear()
+            self._holds.clear()  # they are of a node that is gone, and their end means nothing to this one
+            if self._teller is None:
+                self._teller = threading.Thread(target=self._tell_later, name="p2pgrid-objects", daemon=True)
+                self._teller.start()
+            return memory
+
+    def _attach(self) -> _Memory:
+        session = self._session
+        token = os.urandom(KEY_BYTES)
+        connection = session.another_connection()
+        try:
+            connection.patience(session.timeout_s)
+            connection.send(frame(m.REQUEST, ["arena", {"token": token}], 1))
+            mapped = take_over(connection.socket)
+            connection.socket.settimeout(None)
+        except (OSError, PeerError) as error:
+            connection.close()
+            raise GridError(
+                f"the node did not hand over its shared memory: {error}", next="p2pgrid status", code="no-shared-memory"
+            ) from error
+        except BaseException:
+            connection.close()
+            raise
+        return _Memory(connection, token, mapped)
+
+    def _tell_later(self) -> None:
+        """Tell the node what ended. In a thread of its own, since finalisers may not send."""
+        while True:
+            first = self._ended.get()
+            if first is None:
+                return
+            self._ended.put(first)
+            self._tell()
+
+    def _tell(self) -> None:
+        """Say what views, refs and places are not needed any more."""
+        with self._lock:  # until it is said: a put of the same value comes before all of it, or after
+            memory = self._memory
+            ended: dict[str, dict[bytes, int]] = {"view": {}, "ref": {}, "key": {}}
+            for of, what, name in self._taken():
+                # A new Ref to the same object may have been made meanwhile; then that one's end is what counts.
+                if of is memory and not (what == "ref" and (name in self._holds or name in self._kept)):
+                    ended[what][name] = ended[what].get(name, 0) + 1
+            if memory is not None and any(ended.values()):
+                views = [[id_, times] for id_, times in ended["view"].items()]
+                said = {"token": memory.token, "views": views, "refs": list(ended["ref"]), "keys": list(ended["key"])}
+                self._session.tell("let_go", said)
+
+    def _taken(self) -> list[_Ended]:
+        taken: list[_Ended] = []
+        with contextlib.suppress(queue.Empty):
+            while (one := self._ended.get_nowait()) is not None:
+                taken.append(one)
+            self._ended.put(None)
+        return taken
+
+    def close(self) -> None:
+        """The session is over: the node drops what it held. Values that were read stay valid."""
+        memory, self._memory = self._memory, None
+        self._ended.put(None)
+        if memory is not None:
+            memory.connection.close()
+
+    def forked(self) -> None:
+        """Leave the connection to the parent. Takes no lock."""
+        if self._memory is not None:
+            self._memory.connection.abandon()
+            self._memory = None
+
+
+class _NodeIsAnother(Exception):
+    """Internal: the node does not know our mapping; it was started again."""
+
+
+def _told(error: GridError) -> Exception:
+    return _NodeIsAnother() if error.code == "arena-unknown" else error
+
+
+def _answered(answer: Callable[[float], Any]) -> dict[str, Any]:
+    try:
+        return answer(FETCH_S)  # type: ignore[no-any-return]
+    except GridError as error:
+        raise _told(error) from error
+
+
+def _serialised(value: object) -> Serialised:
+    try:
+        return serialise(value, lambda sink, callback: Pickler(sink, buffers=callback))
+    except Exception as error:  # noqa: BLE001 - the user's __reduce__ may raise anything
+        refuse(error, "the value", value)

@@ -1,0 +1,65 @@
+"""`Ref`: a value that the grid keeps, by its name. Small whatever it stands for.
+
+Rule: standard library only. What a Ref keeps alive is its session's business (`client.sharing`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from p2pgrid.core.units import format_size
+
+
+class Hold(Protocol):
+    """What keeps an object alive as long as its session has a Ref to it."""
+
+    def for_good(self) -> None:
+        """Keep it until the session ends: a copy of the Ref went where nobody counts."""
+
+
+class Ref:
+    """A value that `Grid.put` gave to the grid; `Grid.get` returns it. Two refs to equal bytes are equal."""
+
+    __slots__ = ("__weakref__", "_hold", "_holders", "_id", "_size")
+
+    def __init__(self, id_: bytes, size: int, holders: tuple[str, ...] = (), hold: Hold | None = None) -> None:
+        """Name an object; made by `put`."""
+        self._id = id_
+        self._size = size
+        self._holders = holders
+        self._hold = hold
+
+    @property
+    def id(self) -> str:
+        """Its name, which is a hash of what it stands for: 66 hexadecimal digits."""
+        return self._id.hex()
+
+    @property
+    def size(self) -> int:
+        """How many bytes the value takes."""
+        return self._size
+
+    @property
+    def raw(self) -> bytes:
+        """The id as it travels."""
+        return self._id
+
+    @property
+    def holders(self) -> tuple[str, ...]:
+        """Nodes that had it when this was made, by id."""
+        return self._holders
+
+    def __eq__(self, other: object) -> bool:
+        return self._id == other._id if isinstance(other, Ref) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._id)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as a name; from now on the object lives as long as the session that put it."""
+        if self._hold is not None:
+            self._hold.for_good()
+        return Ref, (self._id, self._size, self._holders)
+
+    def __repr__(self) -> str:
+        return f"<Ref {self.id[2:14]} of {format_size(self._size)}>"

@@ -1,0 +1,217 @@
+"""`put` and `get` on a real node: one process writes, others map, and what nobody needs goes."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import p2pgrid as pg
+from p2pgrid.client.grid import Grid
+from p2pgrid.client.localgrid import LocalGrid
+
+pytestmark = pytest.mark.slow
+
+SOON_S = 30.0
+MB = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[LocalGrid]:
+    """One node with little room for objects."""
+    with LocalGrid(slots=1, quota="64MB") as grid:
+        yield grid
+
+
+@pytest.fixture
+def grid(shared: LocalGrid) -> Iterator[Grid]:
+    grid = shared.grid(0)
+    yield grid
+    grid.abandon()
+
+
+def wait_until(ready: Callable[[], bool], timeout_s: float = SOON_S) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_what_is_put_comes_back_read_only(grid: Grid) -> None:
+    """Arrays are views of shared memory; the rest is a value like any other; a Ref says what it is."""
+    value: dict[str, Any] = {"a": np.arange(500_000), "b": [np.ones((30, 40), order="F"), "text", lambda x: x + 1]}
+    ref = grid.put(value)
+    assert ref.size > 4 * MB
+    assert len(ref.id) == 66
+    assert ref.id[2:14] in repr(ref)
+
+    got = grid.get(ref)
+    assert np.array_equal(got["a"], value["a"])
+    assert np.array_equal(got["b"][0], value["b"][0])
+    assert got["b"][1:2] == ["text"]
+    assert got["b"][2](1) == 2
+    assert not got["a"].flags.writeable
+    assert not got["a"].flags.owndata
+
+
+def test_several_at_once(grid: Grid) -> None:
+    """A list of Refs gives a list of values, the same Ref as often as it is named."""
+    refs = [grid.put(number) for number in range(20)]
+    assert grid.get([*refs, refs[3]]) == [*range(20), 3]
+    assert grid.get([]) == []
+    assert len(set(refs)) == 20
+    assert grid.put(7) == refs[7]
+
+
+def test_equal_values_are_kept_once_and_by_each_of_their_refs(grid: Grid) -> None:
+    """The end of one of two equal Refs takes nothing from the other."""
+    one, two = grid.put(np.zeros(MB)), grid.put(np.zeros(MB))
+    del one
+    for _ in range(12):  # 8 MB each: room for seven
+        grid.put(np.random.default_rng().random(MB))
+    assert not grid.get(two).any()
+
+
+def test_a_pickled_ref_keeps_its_object(grid: Grid) -> None:
+    """It went where nobody counts, so the object lives until the session ends."""
+    data = pickle.dumps(grid.put("kept"))
+    gc.collect()
+    grid.put("something else")
+    assert grid.get(pickle.loads(data)) == "kept"
+
+
+def test_dropped_refs_make_room(grid: Grid) -> None:
+    """A loop that puts and drops goes on for ever; one that keeps its Refs is told when it is enough."""
+    for number in range(20):
+        assert grid.get(grid.put(np.full(MB, number)))[0] == number
+    with pytest.raises(pg.QuotaExceeded, match="drop references"):
+        assert [grid.put(np.full(MB, number)) for number in range(20)]
+    with pytest.raises(pg.QuotaExceeded, match="smaller parts"):
+        grid.put(bytes(100 * MB))
+    assert grid.get(grid.put("small")) == "small"
+
+
+def test_a_view_outlives_its_ref_and_its_grid(shared: LocalGrid) -> None:
+    """What was mapped stays as it was, whatever is written later."""
+    grid = shared.grid(0)
+    ref = grid.put(np.full(MB, 7))
+    view = grid.get(ref)[10:]
+    del ref
+    for _ in range(12):
+        grid.put(np.random.default_rng().random(MB))
+    assert (view == 7).all()
+    grid.abandon()
+    assert (view == 7).all()
+
+
+def test_it_lives_as_long_as_the_grid_that_put_it(shared: LocalGrid) -> None:
+    """Another session may read it meanwhile; afterwards it is lost, and says so at once."""
+    one, two = shared.grid(0), shared.grid(0)
+    ref = one.put(list(range(1000)))
+    assert two.get(ref) == list(range(1000))
+    one.abandon()
+
+    def lost() -> bool:
+        try:
+            two.get(ref)
+        except pg.ObjectLost as error:
+            return "put it again" in str(error)
+        return False
+
+    wait_until(lost)
+    two.abandon()
+
+
+def test_a_killed_program_leaves_nothing(shared: LocalGrid, tmp_path: Path) -> None:
+    """Its room is another's as soon as it is gone."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent(f"""
+        import numpy as np, p2pgrid as pg, time
+        grid = pg.Grid({str(shared.nodes[0].dir)!r})
+        refs = [grid.put(np.full(1_000_000, number)) for number in range(6)]
+        views = grid.get(refs)
+        print("full", flush=True)
+        time.sleep(100)
+        """)
+    )
+    env = os.environ | {"PYTHONPATH": str(Path(pg.__file__).parent.parent)}
+    with subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, text=True, env=env) as started:
+        assert started.stdout is not None
+        assert started.stdout.readline() == "full\n"
+        grid = shared.grid(0)
+        with pytest.raises(pg.QuotaExceeded):
+            assert [grid.put(np.full(MB, 10 + number)) for number in range(5)]
+        started.send_signal(signal.SIGKILL)
+        started.wait()
+
+        def fits() -> bool:
+            try:
+                return len([grid.put(np.full(MB, 20 + number)) for number in range(6)]) == 6
+            except pg.QuotaExceeded:
+                return False
+
+        wait_until(fits)
+        grid.abandon()
+
+
+def test_many_threads_put_and_get(grid: Grid) -> None:
+    """Puts, gets and ends of the same values from several threads never lose one that is still referred to."""
+    wrong: list[object] = []
+
+    def work() -> None:
+        try:
+            for number in range(60):
+                ref = grid.put(("value", number % 5))
+                if grid.get(ref) != ("value", number % 5):
+                    wrong.append(number)
+        except Exception as error:  # noqa: BLE001 - shown below
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_what_cannot_be_put_or_got(shared: LocalGrid, grid: Grid) -> None:
+    """Each says what is wrong with it."""
+    with pytest.raises(pg.NotSerializable, match=r"the value\[1\]"):
+        grid.put([1, threading.Lock()])
+    with pytest.raises(TypeError, match="Future"):
+        grid.put([grid.submit(abs, -1)])
+    with pytest.raises(TypeError, match="not int"):
+        grid.get([1])  # type: ignore[list-item]
+    with pytest.raises(pg.GridError) as caught:
+        Grid(shared.nodes[0].dir, unpickle="never").get(grid.put(1))
+    assert caught.value.code == "not-unpickled"
+
+
+def test_a_node_that_was_started_again_takes_new_values(tmp_path: Path) -> None:
+    """The old ones are lost with its memory, what a program has mapped stays; nobody reads the wrong memory."""
+    with LocalGrid(slots=1) as shared:
+        grid = shared.grid(0)
+        old = grid.put(np.arange(MB))
+        view = grid.get(old)
+        shared.nodes[0].kill()
+        shared.nodes[0].start()
+        fresh = grid.put(np.arange(MB) + 1)
+        assert grid.get(fresh)[5] == 6
+        assert view[5] == 5
+        with pytest.raises(pg.ObjectLost):
+            grid.get(old)
+        grid.abandon()
