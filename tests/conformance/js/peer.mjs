@@ -63,10 +63,11 @@ async function until (condition, signal) {
 }
 
 const commands = {
-  /** Connect, and wait until identify has shown that the other serves the DHT, and it is in the table. */
+  /** Connect, wait until identify has shown that the other serves the DHT, and walk to ourselves as newcomers do. */
   async connect ({ address }, signal) {
     const { remotePeer } = await node.dial(multiaddr(address), { signal })
     await until(async () => await dht.routingTable.find(remotePeer) != null, signal)
+    await events(dht.getClosestPeers(node.peerId.toMultihash().bytes, { signal }), '')
   },
 
   /** Wait until that many peers are in the table. */
