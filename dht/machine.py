@@ -268,6 +268,9 @@ class Machine:
             self._effects.append(e.Answer(event.token, None))
             return
         self._effects.append(e.Answer(event.token, answer))
+        known = self.table.entry(event.peer.id)
+        if known is not None and not known.contact.addresses:  # it asked and answered before it had said where it is
+            known.contact = event.peer
         if is_peer_id(event.peer.id) and self.table.wants(event.peer.id):
             self._check(event.peer, now)  # it enters only if it answers us
 

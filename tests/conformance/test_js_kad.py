@@ -58,6 +58,14 @@ class Ours:
     def knows(self, address: str) -> None:
         self.kad.tell(e.MemberUp(contact(address)))
 
+    async def is_met_by(self, other: Js) -> None:
+        """Let js connect and walk, once it has said where it listens: it could ask before that."""
+        await other.do("connect", address=self.address)
+        peer, machine = contact(other.address), self.kad.machine
+        await until(lambda: set(self.kad._contact(ID(peer.id)).addresses) == set(peer.addresses), 8)
+        await other.do("walk")
+        await until(lambda: machine.table.entry(peer.id) is not None, 8)
+
 
 @dataclass
 class Js:
@@ -124,10 +132,9 @@ def test_theirs_find_peers_values_and_providers_through_ours(js: Path) -> None:
 
     async def story() -> None:
         async with ours(1) as middle, js_peer(js) as other:
-            await other.do("connect", address=middle.address)
+            await middle.is_met_by(other)
             async with js_peer(js) as one:
-                await one.do("connect", address=middle.address)
-                await until(lambda: len(middle.kad.machine.table) == 2, 8)
+                await middle.is_met_by(one)
 
                 found = await other.do("find", id=one.id)
                 assert found["id"] == one.id
@@ -141,7 +148,7 @@ def test_theirs_find_peers_values_and_providers_through_ours(js: Path) -> None:
                 await until(lambda: len(middle.kad.machine.providers) == 1, 8)
 
             async with js_peer(js) as late:
-                await late.do("connect", address=middle.address)
+                await middle.is_met_by(late)
                 assert bytes.fromhex(await late.do("get", key=KEY)) == VALUE
                 providers = await late.do("providers", key=CHUNK)
                 assert {each["id"] for each in providers} == {one.id}
@@ -192,7 +199,7 @@ def test_what_theirs_put_ours_get_and_the_other_way_round(js: Path) -> None:
     async def story() -> None:
         async with AsyncExitStack() as stack:
             mine, their = await stack.enter_async_context(ours(1)), await stack.enter_async_context(js_peer(js))
-            await their.do("connect", address=mine.address)
+            await mine.is_met_by(their)
             mine.knows(their.address)
             assert await their.do("put", key=b"/test/theirs", value=b"1") == 1
             assert await mine.kad.do(e.Put, b"/test/ours", b"2") == e.Stored(2)
@@ -215,7 +222,7 @@ def test_what_one_refuses_is_no_success_for_the_other(js: Path) -> None:
 
     async def story() -> None:
         async with ours(1) as mine, js_peer(js) as their:
-            await their.do("connect", address=mine.address)
+            await mine.is_met_by(their)
             mine.knows(their.address)
             large = bytes(RecordOptions().value_max + 1)
             assert await their.do("put", key=KEY, value=large) == 0

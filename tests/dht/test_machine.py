@@ -166,6 +166,20 @@ def test_a_peer_that_only_asks_does_not_get_into_the_table() -> None:
     assert len(one.table) == 1
 
 
+def test_where_a_peer_of_the_table_is_may_be_said_later() -> None:
+    """Whoever asks before its identify is through gets in without an address; it is named with one after that."""
+    one = machine()
+    bare = contact(1)._replace(addresses=())
+    (ask,) = [each for each in one.handle(e.Requested(1, bare, Message(Kind.PING)), 0.0) if isinstance(each, e.Ask)]
+    one.handle(e.Answered(ask.token, Message(Kind.FIND_NODE)), 0.1)
+    request(one, Message(Kind.PING), contact(1)._replace(addresses=(b"there",)), 1.0)
+    request(one, Message(Kind.PING), bare, 2.0)
+
+    answer = request(one, Message(Kind.FIND_NODE, contact(1).id), contact(2), 3.0)
+    assert answer is not None
+    assert answer.closer == (Contact(contact(1).id, (b"there",)),)
+
+
 def test_only_so_many_askers_are_checked_at_once() -> None:
     """A crowd of strangers does not make us dial all of them."""
     one = machine()

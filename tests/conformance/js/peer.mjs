@@ -63,10 +63,14 @@ async function until (condition, signal) {
 }
 
 const commands = {
-  /** Connect, wait until identify has shown that the other serves the DHT, and walk to ourselves as newcomers do. */
+  /** Connect, and wait until identify has shown that the other serves the DHT, and it is in the table. */
   async connect ({ address }, signal) {
     const { remotePeer } = await node.dial(multiaddr(address), { signal })
     await until(async () => await dht.routingTable.find(remotePeer) != null, signal)
+  },
+
+  /** Walk to ourselves, so that others hear of us. */
+  async walk (_, signal) {
     await events(dht.getClosestPeers(node.peerId.toMultihash().bytes, { signal }), '')
   },
 
