@@ -21,7 +21,7 @@ from p2pgrid.core.errors import ExitCode
 from p2pgrid.core.invite import Membership, read_invite, write_invite
 from p2pgrid.node.charter_members import MEMBERS_FILE
 from p2pgrid.node.charter_revocations import REVOCATIONS_FILE
-from p2pgrid.node.identity import GRID_FILE, KEY_FILE, peer_id
+from p2pgrid.node.identity import GRID_FILE, KEY_FILE, NAME_FILE, peer_id
 from tests.node.boxes import (
     DAY,
     HERE,
@@ -101,7 +101,7 @@ def test_files_are_for_this_user_alone(tmp_path: Path) -> None:
     founder.charter.flush_if_dirty()
     modes = {path.name: path.stat().st_mode & 0o777 for path in founder.folder.iterdir()}
 
-    assert modes == dict.fromkeys((KEY_FILE, GRID_FILE, MEMBERS_FILE, REVOCATIONS_FILE), 0o600)
+    assert modes == dict.fromkeys((KEY_FILE, NAME_FILE, GRID_FILE, MEMBERS_FILE, REVOCATIONS_FILE), 0o600)
     assert other.charter.roles
 
 
