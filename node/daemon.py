@@ -323,7 +323,9 @@ class Node:
 
             assert self._nursery is not None, "a request before the loop runs"
             try:
-                self._sharing = Sharing(self.config, self.identity.id, self.server, self._nursery, self.talk.log)
+                self._sharing = Sharing(
+                    self.config, self.identity.id, self.server, self.network, self._nursery, self.talk.log
+                )
             except OSError as error:
                 self.talk.line(f"warning: no shared memory: {error.strerror or error}")
                 refusal = GridError(

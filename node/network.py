@@ -19,7 +19,7 @@ import gc
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
@@ -29,6 +29,7 @@ from p2pgrid.core.chains import Reason, Refused, is_provisional, newest_signed_a
 from p2pgrid.core.errors import GridError, PeerError
 from p2pgrid.core.invite import bad_invite
 from p2pgrid.core.member import Card, shown
+from p2pgrid.core.shapes import of_objects
 from p2pgrid.core.trust import Judge
 from p2pgrid.core.wire import frame
 from p2pgrid.dht.records import GRID_NAMESPACE, Namespace, Signed
@@ -61,6 +62,15 @@ MOVED_S = 10.0
 Deliver = Callable[[Sequence[e.Event]], None]
 
 
+class Keeper(Protocol):
+    """Whoever keeps objects at this node."""
+
+    def peer_up(self, peer: str) -> None: ...
+    def peer_down(self, peer: str) -> None: ...
+    def received(self, peer: str, kind: int, body: Any) -> None:
+        """Take a frame about objects, read. Raises PeerError."""
+
+
 class Network:
     """The links of a node, what it tells of itself, and the grid it is in.
 
@@ -80,6 +90,8 @@ class Network:
         self.members: dict[str, Admitted] = {}
         self.links: Links | None = None
         self.kad: Kad | None = None
+        self.keeper: Keeper | None = None
+        """None as long as no program here has put or got anything."""
         self.membership: Membership | None = None
         self.rng = random.Random()
         self.trustees = Trustees(self)
@@ -298,6 +310,8 @@ class Network:
         self.later(e.PeerUp(peer, card.facts, card, member.roles))
         self.trustees.up(peer, member)
         self.reachability.up()
+        if self.keeper is not None:
+            self.keeper.peer_up(peer)
         if self.kad is not None:
             self.kad.member_up(peer, card.addresses, serves=not card.leaf)
         self.wake()
@@ -318,6 +332,8 @@ class Network:
             self.later(e.PeerDown(peer, reset))
             if self.kad is not None:
                 self.kad.member_down(peer)
+            if self.keeper is not None:
+                self.keeper.peer_down(peer)
             self.wake()
 
     def frame(self, peer: str, kind: int, body: Any) -> None:
@@ -329,10 +345,22 @@ class Network:
             self.trustees.frame(peer, kind, body)
         elif m.L_DIAL_ME <= kind <= m.L_DIALLED:
             self.reachability.frame(peer, kind, body)
+        elif m.O_FIND <= kind <= m.O_FREE:
+            self._of_objects(peer, kind, of_objects(kind, body))
         elif m.L_HELLO <= kind <= m.L_UNKNOWN or self.links is None:
             raise PeerError(f"a frame of type {kind}")
         else:
             self.links.unknown(peer, kind)
+
+    def _of_objects(self, peer: str, kind: int, body: Any) -> None:
+        """Hand on a frame about objects; whoever asks a node that keeps none, or to keep copies, hears so."""
+        if kind == m.O_COPY or (kind in (m.O_LIST, m.O_WANT) and self.keeper is None):
+            self.send(peer, m.O_LACK, [body[0], None])
+        elif kind == m.O_FIND and self.keeper is None:
+            for id_ in body[0]:
+                self.send(peer, m.O_LACK, [id_, None])
+        elif kind != m.O_FREE and self.keeper is not None:
+            self.keeper.received(peer, kind, body)
 
     def later(self, event: e.Event) -> None:
         """Tell the machine, with whatever else this turn of the loop brings."""

@@ -22,13 +22,15 @@ import trio
 from p2pgrid.core import messages as m
 from p2pgrid.core.errors import GridError, ObjectLost, PeerError, QuotaExceeded, error_to_wire
 from p2pgrid.core.mapped import handed
-from p2pgrid.core.pieces import OBJECT_BYTES_MAX, ObjectId, is_id, read_manifest
+from p2pgrid.core.pieces import OBJECT_BYTES_MAX, PIECE_BYTES, ObjectId, is_id, read_manifest
 from p2pgrid.node.arena import Arena
 from p2pgrid.node.config import NodeConfig
 from p2pgrid.node.events import Log, Reply, Send
 from p2pgrid.node.local import LocalServer
+from p2pgrid.node.network import Network
 from p2pgrid.node.object_events import (
     Allocate,
+    Damaged,
     Describe,
     Described,
     Gone,
@@ -40,6 +42,7 @@ from p2pgrid.node.object_events import (
     Restore,
     Restored,
     SendPieces,
+    Served,
     Spill,
     Spilled,
     Suspect,
@@ -56,6 +59,11 @@ IN_MEMORY_RAM_MIN = 2 * 1024**3
 LIMITS_S = 60.0
 COOL_STEP_BYTES = 64 * 1024 * 1024
 JOBS_AT_ONCE = 2
+HOLDERS_MAX = 8
+"""Of those who are said to have an object, so many are dialled."""
+AHEAD_BYTES = 2 * PIECE_BYTES
+FEED_S = 0.001
+UNUSED_S = 60.0
 
 
 @dataclass(slots=True)
@@ -64,7 +72,13 @@ class Process:
 
     number: int
     owner: Owner
+    """Of what it has put."""
     writing: set[Key] = field(default_factory=set)
+
+    @property
+    def getting(self) -> Owner:
+        """The owner of what it waits for, until that is mapped."""
+        return "get", self.owner[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +98,15 @@ class Sharing:
         config: NodeConfig,
         me: str,
         server: LocalServer,
+        network: Network,
         nursery: trio.Nursery,
         log: Callable[[Log], None],
     ) -> None:
         """Make the shared memory. Raises OSError: the system has none, or the disk is full."""
         self._quota = config.quota
         self._server = server
+        self._net = network
+        self._me = me
         self._nursery = nursery
         self._log = log
         self.files = ObjectFiles(config.dir)
@@ -107,7 +124,10 @@ class Sharing:
         self._places: dict[Key, Asker] = {}
         self._wants: dict[ObjectId, list[Asker]] = {}
         self._wanted_as: dict[Key, ObjectId] = {}
-        self._ticking = False
+        self._sending: dict[str, deque[SendPieces]] = {}
+        self._unused: dict[Key, float] = {}
+        """Objects that came from other nodes and that nobody looks at now: since when."""
+        self._ticking = self._tidying = False
         self._cooling = False
         self._limiter = trio.CapacityLimiter(JOBS_AT_ONCE)
         self._verbs: dict[str, Callable[[int, int, dict[str, Any]], dict[str, Any] | None]] = {
@@ -115,6 +135,9 @@ class Sharing:
             "let_go": self._let_go,
         }  # fmt: skip
         server.on_gone = self.gone
+        network.keeper = self
+        for peer in network.members:
+            self.peer_up(peer)
 
     # ---- requests ----------------------------------------------------------------------------------------------------
 
@@ -191,12 +214,25 @@ class Sharing:
         wanted, holders = _object_id(arguments.get("id")), arguments.get("holders", [])
         if not isinstance(holders, list) or any(type(one) is not str for one in holders):
             raise PeerError("malformed holders")
-        key = self.shelf.find(wanted)
-        if key is None:
-            raise _lost(wanted, holders)
+        if self.shelf.find(wanted) is None:
+            self._look_for(wanted, holders)
         self._wants.setdefault(wanted, []).append(Asker(client, id_, process))
-        self._wanted_as[key] = wanted
-        self.perform(self.shelf.want(key, time.monotonic()))
+        self._want_now(wanted, process, holders)
+
+    def _look_for(self, wanted: ObjectId, holders: list[str]) -> None:
+        """Connect with those who are said to have it. Raises ObjectLost: that can only have been this node."""
+        others = [holder for holder in holders if holder != self._me]
+        if not others and not self._net.members:
+            raise _lost(wanted, holders)
+        for holder in others[:HOLDERS_MAX]:
+            addresses = [f"{address}/p2p/{holder}" for address in self._net.known_at(holder)]
+            if holder not in self._net.members and addresses and self._net.links is not None:
+                self._net.soon(self._net.reach, addresses)
+
+    def _want_now(self, wanted: ObjectId, process: Process, holders: list[str]) -> None:
+        effects = self.objects.want(wanted, process.getting, holders, time.monotonic())
+        self._wanted_as[self.shelf.find(wanted) or wanted] = wanted
+        self.perform(effects)
 
     def _let_go(self, _client: int, _id: int, arguments: dict[str, Any]) -> dict[str, Any]:
         process = self._process(arguments)
@@ -216,15 +252,36 @@ class Sharing:
         for key in keys:
             if isinstance(key, bytes):
                 self._abandon(key, process)
+        if arguments.get("leave") is True:
+            self._leave(process)
         return {}
+
+    def _leave(self, process: Process) -> None:
+        """Its session is over: it needs nothing any more, whatever it may still look at."""
+        for key in list(process.writing):
+            self._abandon(key, process)
+        for key in self.shelf.unpin_all(process.owner):
+            self._unlooked(key)
 
     def _unmap(self, object_id: ObjectId, process: Process, times: int) -> None:
         for key in self.shelf.twins(object_id):
             while times and process.number in self.shelf.items[key].maps:
                 times -= 1
                 self.perform(self.shelf.unmap(key, process.number))
-            if key in self.shelf.items:
-                self.perform(self.shelf.drop(key))  # unless it is needed otherwise
+            self._unlooked(key)
+
+    def _unlooked(self, key: Key) -> None:
+        """Drop what nobody needs or looks at; what came from another node is kept a while: the next may want it."""
+        item = self.shelf.items.get(key)
+        if item is None or item.pins or item.maps:
+            return
+        if key != item.id:
+            self.perform(self.shelf.drop(key))
+            return
+        self._unused[key] = time.monotonic()
+        if not self._tidying:
+            self._tidying = True
+            self._nursery.start_soon(self._tidy)
 
     def _abandon(self, key: Key, process: Process) -> None:
         if key in process.writing:
@@ -238,17 +295,16 @@ class Sharing:
         if process is None:
             return
         del self._by_token[process.owner[1]]
-        for key in list(process.writing):
-            self._abandon(key, process)
-        self._wants = {
-            wanted: left for wanted, askers in self._wants.items()
-            if (left := [asker for asker in askers if asker.process is not process])
-        }  # fmt: skip
-        pinned = self.shelf.unpin_all(process.owner)
+        for wanted, askers in list(self._wants.items()):
+            left = self._wants[wanted] = [asker for asker in askers if asker.process is not process]
+            if len(left) < len(askers):
+                self.perform(self.objects.unwant(wanted, process.getting))
+        self._wants = {wanted: askers for wanted, askers in self._wants.items() if askers}
+        looked_at = [key for key, item in self.shelf.items.items() if process.number in item.maps]
         self.perform(self.shelf.process_gone(process.number))
-        for key in pinned:
-            if key in self.shelf.items:
-                self.perform(self.shelf.drop(key))
+        self._leave(process)
+        for key in looked_at:
+            self._unlooked(key)
         if not self._by_number and not self._cooling:
             self._cooling = True
             self._nursery.start_soon(self._cool_down)
@@ -258,6 +314,7 @@ class Sharing:
     def perform(self, effects: Iterable[Effect]) -> None:
         """Carry out effects, and those that follow from them."""
         todo = deque(effects)
+        sent = False
         while todo:
             effect = todo.popleft()
             match effect:
@@ -270,15 +327,22 @@ class Sharing:
                 case Gone(id_, last):
                     for asker in self._wants.pop(id_, ()):
                         self._refuse(asker.client, asker.id, _lost(id_, last))
-                case Send() | SendPieces() | Suspect():
-                    pass  # no member is told of our objects yet
+                case Send():
+                    self._net.perform(effect)
+                    sent = True
+                case SendPieces(peer):
+                    self._send_pieces(peer, effect)
+                case Suspect(peer):
+                    self._log(Log("warning", f"a piece of an object from {peer} was wrong; it is fetched elsewhere"))
                 case _:
                     outcome = self.room.perform(effect)
                     if callable(outcome):
                         self._nursery.start_soon(self._do, effect, outcome)
                     elif outcome is not None:
                         todo += self.objects.handle(outcome, time.monotonic())
-        if not self._ticking and (self._places or self._wants):
+        if sent:
+            self._net.flush()
+        if not self._ticking and (self._places or self._wants or self.objects.busy):
             self._ticking = True
             self._nursery.start_soon(self._tick)
 
@@ -293,9 +357,13 @@ class Sharing:
         found = self.arena.where(key)
         if wanted is None or found is None:
             return
-        for asker in self._wants.pop(wanted, ()):
+        self._unused.pop(key, None)
+        askers = self._wants.pop(wanted, [])
+        for asker in askers:
             self.shelf.map(key, asker.process.number)
             self._reply(asker.client, asker.id, {"offset": found[0], "size": found[1]})
+        for owner in {asker.process.getting for asker in askers}:
+            self.perform(self.objects.unwant(wanted, owner))
 
     def _no_room(self, key: Key, reason: str) -> None:
         asker = self._places.pop(key, None)
@@ -303,11 +371,8 @@ class Sharing:
             asker.process.writing.discard(key)
             self._refuse(asker.client, asker.id, QuotaExceeded(reason, next=_ADVICE))
         wanted = self._wanted_as.pop(key, None)
-        if wanted is not None:
-            lost = self.shelf.find(wanted) is None
-            for asker in self._wants.pop(wanted, ()):
-                error = _lost(wanted, (), reason) if lost else QuotaExceeded(reason, next=_ADVICE)
-                self._refuse(asker.client, asker.id, error)
+        for asker in self._wants.pop(wanted, ()) if wanted is not None else ():
+            self._refuse(asker.client, asker.id, QuotaExceeded(reason, next=_ADVICE))
 
     async def _do(self, effect: Order, job: Job) -> None:
         try:
@@ -319,10 +384,76 @@ class Sharing:
 
     async def _tick(self) -> None:
         """Look after who waits, as long as somebody does."""
+        beat_s = self.objects.options.beat_s
         while self._places or self._wants or self.objects.busy:
-            await trio.sleep(self.objects.options.beat_s)
+            due_s = time.monotonic() + beat_s
+            await trio.sleep(beat_s)
+            if (late_s := time.monotonic() - due_s) > beat_s:
+                self.objects.stalled(late_s)  # that nothing came meanwhile was our own fault
             self.perform(self.objects.tick(time.monotonic()))
         self._ticking = False
+
+    async def _tidy(self) -> None:
+        """Drop what came from other nodes and nobody has looked at for a minute."""
+        while self._unused:
+            await trio.sleep(UNUSED_S / 4)
+            late_s = time.monotonic() - UNUSED_S
+            for key in [key for key, since_s in self._unused.items() if since_s < late_s]:
+                del self._unused[key]
+                if key in self.shelf.items:
+                    self.perform(self.shelf.drop(key))
+            self.perform(self.objects.serving.tidy())
+        self._tidying = False
+
+    # ---- other nodes -------------------------------------------------------------------------------------------------
+
+    def peer_up(self, peer: str) -> None:
+        """A member is connected."""
+        self.perform(self.objects.peer_up(peer, time.monotonic(), keeps=False))
+
+    def peer_down(self, peer: str) -> None:
+        """A member is not connected any more."""
+        self._sending.pop(peer, None)
+        self.perform(self.objects.peer_down(peer, time.monotonic()))
+
+    def received(self, peer: str, kind: int, body: Any) -> None:
+        """Take a frame of a member about objects."""
+        now = time.monotonic()
+        if kind == m.O_SKIP:
+            self.room.skip(peer, *body)
+        elif kind != m.O_PIECE:
+            self.perform(self.objects.received(peer, kind, body, now))
+        elif (came := self.room.came(peer, *body)) is not None:
+            self.perform(self.objects.handle(came, now))
+
+    def _send_pieces(self, peer: str, effect: SendPieces) -> None:
+        waiting = self._sending.get(peer)
+        if waiting is not None:
+            waiting.append(effect)
+            return
+        self._sending[peer] = deque([effect])
+        self._nursery.start_soon(self._feed, peer, self._sending[peer])
+
+    async def _feed(self, peer: str, waiting: deque[SendPieces]) -> None:
+        """Send pieces to a member as fast as they leave: never more than a few are in memory."""
+        while waiting and self._sending.get(peer) is waiting:
+            effect = waiting.popleft()
+            for kind, body in self.room.sends(effect, self.shelf.find(effect.id) or effect.id):
+                while (queued := self._queued_bytes(peer)) is not None and queued > AHEAD_BYTES:  # noqa: ASYNC110 - rare
+                    await trio.sleep(FEED_S)
+                if queued is None:
+                    break
+                self._net.send(peer, kind, body)
+                if kind == m.O_LACK:
+                    self.perform(self.objects.handle(Damaged(effect.id), time.monotonic()))
+                await trio.lowlevel.checkpoint()
+            count = sum(hi - lo for lo, hi in effect.pieces)
+            self.perform(self.objects.handle(Served(peer, count), time.monotonic()))
+        if self._sending.get(peer) is waiting:
+            del self._sending[peer]
+
+    def _queued_bytes(self, peer: str) -> int | None:
+        return None if self._net.links is None else self._net.links.queued_bytes(peer)
 
     async def _cool_down(self) -> None:
         """Give the memory back to the system, once no program has it mapped."""

@@ -40,16 +40,20 @@ TRIES = 3
 
 
 class _Memory:
-    """The shared memory of one life of the node, and the connection it came by."""
+    """The shared memory of one life of the node, and the connection it came by, which stays open as long as this lives.
+
+    Each view keeps it: the node must not give away what a program looks at that has left its Grid.
+    """
 
     def __init__(self, connection: Connection, token: bytes, mapped: Mapped) -> None:
         self.connection = connection
         self.token = token
         self.mapped = mapped
+        weakref.finalize(self, connection.close).atexit = False
 
 
-_Ended = tuple[_Memory, str, bytes]
-"""What is not needed any more: of which life of the node, a "view", "ref" or "key", its name."""
+_Ended = tuple[bytes, str, bytes]
+"""What is not needed any more: of which memory, by its token; a "view", "ref" or "key", its name."""
 
 
 class _Hold:
@@ -114,9 +118,9 @@ class Sharing:
                 self._ask("written", memory, None, key=key, id=id_, manifest=manifest.packed())
                 if hold is None:
                     hold = self._holds[id_] = _Hold(id_, self._kept)
-                    weakref.finalize(hold, self._ended.put, (memory, "ref", id_)).atexit = False
+                    weakref.finalize(hold, self._ended.put, (memory.token, "ref", id_)).atexit = False
         except BaseException:
-            self._ended.put((memory, "key", key))
+            self._ended.put((memory.token, "key", key))
             raise
         return Ref(id_, done.size, (self._session.welcome.id,), hold)
 
@@ -157,7 +161,7 @@ class Sharing:
 
     def _view(self, memory: _Memory, id_: bytes, at: dict[str, Any]) -> memoryview:
         ended = self._ended
-        return memory.mapped.view(at["offset"], at["size"], lambda: ended.put((memory, "view", id_)))
+        return memory.mapped.view(at["offset"], at["size"], lambda: ended.put((memory.token, "view", id_)))
 
     def _ask(self, verb: str, memory: _Memory, timeout_s: float | None, **arguments: Any) -> dict[str, Any]:
         try:
@@ -218,7 +222,11 @@ class Sharing:
             ended: dict[str, dict[bytes, int]] = {"view": {}, "ref": {}, "key": {}}
             for of, what, name in self._taken():
                 # A new Ref to the same object may have been made meanwhile; then that one's end is what counts.
-                if of is memory and not (what == "ref" and (name in self._holds or name in self._kept)):
+                if (
+                    memory is not None
+                    and of == memory.token
+                    and not (what == "ref" and (name in self._holds or name in self._kept))
+                ):
                     ended[what][name] = ended[what].get(name, 0) + 1
             if memory is not None and any(ended.values()):
                 views = [[id_, times] for id_, times in ended["view"].items()]
@@ -238,7 +246,7 @@ class Sharing:
         memory, self._memory = self._memory, None
         self._ended.put(None)
         if memory is not None:
-            memory.connection.close()
+            memory.connection.send(frame(m.REQUEST, ["let_go", {"token": memory.token, "leave": True}], 2))
 
     def forked(self) -> None:
         """Leave the connection to the parent. Takes no lock."""

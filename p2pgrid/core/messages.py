@@ -54,7 +54,7 @@ REQUESTS = {
     "place": "{token, key: 16 bytes, size} -> {offset}: where to write an object",
     "written": "{token, key, id, manifest} -> {}: it is whole, and pinned until `let_go` or the end of that connection",
     "want": "{token, id, holders} -> {offset, size}: it stays there until `let_go` says that its view ended",
-    "let_go": "{token, views: [[id, times], …], refs: [id, …], keys: [key, …] whose writer gave up} -> {}",
+    "let_go": "{token, views: [[id, times], …], refs: [id, …], keys: [key, …] of writers that gave up, leave} -> {}",
     "workers": "{} -> [{worker, pid, state, job, index}]",
 }
 

@@ -215,3 +215,31 @@ def test_a_node_that_was_started_again_takes_new_values(tmp_path: Path) -> None:
         with pytest.raises(pg.ObjectLost):
             grid.get(old)
         grid.abandon()
+
+
+def test_put_at_one_node_get_at_another() -> None:
+    """Verified piece by piece on the way; several at once; the third node gets it though the first is gone."""
+    with LocalGrid(nodes=3, slots=1) as shared:
+        one, two, three = (shared.grid(number) for number in range(3))
+        value = np.random.default_rng(1).random(2 * MB)
+        refs = [one.put(value), one.put({"text": "small", "more": [value[:1000]]})]
+        large, small = two.get(refs)
+        assert np.array_equal(large, value)
+        assert not large.flags.writeable
+        assert small["text"] == "small"
+        shared.nodes[0].kill()
+        assert np.array_equal(three.get(refs[0]), value)
+        for grid in (one, two, three):
+            grid.abandon()
+
+
+def test_lost_in_the_whole_grid() -> None:
+    """Nobody has it any more: an error with those who had it, in bounded time."""
+    with LocalGrid(nodes=2, slots=1) as shared:
+        one, two = shared.grid(0), shared.grid(1)
+        ref = one.put(np.arange(MB))
+        shared.nodes[0].kill()
+        with pytest.raises(pg.ObjectLost, match=shared.nodes[0].id):
+            two.get(ref)
+        one.abandon()
+        two.abandon()
