@@ -59,6 +59,8 @@ class Requested:
     token: int
     peer: Contact
     message: Message | None
+    is_member: bool = True
+    """False: a stranger, who may ask and leave nothing, and is never asked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,8 @@ from p2pgrid.dht.search import Getting, Search, Seeking, Storing
 from p2pgrid.dht.table import Table, TableOptions
 from p2pgrid.dht.wire import NAME_MAX, Contact, Kind, Message, Record
 
+_LEAVING = frozenset({Kind.PUT_VALUE, Kind.ADD_PROVIDER})
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -262,12 +264,16 @@ class Machine:
     def _serve(self, event: e.Requested, now: float) -> None:
         self.counts["requests"] += 1
         try:
+            if not event.is_member and event.message is not None and event.message.kind in _LEAVING:
+                raise NotStored(Reason.STRANGER)
             answer = self._answer(event.peer, event.message, now)
         except NotStored as refused:
             self.refused[refused.reason] += 1
             self._effects.append(e.Answer(event.token, None))
             return
         self._effects.append(e.Answer(event.token, answer))
+        if not event.is_member:
+            return
         known = self.table.entry(event.peer.id)
         if known is not None and not known.contact.addresses:  # it asked and answered before it had said where it is
             known.contact = event.peer

@@ -43,7 +43,7 @@ class Reason(StrEnum):
     MALFORMED = "malformed"
     NAMESPACE = "unknown namespace"
     SIGNATURE = "bad signature"
-    STRANGER = "signed by no member"
+    STRANGER = "from no member"
     NOT_OWNER = "another member's key"
     EXPIRED = "expired"
     FUTURE = "from the future"

@@ -61,6 +61,8 @@ class NodeConfig:
     keep: bool = True
     mdns: bool = True
     """Announce this node on the LAN and look for others there."""
+    open_dht: bool = False
+    """Answer the DHT questions of those who are no members."""
     ephemeral: bool = False
     """The directory is removed at the end; it must not exist at the start."""
     embedded: bool = False
@@ -373,6 +375,7 @@ _FLAGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "no_work": ("no_work", _flag),
     "no_keep": ("no_keep", _flag),
     "no_mdns": ("no_mdns", _flag),
+    "open_dht": ("open_dht", _flag),
     "quota": ("quota", parse_size),
     "grace": ("grace_s", parse_duration),
     "worker_user": ("worker_user", _text),

@@ -145,7 +145,9 @@ class Network:
         self.later(e.Listens(self.addresses))
         build = await trio.to_thread.run_sync(_load)
         me = self.identity
-        net = build(me.id, me.key, self.charter.certificate, self, self.listening.sockets)
+        net = build(
+            me.id, me.key, self.charter.certificate, self, self.listening.sockets, open_dht=self.config.open_dht
+        )
         self.membership, self._door, self.kad = net.membership, net.door, net.kad
         net.kad.listens(self.addresses)
         async with net.running, trio.open_nursery() as nursery:

@@ -8,6 +8,7 @@ node's loop, so their assertions are not caught here.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -19,22 +20,28 @@ from libp2p.network.stream.exceptions import StreamEOF, StreamError
 
 from p2pgrid.core.errors import PeerError
 from p2pgrid.node.net.door import Door
-from p2pgrid.node.net.membership import Membership, close_quietly
+from p2pgrid.node.net.membership import PROTOCOL, Membership, close_quietly
 from p2pgrid.node.net.tcp import peer_address
 
 UPGRADE_TIMEOUT_S = 5.0
 """Noise, certificates and multiplexer, all together."""
 RESET_TIMEOUT_S = 1.0
+STRANGER_S = 300.0
+"""How long a stranger may stay connected where the DHT is open: their places are few."""
 
 log = logging.getLogger(__name__)
 
 
 class Entrance:
-    """Takes the place of the swarm's handler of inbound connections."""
+    """Takes the place of the swarm's handler of inbound connections.
 
-    def __init__(self, swarm: Any, door: Door) -> None:
+    `strangers` is the swarm for those who come under another security protocol than that of members, if they may.
+    """
+
+    def __init__(self, swarm: Any, door: Door, strangers: Any = None) -> None:
         self._swarm = swarm
         self._door = door
+        self._strangers = strangers
         self._handshakes: dict[int, trio.CancelScope] = {}
 
     async def handle(self, stream: Any, listening: Any, _failure: Any) -> None:
@@ -45,7 +52,9 @@ class Entrance:
             if address is None or self._door.turns_away(address, trio.current_time()):
                 return
             if upgraded := await self._upgraded(connection, listening, address):
-                await upgraded.event_closed.wait()
+                is_strangers = self._strangers is not None and not getattr(connection, "is_members", False)
+                with trio.move_on_after(STRANGER_S if is_strangers else math.inf):
+                    await upgraded.event_closed.wait()
         except Exception as error:  # noqa: BLE001 - see the top
             log.debug("inbound connection: %r", error)
         finally:
@@ -59,7 +68,10 @@ class Entrance:
         upgraded = None
         with trio.move_on_after(UPGRADE_TIMEOUT_S) as self._handshakes[ticket]:
             try:
-                upgraded = await self._swarm.upgrade_inbound_raw_conn(connection, listening)
+                if self._strangers is None:
+                    upgraded = await self._swarm.upgrade_inbound_raw_conn(connection, listening)
+                else:
+                    upgraded = await self._sorted(connection)
             finally:
                 del self._handshakes[ticket]
                 # A member that hangs up after the handshake wanted to know no more than that we are here.
@@ -67,11 +79,20 @@ class Entrance:
                 self._door.leave(ticket, address, trio.current_time(), failed=failed)
         return upgraded
 
+    async def _sorted(self, connection: Any) -> Any:
+        """Let the peer choose the security protocol, and by that one of the two swarms."""
+        secured = await self._strangers.upgrader.upgrade_security(connection, False)  # noqa: FBT003 - as above
+        is_members = secured.negotiated_security_protocol == PROTOCOL
+        swarm = self._swarm if is_members else self._strangers
+        muxed = await swarm.upgrader.upgrade_connection(secured, secured.get_remote_peer())
+        await swarm.add_conn(muxed, direction="inbound")
+        return muxed
 
-def guard_connections(host: IHost, door: Door) -> None:
+
+def guard_connections(host: IHost, door: Door, strangers: IHost | None = None) -> None:
     """S1, S12: see `Entrance`."""
     swarm = host.get_network()
-    swarm._do_handle_inbound_connection = Entrance(swarm, door).handle
+    swarm._do_handle_inbound_connection = Entrance(swarm, door, strangers and strangers.get_network()).handle
 
 
 def guard_streams(host: IHost, membership: Membership | None) -> None:

@@ -27,6 +27,8 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.keys import KeyPair
 from libp2p.crypto.x25519 import create_new_key_pair as create_new_x25519
 from libp2p.custom_types import TProtocol
+from libp2p.host.ping import ID as PING
+from libp2p.identity.identify.identify import ID as IDENTIFY
 from libp2p.network.config import ConnectionConfig
 from libp2p.security.noise.transport import PROTOCOL_ID as PLAIN_NOISE
 from libp2p.security.noise.transport import Transport as Noise
@@ -46,9 +48,11 @@ from p2pgrid.node.net.membership import PROTOCOL, MemberNoise, Membership, close
 from p2pgrid.node.net.tcp import GridTCP
 from p2pgrid.node.net.yamux import install
 
-__all__ = ["CannotListen", "dial_any", "make_host", "plain_host", "running", "test_host"]
+__all__ = ["CannotListen", "dial_any", "make_host", "plain_host", "running", "strangers_host", "test_host"]
 
 CONNECTIONS_MAX = 256
+STRANGERS_MAX = 32
+"""Connections of strangers, where the DHT is open to them."""
 CLOSING_TIMEOUT_S = 5.0
 NEVER_S = 1e9
 
@@ -63,15 +67,33 @@ def make_host(
     door: Door | None = None,
     connections_max: int = CONNECTIONS_MAX,
     opened: Mapping[str, socket.socket] | None = None,
+    strangers: IHost | None = None,
 ) -> IHost:
     """Return a host that only members reach; it is not running yet.
 
     `opened` are sockets that listen already, by multiaddr: `running` serves them where it is told to listen there.
+    Who comes to them under plain `/noise` comes to `strangers`, if there is such a host, and is refused otherwise.
     """
     key_pair = create_new_key_pair(key.private_bytes_raw())
     host = _hardened(key_pair, {PROTOCOL: MemberNoise(key_pair, membership)}, connections_max, opened)
-    guard_connections(host, door or Door())
+    guard_connections(host, door or Door(), strangers)
     guard_streams(host, membership)
+    return host
+
+
+def strangers_host(key: Ed25519PrivateKey, membership: Membership) -> IHost:
+    """Return the host that strangers come to where the DHT is open to them.
+
+    It has the node's key and listens nowhere: connections come from the node's own host. That one never learns of
+    them, so that nothing which dials, keeps or trusts connections can take a stranger's for a member's, whatever key
+    it shows. Beside the handlers that it is given it serves identify and ping, without which js-libp2p asks nobody.
+    """
+    key_pair = create_new_key_pair(key.private_bytes_raw())
+    plain = Noise(key_pair, noise_privkey=create_new_x25519().private_key)
+    host = _hardened(key_pair, {PROTOCOL: MemberNoise(key_pair, membership), PLAIN_NOISE: plain}, STRANGERS_MAX)
+    for protocol in [each for each in host.multiselect.handlers if each not in {IDENTIFY, PING}]:
+        del host.multiselect.handlers[protocol]
+    guard_streams(host, None)
     return host
 
 

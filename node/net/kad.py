@@ -12,11 +12,13 @@ or the library does wrong ends one question, or one stream.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import trio
@@ -46,6 +48,8 @@ LINGER_S = 20.0
 """A connection that was made for a question is of use for so long, for walks ask the same peers again."""
 QUEUE_MAX = 1024
 READ_BYTES = 16 << 10
+STRANGERS_AT_ONCE = 4
+"""Questions of strangers under way; more wait, and members do not wait for them."""
 
 
 class _Box:
@@ -111,6 +115,7 @@ class Kad:
         self._count = 0
         self._timer_s = float("inf")
         self._nursery: trio.Nursery | None = None
+        self._strangers = trio.CapacityLimiter(STRANGERS_AT_ONCE)
         host.set_stream_handler(self._protocol, self._serve_stream)
 
     # ---- what the node asks of it ------------------------------------------------------------------------------------
@@ -309,7 +314,13 @@ class Kad:
 
     # ---- requests ----------------------------------------------------------------------------------------------------
 
-    async def _serve_stream(self, stream: INetStream) -> None:
+    def answer_strangers(self, host: IHost) -> None:
+        """Serve the protocol on a host that strangers come to; it does not run yet."""
+        host.set_stream_handler(self._protocol, partial(self._serve_stream, is_member=False))
+        # It listens nowhere; without an address many libp2ps take a peer for nobody.
+        host._addrs_factory = lambda _candidates: [Multiaddr(each) for each in self._addresses or ()]
+
+    async def _serve_stream(self, stream: INetStream, *, is_member: bool = True) -> None:
         """Answer what a peer asks on one stream, in order. To return is to close it."""
         splitter = Splitter()
         while True:
@@ -321,23 +332,26 @@ class Kad:
             try:
                 requests = splitter.feed(data)
             except PeerError:
-                await self._answer(stream, None)
+                await self._answer(stream, None, is_member)
                 return
             for request in requests:
                 try:
                     message = decode(request)
                 except PeerError:
                     message = None
-                if not await self._answer(stream, message):
+                if not await self._answer(stream, message, is_member):
                     return
 
-    async def _answer(self, stream: INetStream, message: Message | None) -> bool:
+    async def _answer(self, stream: INetStream, message: Message | None, is_member: bool) -> bool:  # noqa: FBT001
         """Return whether the stream goes on: the specification resets it for whatever is refused."""
         box, token = _Box(), self._next()
+        peer = stream.muxed_conn.peer_id
+        contact = self._contact(peer) if is_member else Contact(peer.to_bytes())
         self._requests[token] = box
         try:
-            await self._send.send(e.Requested(token, self._contact(stream.muxed_conn.peer_id), message))
-            await box.full.wait()
+            async with contextlib.nullcontext() if is_member else self._strangers:
+                await self._send.send(e.Requested(token, contact, message, is_member))
+                await box.full.wait()
         finally:
             del self._requests[token]
         if box.content is None:

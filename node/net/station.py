@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, NamedTuple, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from libp2p.abc import IHost
 from multiaddr import Multiaddr
 
 from p2pgrid.dht.records import Namespace
 from p2pgrid.node.net.door import Door
-from p2pgrid.node.net.host import make_host, running
+from p2pgrid.node.net.host import make_host, running, strangers_host
 from p2pgrid.node.net.kad import Kad
 from p2pgrid.node.net.links import Links, Listener
 from p2pgrid.node.net.membership import Admit, Membership
@@ -45,12 +46,29 @@ class Station(NamedTuple):
 
 
 def build(
-    me: str, key: Ed25519PrivateKey, certificate: bytes, owner: Owner, opened: Mapping[str, socket.socket]
+    me: str,
+    key: Ed25519PrivateKey,
+    certificate: bytes,
+    owner: Owner,
+    opened: Mapping[str, socket.socket],
+    *,
+    open_dht: bool = False,
 ) -> Station:
     """Return the parts; nothing runs yet. `opened` are the sockets that listen, by multiaddr."""
     membership = Membership(certificate, owner.admit)
     door = Door(on_failed=owner.turned_away)
-    host = make_host(key, membership, door, opened=opened)
+    strangers = strangers_host(key, membership) if open_dht else None
+    host = make_host(key, membership, door, opened=opened, strangers=strangers)
     links = Links(me, host, membership, owner, owner.hello, owner.log, owner.rng)
     kad = Kad(host, owner.namespaces(), owner.rng, wall=owner.grid_time_s, release=owner.release)
-    return Station(membership, door, links, kad, running(host, [Multiaddr(address) for address in opened]))
+    if strangers is not None:
+        kad.answer_strangers(strangers)
+    return Station(membership, door, links, kad, _running(host, [Multiaddr(address) for address in opened], strangers))
+
+
+@asynccontextmanager
+async def _running(host: IHost, addresses: list[Multiaddr], strangers: IHost | None) -> AsyncIterator[IHost]:
+    async with AsyncExitStack() as stack:
+        if strangers is not None:
+            await stack.enter_async_context(running(strangers, []))
+        yield await stack.enter_async_context(running(host, addresses))

@@ -25,9 +25,8 @@ STOP_S = 30.0
 """How long `stop` waits: a node ends within its grace + 5 s."""
 REAP_S = 3.0
 
-_PEER, _HOME = "Peer to peer", "At home"
+_HOME = "At home"
 LATER_FLAGS = {
-    "--open-dht": _PEER,
     "--worker-user": _HOME,
 }
 
@@ -63,6 +62,7 @@ def _flag(name: str, text: str, **attributes: Any) -> Callable[[F], F]:
 @_flag("--no-work", "Run no tasks here.", is_flag=True)
 @_flag("--no-keep", "Keep no jobs for others.", is_flag=True)
 @_flag("--no-mdns", "Neither announce this node on the LAN nor look for others there.", is_flag=True)
+@_flag("--open-dht", "Answer questions to the DHT of those who are no members, and nothing else.", is_flag=True)
 @_flag("--ephemeral", "Remove the directory at the end.", is_flag=True)
 @_flag("--preset", "local, lan, wan or edge (default: lan).", metavar="NAME")
 @_flag("--debug", "Keep what helps to find a bug.", is_flag=True)

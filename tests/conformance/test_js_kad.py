@@ -25,11 +25,12 @@ from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
 from p2pgrid.dht import events as e
-from p2pgrid.dht.records import Open, RecordOptions
+from p2pgrid.dht.records import GRID_NAMESPACE, Open, RecordOptions
 from p2pgrid.dht.wire import PROTOCOL, Contact
 from p2pgrid.node.net.host import plain_host, running
 from p2pgrid.node.net.kad import Kad
 from tests.node.net.grids import LOOPBACK, run, until
+from tests.node.net.open_node import open_node
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # the first one installs
 
@@ -232,5 +233,24 @@ def test_what_one_refuses_is_no_success_for_the_other(js: Path) -> None:
 
             assert await their.do("put", key=KEY, value=VALUE) == 1
             assert await mine.kad.do(e.Provide, CHUNK) == e.Stored(2)
+
+    run(story, within_s=60)
+
+
+def test_a_node_with_an_open_dht_answers_theirs(js: Path, tmp_path: Path) -> None:
+    """What a member has put they find; what they want to put there has no member's signature."""
+
+    async def story() -> None:
+        async with open_node(tmp_path) as ours, js_peer(js) as their:
+            await their.do("connect", address=f"{ours.addresses[0]}/p2p/{ours.host.get_id()}")
+            assert await their.do("find", id=str(ours.host.get_id())) is not None
+            value = bytes.fromhex(await their.do("get", key=ours.key))
+            assert (
+                ours.owner.namespaces()[GRID_NAMESPACE].check(ours.key, value, ours.owner.grid_time_s()).payload
+                == b"here"
+            )
+            assert await their.do("put", key=KEY, value=VALUE) == 0
+            assert len(ours.station.kad.machine.values) == 1
+            assert len(ours.station.kad.machine.table) == 0
 
     run(story, within_s=60)

@@ -20,6 +20,9 @@ import * as Digest from 'multiformats/hashes/digest'
 const PATIENCE_MS = 15_000
 const RAW = 0x55
 
+const anything = async () => {}
+const first = () => 0
+
 const node = await createLibp2p({
   addresses: { listen: ['/ip4/127.0.0.1/tcp/0'] },
   transports: [tcp()],
@@ -34,8 +37,8 @@ const node = await createLibp2p({
       peerInfoMapper: passthroughMapper, // loopback addresses count
       allowQueryWithZeroPeers: true,
       initialQuerySelfInterval: 200,
-      validators: { test: async () => {} },
-      selectors: { test: () => 0 }
+      validators: { test: anything, p2pgrid: anything },
+      selectors: { test: first, p2pgrid: first }
     })
   }
 })
