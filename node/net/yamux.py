@@ -49,6 +49,7 @@ class GridYamux(yamux.Yamux):
         self._reader: trio.lowlevel.Task | None = None
         self._replies: deque[bytes] = deque()
         self._replies_due = trio.Event()
+        self._heard_s = 0.0
 
     async def _handle_incoming_with_ready_signal(self, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         self._reader = trio.lowlevel.current_task()
@@ -57,6 +58,7 @@ class GridYamux(yamux.Yamux):
 
     async def _read_data_body(self, length: int) -> bytes:
         """S13: a connection that breaks within a frame is broken; the library only finishes the frame's stream."""
+        self._heard_s = trio.current_time()
         try:
             return bytes(await super()._read_data_body(length))
         except Exception as error:
@@ -119,11 +121,17 @@ class GridYamux(yamux.Yamux):
         GridYamux.open_count += 1
         try:
             await trio.sleep(random.uniform(0.05, 1) * KEEPALIVE_S)  # connections of one moment do not ping in step
-            while await self._peer_answers():  # noqa: ASYNC110 - not a poll: a question and its answer
-                await trio.sleep(max(KEEPALIVE_S, GridYamux.open_count / PINGS_PER_S_MAX))
+            while await self._peer_answers():
+                await self._silence(max(KEEPALIVE_S, GridYamux.open_count / PINGS_PER_S_MAX))
             log.info("peer %s is silent: closed", self.peer_id)
         finally:
             GridYamux.open_count -= 1
+
+    async def _silence(self, seconds: float) -> None:
+        """Wait until nothing has come for so long: whoever speaks need not be asked whether it is there."""
+        self._heard_s = trio.current_time()
+        while (left_s := self._heard_s + seconds - trio.current_time()) > 0:  # noqa: ASYNC110 - longer with every frame
+            await trio.sleep(left_s)
 
     async def _peer_answers(self) -> bool:
         self._ping_id = (self._ping_id + 1) & 0xFFFFFFFF

@@ -173,6 +173,22 @@ def test_any_sign_of_life_is_an_answer(how: str) -> None:
     assert not [p for p in one._probes.values() if p.subject == probe.peer and p.sent_s < NOW + 0.5]
 
 
+def test_who_has_just_spoken_is_not_asked() -> None:
+    """Of two that observe each other one question in a round is enough; not while anything is in doubt."""
+    one = node("a")
+    first = pings([effect for _, effect in run(one, 0.5)])[0]
+    one.received("a", m.P_ACK, (first.body[0], 10, 0), NOW + 0.5)
+    due = one.next_s()
+    assert due is not None
+    one.received("a", m.P_PING, (1, 10, 0), due - 0.2)
+    quiet = pings(one.tick(due))
+    again = one.next_s()
+    assert again is not None
+
+    assert quiet == []
+    assert len(pings(one.tick(again))) == 1
+
+
 def test_a_helper_asks_passes_the_answer_on_and_says_nack_meanwhile() -> None:
     """NACK tells the asker that its own connection works."""
     one = node("asker", "subject")
