@@ -37,6 +37,7 @@ from p2pgrid import __version__
 from p2pgrid.core import messages as m
 from p2pgrid.core.errors import ExitCode, GridError, PeerError, error_to_wire
 from p2pgrid.core.locate import NODE_FILE
+from p2pgrid.core.wire import frame
 from p2pgrid.node import events as e
 from p2pgrid.node.asked import VERBS, Asked
 from p2pgrid.node.banner import Talk, banner, crash_report, last_line
@@ -55,7 +56,9 @@ from p2pgrid.node.vitals import Standstill
 from p2pgrid.node.workers import WorkerPool
 
 if TYPE_CHECKING:
+    from p2pgrid.core.wire import Frame
     from p2pgrid.node.sharing import Sharing
+    from p2pgrid.node.workers_child import Child
 
 STOP_MARGIN_S = 3.0
 """After the grace: how long the machine may take to say Stopped before we end without it."""
@@ -178,6 +181,7 @@ class Node:
         self.pool = WorkerPool(
             config.slots if config.work else 0, config.python, config.dir, identity.name, self.deliver, log=talk.log
         )
+        self.pool.on_asks, self.pool.on_buried = self._workers_ask, self._worker_gone
         self.timers = Timers()
         self.lag = Lag()
         self.mind: Mind | None = None
@@ -316,8 +320,8 @@ class Node:
         self.completing.asked(event)
         return event
 
-    def _ask_sharing(self, client: int, id_: int, verb: str, arguments: dict[str, Any]) -> None:
-        """Hand on a request about objects; the first one makes the shared memory."""
+    def _made_sharing(self) -> Sharing:
+        """Return the objects of this node; the first who asks for any has the shared memory made. Raises GridError."""
         if self._sharing is None:
             from p2pgrid.node.sharing import Sharing  # noqa: PLC0415 - a node whose programs put nothing needs none
 
@@ -328,12 +332,34 @@ class Node:
                 )
             except OSError as error:
                 self.talk.line(f"warning: no shared memory: {error.strerror or error}")
-                refusal = GridError(
-                    f"this node has no shared memory: {error}", code="no-shared-memory", next="p2pgrid status"
-                )
-                self._answer(e.Reply(client, m.ERROR, id_, dict(error_to_wire(refusal))))
-                return
-        self._sharing.answer(client, id_, verb, arguments)
+                msg = f"this node has no shared memory: {error}"
+                raise GridError(msg, code="no-shared-memory", next="p2pgrid status") from error
+        return self._sharing
+
+    def _workers_ask(self, child: Child, asks: list[Frame]) -> None:
+        """Hand on what a worker says about objects."""
+        try:
+            sharing = self._made_sharing()
+        except GridError as error:
+            for one in asks:
+                if one.kind == m.W_NEED:
+                    child.tell(frame(m.W_AT, [one.body[0], 0, 0, dict(error_to_wire(error)), 0]))
+            self.pool.push(child)
+            return
+        sharing.worker_asks(self.pool, child, asks)
+
+    def _worker_gone(self, child: Child) -> None:
+        if self._sharing is not None:
+            self._sharing.gone(-child.process.pid)
+
+    def _ask_sharing(self, client: int, id_: int, verb: str, arguments: dict[str, Any]) -> None:
+        """Hand on a request about objects."""
+        try:
+            sharing = self._made_sharing()
+        except GridError as error:
+            self._answer(e.Reply(client, m.ERROR, id_, dict(error_to_wire(error))))
+            return
+        sharing.answer(client, id_, verb, arguments)
 
     def _rows(self) -> list[dict[str, Any]]:
         """Return the members as the machine sees them."""

@@ -23,6 +23,7 @@ from p2pgrid.core import messages as m
 from p2pgrid.core.errors import GridError, ObjectLost, PeerError, QuotaExceeded, error_to_wire
 from p2pgrid.core.mapped import handed
 from p2pgrid.core.pieces import OBJECT_BYTES_MAX, PIECE_BYTES, ObjectId, is_id, read_manifest
+from p2pgrid.core.wire import Frame, frame
 from p2pgrid.node.arena import Arena
 from p2pgrid.node.config import NodeConfig
 from p2pgrid.node.events import Log, Reply, Send
@@ -51,6 +52,8 @@ from p2pgrid.node.object_files import ObjectFiles
 from p2pgrid.node.objects import Effect, Objects
 from p2pgrid.node.shelf import Shelf, ShelfOptions
 from p2pgrid.node.storeroom import Event, Job, Order, Storeroom
+from p2pgrid.node.workers import WorkerPool
+from p2pgrid.node.workers_child import Child
 
 KEY_BYTES = 16
 MEMORY_OF_RAM = 4
@@ -74,6 +77,8 @@ class Process:
     owner: Owner
     """Of what it has put."""
     writing: set[Key] = field(default_factory=set)
+    has_memory: bool = False
+    """For a worker: the descriptor was handed over."""
 
     @property
     def getting(self) -> Owner:
@@ -83,11 +88,12 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Who waits for an answer."""
+    """Who waits for an answer; a client by its number, or a worker child."""
 
     client: int
     id: int
     process: Process
+    child: tuple[WorkerPool, Child] | None = None
 
 
 class Sharing:
@@ -219,6 +225,55 @@ class Sharing:
         self._wants.setdefault(wanted, []).append(Asker(client, id_, process))
         self._want_now(wanted, process, holders)
 
+    # ---- workers -----------------------------------------------------------------------------------------------------
+
+    def worker_asks(self, pool: WorkerPool, child: Child, asks: list[Frame]) -> None:
+        """Take what a worker child says."""
+        number = -child.process.pid
+        process = self._by_number.get(number)
+        if process is None:
+            token = os.urandom(KEY_BYTES)
+            process = self._by_token[token] = self._by_number[number] = Process(number, ("session", token))
+        for one in asks:
+            match one.kind, one.body:
+                case m.W_NEED, [int(id_), bytes(object_id), list(holders)] if is_id(object_id):
+                    asker = Asker(0, id_, process, (pool, child))
+                    wanted = ObjectId(object_id)
+                    try:
+                        if self.shelf.find(wanted) is None:
+                            self._look_for(wanted, holders)
+                    except GridError as error:
+                        self._say(asker, 0, 0, error)
+                        continue
+                    self._wants.setdefault(wanted, []).append(asker)
+                    self._want_now(wanted, process, holders)
+                case m.W_LET_GO, list(views):
+                    for object_id, times in views:
+                        self._unmap(_object_id(object_id), process, times)
+
+    def _say(self, asker: Asker, offset: int, size: int, error: GridError | None) -> None:
+        """Tell who wanted an object where it is, or why not."""
+        if asker.child is None:
+            if error is None:
+                self._reply(asker.client, asker.id, {"offset": offset, "size": size})
+            else:
+                self._refuse(asker.client, asker.id, error)
+            return
+        pool, child = asker.child
+        why = None if error is None else dict(error_to_wire(error))
+        data = frame(m.W_AT, [asker.id, offset, size, why, self.arena.size])
+        if asker.process.has_memory or error is not None:
+            child.tell(data)
+            pool.push(child)
+        else:
+            asker.process.has_memory = True
+            self._nursery.start_soon(self._hand, asker.process, child, data)
+
+    async def _hand(self, process: Process, child: Child, data: bytes) -> None:
+        """Give the memory to a worker. It waits for that, and reads what is queued before."""
+        while self._by_number.get(process.number) is process and not child.hand(data, self.arena.fd):  # noqa: ASYNC110
+            await trio.sleep(FEED_S)
+
     def _look_for(self, wanted: ObjectId, holders: list[str]) -> None:
         """Connect with those who are said to have it. Raises ObjectLost: that can only have been this node."""
         others = [holder for holder in holders if holder != self._me]
@@ -305,7 +360,7 @@ class Sharing:
         self._leave(process)
         for key in looked_at:
             self._unlooked(key)
-        if not self._by_number and not self._cooling:
+        if self._is_unused and not self._cooling:
             self._cooling = True
             self._nursery.start_soon(self._cool_down)
 
@@ -326,7 +381,7 @@ class Sharing:
                     self._no_room(key, reason)
                 case Gone(id_, last):
                     for asker in self._wants.pop(id_, ()):
-                        self._refuse(asker.client, asker.id, _lost(id_, last))
+                        self._say(asker, 0, 0, _lost(id_, last))
                 case Send():
                     self._net.perform(effect)
                     sent = True
@@ -361,7 +416,7 @@ class Sharing:
         askers = self._wants.pop(wanted, [])
         for asker in askers:
             self.shelf.map(key, asker.process.number)
-            self._reply(asker.client, asker.id, {"offset": found[0], "size": found[1]})
+            self._say(asker, *found, None)
         for owner in {asker.process.getting for asker in askers}:
             self.perform(self.objects.unwant(wanted, owner))
 
@@ -372,7 +427,7 @@ class Sharing:
             self._refuse(asker.client, asker.id, QuotaExceeded(reason, next=_ADVICE))
         wanted = self._wanted_as.pop(key, None)
         for asker in self._wants.pop(wanted, ()) if wanted is not None else ():
-            self._refuse(asker.client, asker.id, QuotaExceeded(reason, next=_ADVICE))
+            self._say(asker, 0, 0, QuotaExceeded(reason, next=_ADVICE))
 
     async def _do(self, effect: Order, job: Job) -> None:
         try:
@@ -455,9 +510,14 @@ class Sharing:
     def _queued_bytes(self, peer: str) -> int | None:
         return None if self._net.links is None else self._net.links.queued_bytes(peer)
 
+    @property
+    def _is_unused(self) -> bool:
+        """Whether no program has the memory mapped; workers, whose numbers are below zero, keep theirs."""
+        return all(number < 0 for number in self._by_number)
+
     async def _cool_down(self) -> None:
         """Give the memory back to the system, once no program has it mapped."""
-        while not self._by_number and (span := self.arena.give_back(COOL_STEP_BYTES)) is not None:
+        while self._is_unused and (span := self.arena.give_back(COOL_STEP_BYTES)) is not None:
             done = await trio.to_thread.run_sync(self.arena.cool_down, span, limiter=self._limiter)
             self.arena.cooled(span, done=done)
             if not done:

@@ -19,12 +19,13 @@ import socket
 import sys
 import threading
 from _signal import getsignal  # type: ignore[import-not-found]  # signal's own, without its enum: 50 ns, not 1.5 µs
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from p2pgrid.core import current, messages
+from p2pgrid.core import current, messages, ref
 from p2pgrid.core.wire import Frame, Splitter, frame
 from p2pgrid.node.events import Segment
 from p2pgrid.node.page import INDEX, NONE, RUN, START, Page, Progress
@@ -33,6 +34,9 @@ from p2pgrid.node.worker_output import Output
 from p2pgrid.node.worker_recent import Recent
 from p2pgrid.node.worker_report import Report
 from p2pgrid.node.worker_tasks import Work, fail_all, run_segment
+
+if TYPE_CHECKING:
+    from p2pgrid.node.worker_objects import WorkerObjects
 
 RECV = 1 << 16
 NICE = 5
@@ -53,6 +57,10 @@ class Worker:
         self._blobs: Recent[tuple[bytes, bytes], Items] = Recent(messages.W_BLOBS)
         self._handlers = {number: getsignal(number) for number in signal.valid_signals()}
         self._forked: list[bool] = []
+        self._splitter = Splitter()
+        self._later: deque[Frame] = deque()  # came while a task waited for an object
+        self._objects: WorkerObjects | None = None
+        ref.provide(self._value)
         os.register_at_fork(after_in_child=self._in_fork)
 
     def _in_fork(self) -> None:
@@ -62,11 +70,21 @@ class Worker:
 
     def serve(self) -> None:
         """Say that we are ready, and work until the daemon closes its end."""
-        splitter = Splitter()
+        splitter, later = self._splitter, self._later
         self._sock.sendall(frame(messages.W_READY, {"pid": os.getpid(), "python": list(sys.version_info[:3])}))
         while data := self._sock.recv(RECV):
             for received in splitter.feed(data):
                 self._handle(received)
+            while later:
+                self._handle(later.popleft())
+
+    def _value(self, id_: bytes, holders: tuple[str, ...]) -> Any:
+        """Return what a Ref in arguments stands for."""
+        if self._objects is None:
+            from p2pgrid.node.worker_objects import WorkerObjects  # noqa: PLC0415 - few tasks have Refs
+
+            self._objects = WorkerObjects(self._sock, self._splitter, self._later)
+        return self._objects.value(id_, holders)
 
     def _handle(self, received: Frame) -> None:
         match received.kind, received.body:
@@ -76,6 +94,8 @@ class Worker:
                 self._blobs.put((job, key), Items(data))
             case messages.W_RUN, [number, job, context, segments]:
                 self._run(number, job, context, [Segment(*segment) for segment in segments])
+            case messages.W_AT, _:
+                pass  # whoever waited for it was interrupted
             case kind, _:
                 raise AssertionError(f"the daemon sent a frame of kind {kind}")
 
@@ -94,6 +114,8 @@ class Worker:
         current.enter(None)
         self._page.clear()
         self._restore_signals()
+        if self._objects is not None:
+            self._objects.tell()
 
     def _work_off(
         self, work: Work, job: bytes, segments: Sequence[Segment], refused: Exception | None

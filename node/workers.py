@@ -27,6 +27,7 @@ from time import monotonic
 import trio
 
 from p2pgrid.core.errors import PeerError
+from p2pgrid.core.wire import Frame
 from p2pgrid.node import reaper, workers_memory
 from p2pgrid.node.events import Event, Kill, Log, Run, WorkerDied
 from p2pgrid.node.page import LOOK, START, Progress
@@ -88,6 +89,9 @@ class WorkerPool:
         options: PoolOptions = PoolOptions(),
     ) -> None:
         """Remember; nothing is started yet. `dir` is the node's directory; all we write stays under it."""
+        self.on_asks: Callable[[Child, list[Frame]], None] = lambda *_: None
+        """Takes what a child says about objects."""
+        self.on_buried: Callable[[Child], None] = lambda _: None
         self._python = list(python)
         self._packages = dir / "python"
         self._name = node_name
@@ -144,6 +148,11 @@ class WorkerPool:
             child = self._children[worker]
             if child is not None and not child.push():
                 child.blocked.set()
+
+    def push(self, child: Child) -> None:
+        """Send what was queued for a child otherwise than by `run`."""
+        self._dirty[child.worker] = None
+        self.flush()
 
     def stop(self, *, kill: bool = True) -> None:
         """End all: at once, or (kill=False) each child after the runs it has. `serve` returns then."""
@@ -258,6 +267,9 @@ class WorkerPool:
                     break
                 if events:
                     self._deliver(events)
+                if child.asks:
+                    asks, child.asks = child.asks, []
+                    self.on_asks(child, asks)
         except PeerError as error:
             child.condemn(Verdict("exit", str(error), child.page.running()))
         # The pipe ended: the process is about to, or a task closed what was not its own.
@@ -282,6 +294,7 @@ class WorkerPool:
         await trio.to_thread.run_sync(reaper.kill_marked, child.mark)
         died = child.obituary()
         self._children[child.worker] = None
+        self.on_buried(child)
         self._reaper.remove(child.process.pid)
         child.close()
         if child.ready and not self._kill_all:

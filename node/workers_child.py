@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import trio
 
 from p2pgrid.core.errors import PeerError
-from p2pgrid.core.messages import W_BLOB, W_BLOBS, W_CODE, W_DONE, W_READY, W_RUN
+from p2pgrid.core.messages import W_BLOB, W_BLOBS, W_CODE, W_DONE, W_LET_GO, W_NEED, W_READY, W_RUN
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.wire import Frame, Splitter, frame
 from p2pgrid.node import page as shared
@@ -84,6 +84,8 @@ class Child:
         self._blobs: Recent[tuple[bytes, bytes], None] = Recent(W_BLOBS)
         self._taken: dict[int, RangeSet] = {}
         self._splitter = Splitter()
+        self.asks: list[Frame] = []
+        """What it said about objects, for whoever keeps them."""
         self.blocked = trio.Event()  # set while the socket is full
         self._out: deque[bytes | memoryview] = deque()
         self._output_fd = _anonymous_file("p2pgrid-output", birth.home)
@@ -160,6 +162,24 @@ class Child:
             size += len(parts[-1])
         return b"".join(parts)
 
+    def hand(self, data: bytes, fd: int) -> bool:
+        """Send a frame with a descriptor, after all that is queued; return whether that is possible now."""
+        if self._out:
+            return False
+        try:
+            sent = socket.send_fds(self.sock, [data], [fd])
+        except BlockingIOError:
+            return False
+        except OSError:  # it died
+            return True
+        if sent < len(data):
+            self._out.append(memoryview(data)[sent:])
+        return True
+
+    def tell(self, data: bytes) -> None:
+        """Queue a frame that is no run."""
+        self._out.append(data)
+
     def recall(self) -> None:
         """Ask for all that is not started."""
         self.page.recall(self.last_run)
@@ -210,14 +230,18 @@ class Child:
         data = self._recv()
         if data == b"":
             return None
-        return [self._event(received) for received in self._splitter.feed(data)] if data else []
+        return self._events(data) if data else []
 
     def drain(self) -> list[Event]:
         """Return the events of what a dead child had sent. Raises PeerError on garbage."""
         events: list[Event] = []
         while data := self._recv():
-            events += [self._event(received) for received in self._splitter.feed(data)]
+            events += self._events(data)
         return events
+
+    def _events(self, data: bytes) -> list[Event]:
+        frames = self._splitter.feed(data)
+        return [event for received in frames if (event := self._event(received)) is not None]
 
     def _recv(self) -> bytes | None:
         """Return what has come: None if nothing yet, b"" if nothing will."""
@@ -228,13 +252,16 @@ class Child:
         except ConnectionError:
             return b""
 
-    def _event(self, received: Frame) -> Event:
+    def _event(self, received: Frame) -> Event | None:
         kind, body = received.kind, received.body
         if kind == W_DONE and type(body) is list and len(body) == REPORT_FIELDS:
             return self._report(*body)
         if kind == W_READY and isinstance(body, dict) and isinstance(body.get("pid"), int):
             self.ready = True
             return WorkerReady(self.worker)
+        if kind in (W_NEED, W_LET_GO):
+            self.asks.append(received)
+            return None
         raise PeerError("a worker sent something that is no report")
 
     def _report(self, run: Any, done: Any, final: Any, returned: Any, busy_s: Any, logs: Any, unfit: Any) -> WorkerDone:

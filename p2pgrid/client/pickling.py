@@ -31,6 +31,8 @@ PROTOCOL = 5
 ENVELOPE_BYTES = 4096
 VALUE_BYTES_MAX = BATCH_BYTES_MAX - ENVELOPE_BYTES
 """One value and the little that surrounds it in its batch."""
+LIST_REFS_BYTES_MAX = 64 * 1024 * 1024
+"""What several Refs in one packed list may stand for."""
 
 _PLAIN = frozenset({int, float, str, bytes, bool, type(None), complex})
 _CONTAINERS = frozenset({list, tuple, dict, set, frozenset, bytearray})
@@ -47,12 +49,12 @@ class FutureInArguments(TypeError):
         super().__init__("a Future cannot be an argument yet: pass its value, use .result()")
 
 
-class RefInArguments(TypeError):
-    """A Ref was passed as an argument."""
+class RefInFunction(TypeError):
+    """A function captures a Ref."""
 
     def __init__(self) -> None:
-        """Say what to pass instead."""
-        super().__init__("a Ref cannot be an argument yet: pass its value, Grid.get(ref)")
+        """Say what to do instead."""
+        super().__init__("a function cannot capture a Ref: pass it as an argument")
 
 
 class TooLarge(Exception):
@@ -77,6 +79,10 @@ class _Sink:
         self.parts.append(data if isinstance(data, bytes) else bytes(data))
         return size
 
+    def joined(self) -> bytes:
+        """Return all of it."""
+        return self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
+
 
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle, to which each module of the user's is made known when it is first reached.
@@ -96,6 +102,9 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         """
         super().__init__(sink, PROTOCOL, buffers)
         self._names = names
+        self._puts = buffers is not None
+        self.refs: dict[bytes, Ref] = {}
+        """Those among the arguments."""
         self._registered: list[types.ModuleType] = []
 
     def reducer_override(self, obj: Any) -> Any:
@@ -107,7 +116,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         elif isinstance(obj, Future):
             raise FutureInArguments
         elif isinstance(obj, Ref):
-            raise RefInArguments
+            return self._reduced_ref(obj)
         return super().reducer_override(obj)
 
     def _reduced_module(self, module: types.ModuleType) -> Any:
@@ -121,6 +130,15 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             if name in _MODULE_TEXTS or (not name.startswith("__") and (self._names is None or name in self._names))
         }
         return cloudpickle.cloudpickle.dynamic_subimport, (module.__name__, {}), wanted
+
+    def _reduced_ref(self, ref: Ref) -> Any:
+        """Let a Ref among arguments arrive as its value, one within a value that is put as a Ref."""
+        if self._puts:
+            return NotImplemented
+        if self._names is not None:
+            raise RefInFunction
+        self.refs[ref.raw] = ref
+        return ref.as_argument()
 
     def _reach(self, name: object) -> None:
         if isinstance(name, str) and travels_by_value(name):
@@ -144,7 +162,7 @@ def dump(obj: object, limit: int | None = None, names: AbstractSet[str] | None =
     """Return the pickle of `obj`, whatever error that gives. Raises TooLarge beyond `limit` bytes."""
     sink = _Sink(VALUE_BYTES_MAX if limit is None else limit)
     Pickler(sink, names).dump(obj)
-    return sink.parts[0] if len(sink.parts) == 1 else b"".join(sink.parts)
+    return sink.joined()
 
 
 def probe(obj: object) -> Exception | None:
@@ -158,7 +176,7 @@ def probe(obj: object) -> Exception | None:
 
 def refuse(error: Exception, what: str, obj: object) -> NoReturn:
     """Raise for `obj`, called `what` by the user, which failed to pickle with `error`."""
-    if isinstance(error, FutureInArguments | RefInArguments):
+    if isinstance(error, FutureInArguments | RefInFunction):
         raise error
     if isinstance(error, TooLarge):
         msg = f"{what}: more than {format_size(VALUE_BYTES_MAX)} when pickled, which is the most one task may carry"
@@ -216,7 +234,13 @@ def pickled_items(items: Sequence[Any], lo: int, limit: int) -> bytes:
         TooLarge: they need more than `limit` bytes.
     """
     try:
-        return dump(items, limit)
+        sink = _Sink(limit)
+        pickler = Pickler(sink)
+        pickler.dump(items)
+        refs = pickler.refs.values()
+        if len(refs) > 1 and len(items) > 1 and sum(ref.size for ref in refs) > LIST_REFS_BYTES_MAX:
+            raise TooLarge  # a worker maps all that a list refers to
+        return sink.joined()
     except TooLarge:
         raise
     except Exception as error:  # noqa: BLE001 - see probe

@@ -62,11 +62,14 @@ REQUESTS = {
 W_CODE = 64  # [code_id16, union bytes]
 W_BLOB = 65  # [job16, key, bytes]             a packed list of inputs; child keeps the last W_BLOBS of them
 W_RUN = 66  # [run, job16, context, [segment, …]]   segment: [lo, hi, fn, shape, data or None (blob), offset, key]
+W_AT = 67  # [number of the W_NEED, offset, size, None or {"code", "message", "next"}, size of the memory]
 W_BLOBS = 4
 
 # ---- worker child -> daemon -----------------------------------------------------------------------------------------
 W_READY = 80  # {"pid", "python": [major, minor, micro]}
 W_DONE = 81  # [run, [outcome, …], final, [[lo, hi], …] returned, busy_s, [[index, output], …], unfit]
+W_NEED = 82  # [number, id, [holder, …]]     an object, mapped; the first W_AT brings the descriptor of the memory
+W_LET_GO = 83  # [[id, times], …]             views that ended
 
 # ---- peer <-> peer (control stream) ---------------------------------------------------------------------------------
 # seconds: how many slot-seconds of work the holder would like to have queued; it knows best how far it is

@@ -5,8 +5,10 @@ Rule: standard library only. What a Ref keeps alive is its session's business (`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
+from p2pgrid.core.errors import GridError
 from p2pgrid.core.units import format_size
 
 
@@ -55,6 +57,12 @@ class Ref:
     def __hash__(self) -> int:
         return hash(self._id)
 
+    def as_argument(self) -> tuple[Any, ...]:
+        """Travel to a task as what it stands for (a pickle's reduce value); as `__reduce__` for how long it lives."""
+        if self._hold is not None:
+            self._hold.for_good()
+        return value_of, (self._id, self._holders)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel as a name; from now on the object lives as long as the session that put it."""
         if self._hold is not None:
@@ -63,3 +71,18 @@ class Ref:
 
     def __repr__(self) -> str:
         return f"<Ref {self.id[2:14]} of {format_size(self._size)}>"
+
+
+_providers: list[Callable[[bytes, tuple[str, ...]], Any]] = []
+
+
+def provide(provider: Callable[[bytes, tuple[str, ...]], Any]) -> None:
+    """Say who resolves Refs in arguments, in this process: a worker child."""
+    _providers[:] = [provider]
+
+
+def value_of(id_: bytes, holders: tuple[str, ...]) -> Any:
+    """Return what a Ref stands for: called as a task's arguments are unpickled. Raises ObjectLost, QuotaExceeded."""
+    if not _providers:
+        raise GridError("a Ref in arguments can be resolved in a worker only", code="not-yet", next="Grid().get(ref)")
+    return _providers[0](id_, holders)

@@ -243,3 +243,63 @@ def test_lost_in_the_whole_grid() -> None:
             two.get(ref)
         one.abandon()
         two.abandon()
+
+
+def total(array: Any, more: Any = 0) -> float:
+    return float(array.sum() + more)
+
+
+def facts_of(holder: Any) -> tuple[bool, bool, str]:
+    array = holder["deep"][0]
+    return bool(array.flags.writeable), bool(array.flags.owndata), type(array).__name__
+
+
+def test_a_ref_as_an_argument_arrives_as_its_value(grid: Grid) -> None:
+    """Positional, by keyword, nested, in a map; read-only views; what it becomes is unaffected."""
+    ref, number = grid.put(np.ones(MB)), grid.put(5)
+    assert grid.submit(total, ref).result(SOON_S) == MB
+    assert grid.submit(total, ref, more=number).result(SOON_S) == MB + 5
+    assert grid.submit(facts_of, {"deep": [ref]}).result(SOON_S) == (False, False, "ndarray")
+    assert list(grid.map(total, [ref] * 100)) == [MB] * 100
+    assert list(grid.starmap(total, [(ref, i) for i in range(100)])) == [MB + i for i in range(100)]
+    several = [grid.put(np.full(1000, i)) for i in range(50)]
+    assert list(grid.map(total, several)) == [1000.0 * i for i in range(50)]
+    assert not grid.get(ref).flags.writeable
+
+
+def test_more_than_fits_into_memory_at_once(grid: Grid) -> None:
+    """Every task has its own large object: their views end with their tasks, or they would not all fit."""
+    for _ in range(3):
+        refs = [grid.put(np.full(MB // 2, i)) for i in range(10)]
+        assert list(grid.map(total, refs)) == [MB // 2 * i for i in range(10)]
+
+
+def test_a_task_whose_object_is_lost_says_so(grid: Grid, shared: LocalGrid) -> None:
+    """And the next one runs."""
+    other = shared.grid(0)
+    ref = other.put(np.full(MB, 3.5))
+    other.abandon()
+    wait_until(lambda: isinstance(grid.submit(total, ref).exception(SOON_S), pg.ObjectLost))
+    assert grid.submit(total, grid.put(np.ones(10))).result(SOON_S) == 10
+
+
+def test_a_worker_that_is_killed_lets_go(grid: Grid) -> None:
+    """What it looked at is mapped again by the next."""
+    ref = grid.put(np.ones(MB))
+
+    def die(array: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert isinstance(grid.submit(die, ref).exception(SOON_S), pg.WorkerCrashed)
+    assert grid.submit(total, ref).result(SOON_S) == MB
+
+
+def test_tasks_at_other_nodes_fetch_what_they_need() -> None:
+    """Each node once, whatever the number of tasks."""
+    with LocalGrid(nodes=2, slots=1) as shared:
+        grid = shared.grid(0)
+        ref = grid.put(np.ones(MB))
+        far = grid.options(where=f"id == '{shared.nodes[1].id}'")
+        assert far.submit(total, ref).result(SOON_S) == MB
+        assert list(far.map(total, [ref] * 50)) == [MB] * 50
+        grid.abandon()

@@ -1,0 +1,93 @@
+"""Objects in the worker child: a Ref in arguments becomes the value, mapped read-only from the node's shared memory.
+
+The child asks its daemon when it unpickles a Ref, and waits: the daemon answers when the object is there, wherever it
+came from. Frames that come meanwhile are kept for later. The memory's descriptor comes with the first answer.
+
+Rule: imported by the first Ref, not before; standard library, msgpack and core only.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections import deque
+from typing import Any
+
+from p2pgrid.core import messages as m
+from p2pgrid.core.errors import GridError, error_from_wire
+from p2pgrid.core.mapped import Mapped
+from p2pgrid.core.objects import load
+from p2pgrid.core.wire import Frame, Splitter, frame
+
+RECV = 1 << 16
+
+
+class WorkerObjects:
+    """What one child has mapped."""
+
+    def __init__(self, sock: socket.socket, splitter: Splitter, later: deque[Frame]) -> None:
+        """Ask through `sock`; other frames that come meanwhile go to `later`."""
+        self._sock = sock
+        self._splitter = splitter
+        self._later = later
+        self._mapped: Mapped | None = None
+        self._ended: deque[bytes] = deque()
+        """Objects whose views ended; a finaliser may run anywhere, and does no more than this."""
+        self._asked = 0
+        self._thread = threading.get_ident()
+
+    def value(self, id_: bytes, holders: tuple[str, ...]) -> Any:
+        """Return the value of an object.
+
+        Raises:
+            ObjectLost: nobody has it any more.
+            QuotaExceeded: this node has no room for it.
+        """
+        if threading.get_ident() != self._thread:
+            raise GridError("a Ref can be resolved in the task's own thread only", code="not-yet")
+        self._asked += 1
+        number = self._asked
+        self.tell()
+        self._sock.sendall(frame(m.W_NEED, [number, id_, list(holders)]))
+        while True:
+            data, fds, _, _ = socket.recv_fds(self._sock, RECV, 1)
+            if not data:
+                os._exit(1)  # the daemon is gone
+            found = [one for one in map(self._sorted, self._splitter.feed(data)) if one is not None]
+            for body in found:
+                self._take(fds, body)
+                if body[0] == number:
+                    return self._load(id_, body)
+
+    def _sorted(self, one: Frame) -> list[Any] | None:
+        if one.kind == m.W_AT:
+            return list(one.body)
+        self._later.append(one)
+        return None
+
+    def _take(self, fds: list[int], body: list[Any]) -> None:
+        while fds:
+            fd = fds.pop()
+            try:
+                self._mapped = self._mapped or Mapped(fd, body[4])
+            finally:
+                os.close(fd)
+
+    def _load(self, id_: bytes, body: list[Any]) -> Any:
+        _, offset, size, why, _ = body
+        if why is not None:
+            raise error_from_wire(why["code"], why["message"], why.get("next", ""))
+        if self._mapped is None:
+            raise GridError("the node handed over no shared memory", code="no-shared-memory", next="p2pgrid status")
+        ended = self._ended
+        return load(self._mapped.view(offset, size, lambda: ended.append(id_)))
+
+    def tell(self) -> None:
+        """Say whose views ended."""
+        ended: dict[bytes, int] = {}
+        while self._ended:
+            id_ = self._ended.popleft()
+            ended[id_] = ended.get(id_, 0) + 1
+        if ended:
+            self._sock.sendall(frame(m.W_LET_GO, [[id_, times] for id_, times in ended.items()]))
