@@ -82,9 +82,10 @@ const commands = {
     await until(() => dht.routingTable.size >= count, signal)
   },
 
-  /** Return a peer, or null. */
+  /** Return a peer as others name it, or null. */
   async find ({ id }, signal) {
-    const found = await events(dht.findPeer(peerIdFromString(id), { signal }), 'FINAL_PEER')
+    const query = dht.findPeer(peerIdFromString(id), { signal, useCache: false })
+    const found = await events(query, 'FINAL_PEER')
     return found.length > 0 ? shown(found[0].peer) : null
   },
 
