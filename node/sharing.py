@@ -67,6 +67,7 @@ HOLDERS_MAX = 8
 AHEAD_BYTES = 2 * PIECE_BYTES
 FEED_S = 0.001
 UNUSED_S = 60.0
+LET_GO_S = 0.5
 
 
 @dataclass(slots=True)
@@ -191,10 +192,33 @@ class Sharing:
         if self._quota is None and now >= self._limits_at_s:
             self._limits_at_s = now + LIMITS_S
             self.shelf.limits(self.files.quota_bytes(self.shelf.held_bytes))
-        effects = self.shelf.admit(key, size, process.owner, now)
-        self._places[key] = Asker(client, id_, process)
-        process.writing.add(key)
+        if not self._admit(Asker(client, id_, process), key, size, last=False):
+            self._nursery.start_soon(self._admit_later, Asker(client, id_, process), key, size)
+
+    def _admit(self, asker: Asker, key: Key, size: int, *, last: bool) -> bool:
+        """Make room; False: not now, but somebody may be about to let go. Raises QuotaExceeded."""
+        try:
+            effects = self.shelf.admit(key, size, asker.process.owner, time.monotonic())
+        except QuotaExceeded:
+            if last or not any(item.maps and not item.pins for item in self.shelf.items.values()):
+                raise
+            return False
+        self._places[key] = asker
+        asker.process.writing.add(key)
         self.perform(effects)
+        return True
+
+    async def _admit_later(self, asker: Asker, key: Key, size: int) -> None:
+        """Try again for a moment: views end a little later than those who had them say."""
+        until_s = time.monotonic() + LET_GO_S
+        while self._by_number.get(asker.process.number) is asker.process and key not in self.shelf.items:
+            await trio.sleep(LET_GO_S / 20)
+            try:
+                if self._admit(asker, key, size, last=time.monotonic() >= until_s):
+                    return
+            except QuotaExceeded as error:
+                self._refuse(asker.client, asker.id, error)
+                return
 
     def _written(self, _client: int, _id: int, arguments: dict[str, Any]) -> dict[str, Any]:
         process = self._process(arguments)

@@ -109,6 +109,10 @@ class Worker:
         current.enter(self._context(job, context, attempt))
         with _environment(context.get("env") or {}) as refused:
             returned, unfit = self._work_off(work, job, segments, refused)
+            if self._objects is not None and self._objects.used():
+                for items in self._blobs.values():
+                    items.forget()
+                self._objects.tell()  # before the results: whoever has them may put the next
             # Before the page is cleared: what pickles the values is the user's code, and a crash in it needs a culprit.
             report.finish(returned, unfit)
         current.enter(None)

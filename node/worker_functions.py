@@ -118,5 +118,9 @@ class Items:
             self._list = self._load()
         return self._list[offset : offset + count]
 
+    def forget(self) -> None:
+        """Keep the bytes only: what was unpickled holds objects that others may need the room of."""
+        self._list = None
+
     def _load(self) -> list[Any]:
         return pickle.loads(self._bytes)  # type: ignore[no-any-return]

@@ -35,6 +35,7 @@ class WorkerObjects:
         self._ended: deque[bytes] = deque()
         """Objects whose views ended; a finaliser may run anywhere, and does no more than this."""
         self._asked = 0
+        self._told = 0
         self._thread = threading.get_ident()
 
     def value(self, id_: bytes, holders: tuple[str, ...]) -> Any:
@@ -82,6 +83,11 @@ class WorkerObjects:
             raise GridError("the node handed over no shared memory", code="no-shared-memory", next="p2pgrid status")
         ended = self._ended
         return load(self._mapped.view(offset, size, lambda: ended.append(id_)))
+
+    def used(self) -> bool:
+        """Whether anything was asked for since this was called last."""
+        before, self._told = self._told, self._asked
+        return before != self._asked
 
     def tell(self) -> None:
         """Say whose views ended."""

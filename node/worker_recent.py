@@ -47,6 +47,10 @@ class Recent(Generic[K, V]):
         """Return the entry without making it newer: the other side does not see when we use it."""
         return self._entries.get(key)
 
+    def values(self) -> list[V]:
+        """Return all entries that are kept."""
+        return list(self._entries.values())
+
     def replace(self, key: K, value: V) -> None:
         """Change an entry that is kept, without making it newer."""
         if key in self._entries:

@@ -274,6 +274,14 @@ def test_more_than_fits_into_memory_at_once(grid: Grid) -> None:
         assert list(grid.map(total, refs)) == [MB // 2 * i for i in range(10)]
 
 
+def test_an_idle_worker_holds_nothing(shared: LocalGrid) -> None:
+    """Session after session fills the node, each after the other has left."""
+    for turn in range(4):
+        with shared.grid(0) as grid:
+            refs = [grid.put(np.full(MB // 2, 10 * turn + i)) for i in range(12)]
+            assert list(grid.map(total, refs)) == [MB // 2 * (10 * turn + i) for i in range(12)]
+
+
 def test_a_task_whose_object_is_lost_says_so(grid: Grid, shared: LocalGrid) -> None:
     """And the next one runs."""
     other = shared.grid(0)
