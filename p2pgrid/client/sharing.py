@@ -208,19 +208,15 @@ class Sharing:
 
     def _tell_later(self) -> None:
         """Tell the node what ended. In a thread of its own, since finalisers may not send."""
-        while True:
-            first = self._ended.get()
-            if first is None:
-                return
-            self._ended.put(first)
-            self._tell()
+        while (first := self._ended.get()) is not None:
+            self._tell(first)  # not put back: it would stand behind the None that ends this
 
-    def _tell(self) -> None:
+    def _tell(self, *first: _Ended) -> None:
         """Say what views, refs and places are not needed any more."""
         with self._lock:  # until it is said: a put of the same value comes before all of it, or after
             memory = self._memory
             ended: dict[str, dict[bytes, int]] = {"view": {}, "ref": {}, "key": {}}
-            for of, what, name in self._taken():
+            for of, what, name in [*first, *self._taken()]:
                 # A new Ref to the same object may have been made meanwhile; then that one's end is what counts.
                 if (
                     memory is not None

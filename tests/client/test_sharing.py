@@ -21,6 +21,7 @@ import pytest
 import p2pgrid as pg
 from p2pgrid.client.grid import Grid
 from p2pgrid.client.localgrid import LocalGrid
+from p2pgrid.client.sharing import Sharing
 
 pytestmark = pytest.mark.slow
 
@@ -186,6 +187,18 @@ def test_many_threads_put_and_get(grid: Grid) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_what_ends_as_the_session_does_leaves_no_thread_running(grid: Grid) -> None:
+    """A view that ends just before `close`: its thread once passed the two back and forth for ever."""
+    sharing = Sharing(grid._session)
+    sharing._ended.put((b"another token", "view", b"id"))
+    sharing.close()
+    teller = threading.Thread(target=sharing._tell_later, daemon=True)
+    teller.start()
+    teller.join(10.0)
+
+    assert not teller.is_alive()
 
 
 def test_what_cannot_be_put_or_got(shared: LocalGrid, grid: Grid) -> None:
