@@ -15,7 +15,7 @@ from tests.system.grids import Node, Nodes, wait
 from tests.system.uneven import Running, shares
 from tests.system.wires import ADDRESSES, WhyNot, Wire
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 MBIT_S = 50
 ARGUMENT_BYTES = 50_000_000
