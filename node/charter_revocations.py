@@ -128,17 +128,22 @@ class Ledger:
 
     def lots(self) -> list[list[bytes]]:
         """Return all of them packed, in lots of which each fits a control frame."""
-        lots: list[list[bytes]] = []
-        room = 0
-        for packed in self._ordered():
-            size = len(packed) + 5  # its head in msgpack
-            if size > room:
-                lots.append([])
-                room = LOT_BYTES_MAX
-            lots[-1].append(packed)
-            room -= size
-        return lots
+        return lots(self._ordered())
 
     def digest(self) -> bytes:
         """Return 32 bytes that are equal on nodes that have heard the same, counting or not."""
         return sha256(b"".join(sorted(self._heard))).digest()
+
+
+def lots(every: Iterable[bytes]) -> list[list[bytes]]:
+    """Cut packed revocations into lots of which each fits a control frame."""
+    cut: list[list[bytes]] = []
+    room = 0
+    for packed in every:
+        size = len(packed) + 5  # its head in msgpack
+        if size > room:
+            cut.append([])
+            room = LOT_BYTES_MAX
+        cut[-1].append(packed)
+        room -= size
+    return cut

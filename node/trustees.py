@@ -19,8 +19,9 @@ import trio
 from p2pgrid.core import messages as m
 from p2pgrid.core.chains import CHAIN_BYTES_MAX, LINKS_MAX
 from p2pgrid.core.errors import GridError, PeerError
-from p2pgrid.core.wire import FRAME_MAX_CONTROL, frame
+from p2pgrid.core.wire import frame
 from p2pgrid.node import events as e
+from p2pgrid.node.charter_revocations import lots
 from p2pgrid.node.charter_shown import NEW_KEY
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ class Trustees:
 
     def spread(self, fresh: Iterable[bytes], expelled: Iterable[bytes], but: str = "") -> None:
         """Pass revocations on, then end the connections of those who are out: they hear it as well."""
-        for lot in _lots(fresh):
+        for lot in lots(fresh):
             for peer in list(self._net.members):
                 if peer != but:
                     self._net.send(peer, m.L_REVOCATIONS, [lot])
@@ -183,17 +184,3 @@ class Trustees:
         self.refresh()
         for peer, member in list(self._net.members.items()):
             self._consider(peer, member)
-
-
-def _lots(packed: Iterable[bytes]) -> Iterable[list[bytes]]:
-    """Cut revocations into lots that fit a control frame."""
-    lot: list[bytes] = []
-    size = 0
-    for one in packed:
-        if lot and size + len(one) > FRAME_MAX_CONTROL // 2:
-            yield lot
-            lot, size = [], 0
-        lot.append(one)
-        size += len(one) + 5
-    if lot:
-        yield lot
