@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 from p2pgrid.core.errors import GridError, NotFound
 from p2pgrid.core.ids import match, parse_target
 from p2pgrid.core.ranges import RangeSet, Span
+from p2pgrid.node import whereabouts
 from p2pgrid.node.keeping import Keeping
 from p2pgrid.node.kept import Kept
 from p2pgrid.node.moves import KINDS
+from p2pgrid.node.whereabouts import name_of
 
 if TYPE_CHECKING:
     from p2pgrid.node.machine import Machine
@@ -136,6 +138,7 @@ def describe(machine: Machine, kept: Kept) -> dict[str, Any]:
         "reason": kept.reason,
         "waiting": waiting_reason(machine, kept),
         **_moved(machine, kept),
+        "moves": _moves(machine, kept),
         "failed_tasks": list(islice((i for lo, hi in kept.failed for i in range(lo, hi)), FAILED_SHOWN)),
     }
 
@@ -144,6 +147,15 @@ def _moved(machine: Machine, kept: Kept) -> dict[str, int]:
     """Return how many tasks of a job were stolen, prefetched and run again, as far as this life of the node knows."""
     counts = machine.parts.moves.counts(kept.id).values()
     return {kind: sum(one.get(kind, 0) for one in counts) for kind in KINDS}
+
+
+def _moves(machine: Machine, kept: Kept) -> list[dict[str, Any]]:
+    """Return the same by node."""
+    return [
+        {"node": name_of(machine, peer), **{kind: counts.get(kind, 0) for kind in KINDS}}
+        for peer, counts in sorted(machine.parts.moves.counts(kept.id).items())
+        if any(counts.values())
+    ]
 
 
 def _show(machine: Machine, kept: Kept, span: Span | None) -> dict[str, Any]:
@@ -168,10 +180,7 @@ def _show(machine: Machine, kept: Kept, span: Span | None) -> dict[str, Any]:
             "failed": kept.failed.size,
             "cancelled": (kept.cancelled - kept.done).size,
         },
-        "moves": [
-            {"node": _name(machine, peer), **{kind: counts.get(kind, 0) for kind in KINDS}}
-            for peer, counts in sorted(machine.parts.moves.counts(kept.id).items())
-        ],
+        "moves": _moves(machine, kept),
     }
     if span is None:
         return shown
@@ -226,26 +235,10 @@ def _holder(machine: Machine, kept: Kept, index: int) -> str:
     return runs or next((peer for peer, _ in machine.leases.covering(kept.id, one)), "")
 
 
-def _name(machine: Machine, node: str) -> str:
-    return machine.config.name if node == machine.config.node_id else machine.parts.name_of(node)
-
-
 def _where(machine: Machine, kept: Kept, index: int) -> str:
     """Return the name of the node that has a task which is not over."""
     node = _holder(machine, kept, index)
-    return _name(machine, node) if node else ""
-
-
-def _came(machine: Machine, kept: Kept, index: int, now: float) -> str:
-    """Return how a task came to where it is, if it is not over."""
-    move = machine.parts.moves.last(kept.id, index, _holder(machine, kept, index))
-    if move is None:
-        return ""
-    source = ""
-    if move.source:
-        how = "a second copy: slow at" if move.is_copy else "stolen from"
-        source = f", {how} {_name(machine, move.source)}"
-    return f", held there for {now - move.since_s:.0f} s{source}"
+    return name_of(machine, node) if node else ""
 
 
 def _explain(machine: Machine, kept: Kept, span: Span | None, now: float) -> list[str]:
@@ -265,23 +258,39 @@ def _explain(machine: Machine, kept: Kept, span: Span | None, now: float) -> lis
             line = f"{ready} tasks are ready and wait for a free slot (here {busy} of {machine.running.slots} busy"
             others = {w.runs[0].taken.work.name for w in machine.running.workers.values() if w.runs} - {kept.name}
             lines.append(line + (f", with {', '.join(sorted(others))})" if others else ")"))
-    for row in _show(machine, kept, None)["moves"]:
+    for row in _moves(machine, kept):
         told = ", ".join(f"{row[kind]} {kind}" for kind in KINDS if row[kind])
         lines.append(f"{row['node']}: {told}")
+    if span is None and not kept.ended:
+        lines += whereabouts.lines(machine, kept, now)
     if kept.total is None and not kept.ended:
         lines.append("its client may still add tasks")
     if kept.reason:
         lines.append(f"reason: {kept.reason}")
     if span is not None:
         shown = _show(machine, kept, span)
-        for task in shown["listed"]:
-            said = ", ".join(_TRIES[kind] for kind in task["failed_tries"])
-            tries = f", earlier tries: {said}" if said else ""
-            where = f" at {task['node']}" if task["node"] else ""
-            if task["state"] in ("running", "queued"):
-                where += _came(machine, kept, task["index"], now)
-            lines.append(f"task {task['index']}: {task['state']}{where}, attempt {task['attempts']}{tries}")
+        lines += whereabouts.grouped(_told(machine, kept, shown["listed"], now))
     return lines
+
+
+def _told(machine: Machine, kept: Kept, listed: list[dict[str, Any]], now: float) -> list[tuple[int, str]]:
+    """Return for each task why it is where it is, or was."""
+    held: dict[str, RangeSet] = {}
+    done: dict[str, RangeSet] = {}
+    for task in listed:
+        index = task["index"]
+        if task["state"] in ("running", "queued"):
+            held.setdefault(_holder(machine, kept, index), RangeSet()).add(index, index + 1)
+        elif task["node"]:
+            done.setdefault(task["node"], RangeSet()).add(index, index + 1)
+    came = whereabouts.came(machine, kept, held, now) | whereabouts.stolen(machine, kept, done)
+    told = []
+    for task in listed:
+        tries = ", ".join(_TRIES[kind] for kind in task["failed_tries"])
+        where = (f" at {task['node']}" if task["node"] else "") + came.get(task["index"], "")
+        end = f", earlier tries: {tries}" if tries else ""
+        told.append((task["index"], f"{task['state']}{where}, attempt {task['attempts']}{end}"))
+    return told
 
 
 def _workers(machine: Machine) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ from p2pgrid.node.addresses import read_advertise, read_listen
 SOCKET_PATH_MAX = 104
 """Bytes in `sun_path` where it is shortest (macOS)."""
 SLOTS_MAX = 1024
+FACTOR_MIN, FACTOR_MAX = 0.1, 100.0
 PRESETS = ("local", "lan", "wan", "edge")
 LOG_LEVELS = ("info", "warning")
 INVITE_CHARACTERS_MAX = 1 << 16
@@ -61,6 +62,12 @@ class NodeConfig:
     keep: bool = True
     mdns: bool = True
     """Announce this node on the LAN and look for others there."""
+    speculate: bool = True
+    """Let the last tasks of its jobs run a second time where slots are idle, if they are at slow nodes."""
+    queue_s: float | None = None
+    """Seconds of work that it asks for ahead; None: as the machine has it."""
+    guided: float | None = None
+    """A node gets at most its share of what is left of a job, divided by this; None: as the machine has it."""
     open_dht: bool = False
     """Answer the DHT questions of those who are no members."""
     ephemeral: bool = False
@@ -129,6 +136,7 @@ def from_flags(flags: Mapping[str, Any], environ: Mapping[str, str] | None = Non
     values["work"] = not values.pop("no_work", False)
     values["keep"] = not values.pop("no_keep", False)
     values["mdns"] = not values.pop("no_mdns", False)
+    values["speculate"] = not values.pop("no_speculate", False)
     values.setdefault("dir", data_dir())
     if not values.get("python"):
         values["python"] = (_default_python(environ),)
@@ -286,6 +294,16 @@ def _count(value: Any) -> int:
     return number
 
 
+def _factor(value: Any) -> float:
+    try:
+        number = float(value)
+    except ValueError as error:
+        raise ValueError(f"a number is wanted, not {value!r}") from error
+    if not FACTOR_MIN <= number <= FACTOR_MAX:
+        raise ValueError(f"from {FACTOR_MIN:g} to {FACTOR_MAX:g} is accepted, not {value}")
+    return number
+
+
 def _flag(value: Any) -> bool:
     text = str(value).lower()
     if text not in _TRUE | _FALSE:
@@ -375,6 +393,9 @@ _FLAGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "no_work": ("no_work", _flag),
     "no_keep": ("no_keep", _flag),
     "no_mdns": ("no_mdns", _flag),
+    "no_speculate": ("no_speculate", _flag),
+    "queue": ("queue_s", parse_duration),
+    "guided": ("guided", _factor),
     "open_dht": ("open_dht", _flag),
     "quota": ("quota", parse_size),
     "grace": ("grace_s", parse_duration),
@@ -385,4 +406,5 @@ _FLAGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "log_level": ("log_level", _one_of(LOG_LEVELS)),
     "json": ("json", _flag),
 }
-"""Flag → (field, reader). `embedded` is no flag of the command line; the client sets it."""
+"""Flag → (field, reader). Three are no flags of the command line: `embedded` is set by the client; `queue` and `guided`
+are for tests and for trying out how work is best shared, in the environment or in `pg.LocalGrid(queue="5s")`."""

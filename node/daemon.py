@@ -461,6 +461,8 @@ class Node:
             version=__version__,
             python=version[:2],
             pid=os.getpid(),
+            speculate=config.speculate,
+            **{name: told for name in ("queue_s", "guided") if (told := getattr(config, name)) is not None},
         )
         return make(options, random.Random(os.urandom(16)))
 

@@ -10,7 +10,7 @@ Rule: this file knows jobs, members and ranges.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -33,6 +33,8 @@ class Move(NamedTuple):
     source: str = ""
     is_copy: bool = False
     """Its source has it as well."""
+    ahead: int = 0
+    """How many of them came before there was a slot for them."""
 
 
 @dataclass(slots=True)
@@ -64,7 +66,7 @@ class Moves:
 
     def granted(self, job: Job, peer: str, spans: Iterable[Span], ahead: int, now: float) -> None:
         """A member was granted tasks, so many of them before it had a slot for them."""
-        self._of(job).newest.append(Move(RangeSet(spans), peer, now))
+        self._of(job).newest.append(Move(RangeSet(spans), peer, now, ahead=max(ahead, 0)))
         self.count(job, peer, PREFETCHED, ahead)
 
     def copied(self, job: Job, peer: str, index: int, source: str, now: float) -> None:
@@ -96,6 +98,9 @@ class Moves:
 
     def last(self, job: Job, index: int, peer: str) -> Move | None:
         """Return how a task came to the member that has it."""
+        return next((move for move in self.newest(job, peer) if index in move.spans), None)
+
+    def newest(self, job: Job, peer: str) -> Iterator[Move]:
+        """Yield what came to a member, the newest first."""
         told = self._jobs.get(job)
-        moves = reversed(told.newest) if told is not None else ()
-        return next((move for move in moves if move.peer == peer and index in move.spans), None)
+        return (move for move in reversed(told.newest if told is not None else ()) if move.peer == peer)

@@ -50,6 +50,9 @@ def jobs(setting: Setting) -> None:
         click.echo(lines[0])
         for line, job in zip(lines[1:], found, strict=True):
             click.echo(line)
+            moved = "; ".join(f"{row['node']} {_counts(row)}" for row in job_json(job)["moves"])
+            if moved:
+                click.echo(f"  moved: {plain(moved)}")
             if text(job.get("waiting")):
                 click.echo(f"  waits: {plain(job['waiting'])}")
 
@@ -74,11 +77,11 @@ def show(setting: Setting, target: str) -> None:
         click.echo(_job_text(job, {state: whole(states.get(state)) for state in TASK_STATES}))
 
 
-@click.command("explain", cls=Verb, example="p2pgrid explain last")
+@click.command("explain", cls=Verb, example="p2pgrid explain last\np2pgrid explain calm-river-42/3-9")
 @target_argument
 @click.pass_obj
 def explain(setting: Setting, target: str) -> None:
-    """Say why a job or a task waits, clause by clause."""
+    """Say why a job or a task waits, clause by clause; which node has which of its tasks, and how they came there."""
     found = _ask(setting, "explain", target=target)
     lines = texts(found.get("lines"))
     if setting.json:
@@ -156,6 +159,7 @@ def job_json(job: dict[str, Any]) -> dict[str, Any]:
         "waiting": text(job.get("waiting")) or None,
         "failed_tasks": _indices(job),
         **_moved(job),
+        "moves": [{"node": text(row.get("node")), **_moved(row)} for row in rows(job.get("moves"))],
     }
 
 
@@ -188,6 +192,11 @@ def _moved(row: dict[str, Any]) -> dict[str, int]:
     return {kind: whole(row.get(kind)) for kind in MOVES}
 
 
+def _counts(row: dict[str, Any]) -> str:
+    """Return `4 stolen, 1 rerun`."""
+    return ", ".join(f"{row[kind]} {kind}" for kind in MOVES if row[kind])
+
+
 def done_of(job: dict[str, Any]) -> str:
     """Return `17 of 100`."""
     total = job.get("total")
@@ -211,7 +220,7 @@ def _job_text(job: dict[str, Any], tasks: dict[str, int]) -> str:
         f" kept     until {told['expires']}{kept_at}",
         f" hex      {told['hex']}",
     ]
-    moved = ", ".join(f"{told[kind]} {kind}" for kind in MOVES if told[kind])
+    moved = _counts(told)
     lines += [f" moved    {moved}"] if moved else []
     lines += [f" waits    {told['waiting']}"] if told["waiting"] else []
     failed = list(map(str, told["failed_tasks"]))

@@ -182,6 +182,7 @@ def _node_rows(sample: Sample, *, live: bool = False) -> Rows:
         "QUEUED",
         "DONE",
         "STOLEN",
+        "PREFETCHED",
         "RERUN",
         "MESSAGES/S" if live else "MESSAGES",
     )
@@ -193,7 +194,7 @@ def _node_rows(sample: Sample, *, live: bool = False) -> Rows:
         else:
             told = "" if node["messages"] is None else f"{node['messages']:.0f}"
         name = clip(node["name"], NAME_WIDTH)
-        counts = (node[key] for key in ("slots", "busy", "queued", "done", "stolen", "rerun"))
+        counts = (node[key] for key in ("slots", "busy", "queued", "done", *MOVES))
         lines.append((name, node["status"], *counts, told))
     return lines
 

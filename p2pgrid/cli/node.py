@@ -62,6 +62,9 @@ def _flag(name: str, text: str, **attributes: Any) -> Callable[[F], F]:
 @_flag("--no-work", "Run no tasks here.", is_flag=True)
 @_flag("--no-keep", "Keep no jobs for others.", is_flag=True)
 @_flag("--no-mdns", "Neither announce this node on the LAN nor look for others there.", is_flag=True)
+@_flag(
+    "--no-speculate", "Never run the last tasks of its jobs a second time, not even those at slow nodes.", is_flag=True
+)
 @_flag("--open-dht", "Answer questions to the DHT of those who are no members, and nothing else.", is_flag=True)
 @_flag("--ephemeral", "Remove the directory at the end.", is_flag=True)
 @_flag("--preset", "local, lan, wan or edge (default: lan).", metavar="NAME")

@@ -46,6 +46,13 @@ STATUS: dict[str, Any] = {
 
 OTHER_ID = "12D3KooWPjceQrSwdWXPyLLeABRXmuqt69Rg3sBYbU1Nft9HyQ6X"
 ELSEWHERE: dict[str, Any] = {**JOB, "id": "dark-hill-3", "hex": "0f" * 16, "owner": OTHER_ID, "owner_name": "red-crow"}
+MOVED: dict[str, Any] = {
+    **ELSEWHERE, "stolen": 4, "prefetched": 6, "rerun": 1,
+    "moves": [
+        {"node": "quiet-fox", "stolen": 4, "prefetched": 0, "rerun": 1},
+        {"node": "red-crow", "stolen": 0, "prefetched": 6, "rerun": 0},
+    ],
+}  # fmt: skip
 MEMBERS: list[dict[str, Any]] = [
     {
         "id": NODE_ID, "name": "quiet-fox", "status": "alive", "slots": 2, "roles": ["submit", "work", "admin"],
@@ -98,6 +105,7 @@ CASES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "status": (["status"], STATUS),
     "status-grid": (["status"], IN_GRID),
     "jobs-grid": (["jobs"], {"jobs": [JOB, ELSEWHERE], "unanswered": ["old-owl", "wet-cat"]}),
+    "jobs-moved": (["jobs"], {"jobs": [MOVED]}),
     "members": (["members"], {"members": MEMBERS}),
     "top": (["top"], {"nodes": LOADS, "jobs": [JOB, {**WAITS, "state": "done"}]}),
     "invite": (

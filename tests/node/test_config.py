@@ -38,9 +38,22 @@ def test_the_environment_fills_what_no_flag_says() -> None:
     assert (config.slots, config.name, config.tags) == (5, "wren", ("a", "b"))
 
 
+def test_how_work_is_shared_can_be_told() -> None:
+    """Second copies are a flag; how much is asked for and granted at once is said in the environment."""
+    plain = from_flags({}, {})
+    told = from_flags({"no_speculate": True}, {"P2PGRID_NODE_QUEUE": "500ms", "P2PGRID_NODE_GUIDED": "0.5"})
+
+    assert (plain.speculate, plain.queue_s, plain.guided) == (True, None, None)
+    assert (told.speculate, told.queue_s, told.guided) == (False, 0.5, 0.5)
+    assert not from_flags({}, {"P2PGRID_NODE_NO_SPECULATE": "1"}).speculate
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
+        ({"guided": "0"}, "from 0.1 to"),
+        ({"guided": "nan"}, "from 0.1 to"),
+        ({"queue": "soon"}, "not a duration"),
         ({"slots": "many"}, "--slots"),
         ({"slots": 0}, "from 1 to"),
         ({"grace": "soon"}, "not a duration"),

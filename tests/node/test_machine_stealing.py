@@ -527,6 +527,26 @@ def test_people_are_told_what_was_moved() -> None:
     assert "task 2: running at q, held there for 7 s, stolen from p, attempt 1" in lines
     assert "q: 2 stolen" in lines
     assert desk.answer("load")["node"]["stolen"] == 0
+    assert shown["job"]["moves"] == shown["moves"]
+
+
+def test_explain_says_which_ranges_are_where_and_why() -> None:
+    """Granted, prefetched, stolen; and from whom it came, once it is done."""
+    desk = lent(12)
+    name = desk.machine.keeping.jobs[JOB].name
+    say(desk, "p", 2, [0, 8], [8, 12])
+    say(desk, "q", 1, [8, 12])
+    desk.now += 7
+    told = desk.answer("explain", target=name)["lines"]
+    desk.do(e.PeerSent("q", m.P_RESULTS, [[JOB, [5, 1], 1, [[8, 10, 0, [b"v"] * 2]]]]))
+    after = desk.answer("explain", target=f"{name}/0-11")["lines"]
+
+    assert [line for line in told if line.startswith("task")] == [
+        "tasks 0-7: at p, held there for 7 s, granted to a free slot",
+        "tasks 8-11: at q, held there for 7 s, stolen from p",
+    ]
+    assert "tasks 8-9: done at q, stolen from p, attempt 1" in after
+    assert "tasks 10-11: queued at q, held there for 7 s, stolen from p, attempt 1" in after
 
 
 def test_a_member_that_joins_late_is_told_of_work_that_others_hold() -> None:
