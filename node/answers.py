@@ -227,12 +227,14 @@ def _task(
 
 
 def _holder(machine: Machine, kept: Kept, index: int) -> str:
-    """Return the node that has a task which is not over; where two have it, one that runs it."""
+    """Return the node that has a task which is not over; where two have it, one that runs it, or got it last."""
     if index in machine.running.spans(kept.id):
         return machine.config.node_id
     runs = next((peer for peer, theirs in machine.leases.running(kept.id) if index in theirs), "")
     one = RangeSet([(index, index + 1)])
-    return runs or next((peer for peer, _ in machine.leases.covering(kept.id, one)), "")
+    if runs:
+        return runs
+    return whereabouts.newest(machine, kept, index, [peer for peer, _ in machine.leases.covering(kept.id, one)])
 
 
 def _where(machine: Machine, kept: Kept, index: int) -> str:

@@ -5,7 +5,7 @@ Read-only views of the machine, like `answers`; ranges are never taken apart int
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,14 @@ def how(machine: Machine, move: Move, count: int, now: float) -> str:
     if not move.ahead:
         return f"{held}, granted to a free slot"
     return f"{held}, prefetched" if move.ahead >= min(count, move.spans.size) else f"{held}, part of it prefetched"
+
+
+def newest(machine: Machine, kept: Kept, index: int, holders: Sequence[str]) -> str:
+    """Return to which of these a task came last; empty if there is none."""
+    if len(holders) < 2:
+        return next(iter(holders), "")
+    moves = [(move, peer) for peer in holders if (move := machine.parts.moves.last(kept.id, index, peer)) is not None]
+    return max(moves, key=lambda one: (one[0].since_s, one[0].source), default=(None, holders[0]))[1]
 
 
 def came(machine: Machine, kept: Kept, held: Mapping[str, RangeSet], now: float) -> dict[int, str]:
