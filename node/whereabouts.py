@@ -38,10 +38,8 @@ def how(machine: Machine, move: Move, count: int, now: float) -> str:
 
 def newest(machine: Machine, kept: Kept, index: int, holders: Sequence[str]) -> str:
     """Return to which of these a task came last; empty if there is none."""
-    if len(holders) < 2:
-        return next(iter(holders), "")
     moves = [(move, peer) for peer in holders if (move := machine.parts.moves.last(kept.id, index, peer)) is not None]
-    return max(moves, key=lambda one: (one[0].since_s, one[0].source), default=(None, holders[0]))[1]
+    return max(moves, key=lambda one: (one[0].since_s, one[0].source), default=(None, next(iter(holders), "")))[1]
 
 
 def came(machine: Machine, kept: Kept, held: Mapping[str, RangeSet], now: float) -> dict[int, str]:
