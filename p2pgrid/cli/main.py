@@ -43,6 +43,7 @@ VERBS = {
     "revoke": "p2pgrid.cli.membership:revoke",
     "grid": "p2pgrid.cli.keys:grid",
     "demo": "p2pgrid.cli.demo:demo",
+    "sim": "p2pgrid.cli.sim:sim",
     "completion": "p2pgrid.cli.completion:completion",
 }
 LATER = {
@@ -50,7 +51,6 @@ LATER = {
     for milestone, verbs in {
         "No owner to lose": "wait result forget keep drain",
         "At home": "submit map run service",
-        "The simulator": "sim",
         "Fast": "bench",
         "": "retry events dashboard metrics trace doctor plan put get fs stream cron actors env policy config upgrade",
     }.items()

@@ -1,0 +1,81 @@
+"""A heap and a seed: virtual time, chance, and the log of what happened, as a hash.
+
+Every choice comes from a generator named after what it is for, all drawn from one seed: what one node draws changes
+nothing for another. The hash over all steps is the same in every process that runs the same seed, or something leaked
+in that does not come from it (the order of a set, a clock, an address in memory).
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import struct
+from collections.abc import Callable
+from hashlib import sha256
+from typing import Any
+
+UNIX_0 = 1_800_000_000.0
+"""Unix time at virtual second 0."""
+_STEP = struct.Struct("<dIII")
+_FLUSH = 8192
+
+
+class Clock:
+    """Virtual time in seconds from 0, and what happens next."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.now = 0.0
+        self.steps = 0
+        self.check: Callable[[], None] | None = None
+        """Called every `check_every` steps."""
+        self.check_every = 64
+        self._heap: list[tuple[float, int, Callable[..., Any], tuple[Any, ...]]] = []
+        self._count = 0
+        self._log: list[bytes] = []
+        self._hash = sha256()
+
+    def rng(self, *names: object) -> random.Random:
+        """Return the generator of that name."""
+        return random.Random(" ".join(map(str, (self.seed, *names))))
+
+    def at(self, delay_s: float, action: Callable[..., Any], *arguments: Any) -> None:
+        """Do something that many seconds from now; what is due at one moment is done in the order it was asked for."""
+        self._count += 1
+        heapq.heappush(self._heap, (self.now + delay_s, self._count, action, arguments))
+
+    def run(self, until: Callable[[], bool] | None = None, limit_s: float = 60.0) -> bool:
+        """Let time pass until a condition holds, or for `limit_s`; return whether it holds."""
+        heap, pop = self._heap, heapq.heappop
+        end_s = self.now + limit_s
+        steps, every = self.steps, self.check_every
+        while heap and heap[0][0] <= end_s:
+            if until is not None and until():
+                return True
+            self.now, _, action, arguments = pop(heap)
+            action(*arguments)
+            self.steps = steps = steps + 1
+            if steps % every == 0 and self.check is not None:
+                self.check()
+        if until is not None and until():
+            return True
+        self.now = max(self.now, end_s)
+        return until is None
+
+    def note(self, who: int, what: int, more: int) -> None:
+        """Write a line of the log."""
+        log = self._log
+        log.append(_STEP.pack(self.now, who, what, more & 0xFFFFFFFF))
+        if len(log) >= _FLUSH:
+            self._hash.update(b"".join(log))
+            log.clear()
+
+    def write(self, data: bytes) -> None:
+        """Add bytes to the log."""
+        self._log.append(data)
+
+    def digest(self) -> str:
+        """Return the hash of all that was logged so far, as hexadecimal."""
+        self._hash.update(b"".join(self._log))
+        self._log.clear()
+        return self._hash.copy().hexdigest()

@@ -1,0 +1,77 @@
+"""The simulator's world: jobs end in it, nodes die in it and are missed, and a seed says everything."""
+
+from __future__ import annotations
+
+from p2pgrid.simulations import Plan, World
+
+
+def test_a_job_outlives_two_deaths() -> None:
+    """What a vanished and a killed node held runs elsewhere; every result comes once, and the dead are missed."""
+    world = World(seed=1)
+    nodes = world.grid(7, slots=2)
+    job = world.client(nodes[0]).submit(500, 0.2)
+    world.pause(2)
+    nodes[3].crash(reset=False)
+    nodes[4].crash(reset=True)
+
+    assert world.run(lambda: job.ended, 60)
+    assert job.state == "done"
+    assert set(job.delivered.values()) == {1}
+    assert len(job.got) == 500
+    assert not job.wrong
+    assert world.run(world.agreed, 30)
+    assert nodes[0].sees()["n3"] == "dead"
+
+
+def test_an_owner_comes_back_with_its_disk() -> None:
+    """The job goes on from the journal, and its client gets the rest over a new connection."""
+    world = World(seed=2)
+    nodes = world.grid(4)
+    job = world.client(nodes[0]).submit(300, 0.1, packed=True)
+    assert world.run(lambda: job.durable and len(job.got) > 20, 30)
+    nodes[0].crash(torn=True)
+    world.at(5.0, nodes[0].start)
+
+    assert world.run(lambda: job.ended, 120)
+    assert len(job.got) == 300
+    assert not job.wrong
+
+
+def test_a_poisonous_task_fails_alone() -> None:
+    """A task that kills its worker each time fails; the others do not."""
+    world = World(seed=3)
+    nodes = world.grid(3)
+    job = world.client(nodes[0]).submit(20, lambda index: Plan(0.1, "crash" if index == 7 else "ok"))
+
+    assert world.run(lambda: job.ended, 120)
+    assert job.failed == [7]
+
+
+def test_a_halved_grid_sees_its_halves() -> None:
+    """Cut in two, each half takes the other for dead; mended, all see all."""
+    world = World(seed=4)
+    nodes = world.grid(6)
+    for a in nodes[:3]:
+        for b in nodes[3:]:
+            world.network.cut(a, b)
+            world.network.cut(b, a)
+    world.pause(60)
+
+    assert {status for name, status in nodes[0].sees().items() if name in ("n3", "n4", "n5")} == {"dead"}
+    for a in nodes[:3]:
+        for b in nodes[3:]:
+            world.network.mend(a, b)
+            world.network.mend(b, a)
+    assert world.run(world.agreed, 120)
+
+
+def test_the_same_seed_is_the_same_run() -> None:
+    """And another is another."""
+
+    def digest(seed: int) -> str:
+        world = World(seed)
+        job = world.client(world.grid(3)[0]).submit(50, 0.1)
+        assert world.run(lambda: job.ended, 60)
+        return world.digest()
+
+    assert digest(5) == digest(5) != digest(6)
