@@ -26,6 +26,7 @@ from p2pgrid.node.kept import ABANDONED, Kept, Promise
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, Parts
 from p2pgrid.node.pool import Work
+from p2pgrid.node.relaying import Relays
 
 
 @dataclass(slots=True)
@@ -49,11 +50,12 @@ class Door(Handler):
     """All clients of this machine."""
 
     def __init__(
-        self, parts: Parts, outcomes: Outcomes, feed: Callable[[float], None],
+        self, parts: Parts, outcomes: Outcomes, relays: Relays, feed: Callable[[float], None],
         answer: Callable[[str, dict[str, Any], float], dict[str, Any]], stop: Callable[[e.Stop, float], None],
     ) -> None:  # fmt: skip
         super().__init__(parts)
         self.outcomes = outcomes
+        self.relays = relays
         self.feed = feed
         self.answer = answer
         self.stop = stop
@@ -90,6 +92,7 @@ class Door(Handler):
     def gone(self, event: e.ClientGone, now: float) -> None:
         client = self.clients.pop(event.client, None)
         self.keeping.readers.unwatch(event.client)
+        self.relays.gone(event.client)
         if client is None:
             return
         if client.session and not any(c.session == client.session for c in self.clients.values()):
@@ -244,20 +247,24 @@ class Door(Handler):
             self.outcomes.settle(kept)
 
     def _watch(self, client: int, body: Any, now: float) -> None:
-        job, had = body
-        kept = self._kept(job, client)
-        if kept is not None:
-            self.out += self.keeping.readers.watch(kept, client, had)
+        job, had, _ = body
+        if self.parts.serving(job) == self.config.node_id:
+            self.out += self.keeping.readers.watch(self.keeping.jobs[job], client, had)
+        else:
+            self.relays.watch(client, body, now)
 
     def _unwatch(self, client: int, body: Any, now: float) -> None:
+        self.relays.unwatch(client, body[0])
         kept = self.keeping.jobs.get(body[0])
         if kept is not None:
             self.keeping.readers.unwatch(client, kept)
 
     def _got(self, client: int, body: Any, now: float) -> None:
         kept = self.keeping.jobs.get(body[0])
-        if kept is not None:
+        if kept is not None and client in kept.watches:
             self.out += self.keeping.readers.got(kept, client, body[1])
+        else:
+            self.relays.got(client, *body)
 
     def _cancel(self, client: int, body: Any, now: float) -> None:
         job, spans = body
@@ -326,15 +333,24 @@ class Door(Handler):
         return sum(self._cancel_spans(kept, None if span is None else RangeSet([span]), ()).size for kept, span in jobs)
 
     def _forget_target(self, event: e.ClientSent, target: str) -> dict[str, Any] | None:
+        answer = {"forgotten": self.forget_here(target)}
+        # Rows are synced in their order: with this one all before it are gone.
+        _, effect = self.keeping.store([], [self.parts.reply(event.client, m.ANSWER, event.id, answer)])
+        self.out.append(effect)
+        return None
+
+    def here(self, verb: str, target: str) -> int:
+        """Cancel or forget jobs of this node; return how many tasks, or jobs."""
+        return self.cancel_here(target) if verb == "cancel" else self.forget_here(target)
+
+    def forget_here(self, target: str) -> int:
+        """Delete jobs of this node with all that is known of them; return how many."""
         jobs = [kept for kept, _ in answers.targets(self.keeping, target)]
         for kept in jobs:
             if not kept.ended:
                 self._cancel_spans(kept, None, (), "forgotten")
-            self.out += self.keeping.delete(kept.id)
-        # Rows are synced in their order: with this one all before it are gone.
-        _, effect = self.keeping.store([], [e.Reply(event.client, m.ANSWER, event.id, {"forgotten": len(jobs)})])
-        self.out.append(effect)
-        return None
+            self.out += self.keeping.delete(kept.id, "forgotten")
+        return len(jobs)
 
     def _keep_target(self, event: e.ClientSent, target: str, until: object) -> dict[str, Any] | None:
         if not isinstance(until, int | float) or not 0 <= until < UNIX_MAX_S:
@@ -345,7 +361,9 @@ class Door(Handler):
             raise NotFound(f"{target!r} names {len(jobs)} jobs, one is wanted", code="ambiguous")
         kept = jobs[0][0]
         answer = {"expires": max(kept.record.expires, float(until))}
-        self.out.append(self.keeping.keep_until(kept, until, [e.Reply(event.client, m.ANSWER, event.id, answer)]))
+        self.out.append(
+            self.keeping.keep_until(kept, until, [self.parts.reply(event.client, m.ANSWER, event.id, answer)])
+        )
         return None
 
     def _logs(self, event: e.ClientSent, target: str) -> dict[str, Any] | None:

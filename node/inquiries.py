@@ -18,19 +18,25 @@ from p2pgrid.core import messages as m
 from p2pgrid.core.batch import TASKS_MAX
 from p2pgrid.core.chains import may
 from p2pgrid.core.errors import GridError, NotAuthorized, NotFound, QuotaExceeded, error_from_wire, error_to_wire
-from p2pgrid.core.ids import match, parse_target
+from p2pgrid.core.ids import JOB_ID_LENGTH, job_name, match, parse_target
 from p2pgrid.core.ranges import Span
 from p2pgrid.node import events as e
 from p2pgrid.node.clients import Door
 from p2pgrid.node.parts import Handler, Parts
+from p2pgrid.node.relaying import Relays
 
 TIMER = "inquiry"
 PATIENCE_S = 2.0
 ASKERS_MAX = 256
 """Requests of members that may be under way here at once."""
-EVERYWHERE = frozenset({"jobs", "top", "find", "show", "explain", "cancel", "logs", "forget", "keep"})
-_NOT_PASSED_ON = frozenset({"find", "forget", "keep"})
-_NEEDS = {"cancel": "submit"}
+LATE_MAX = 256
+"""Requests about what nobody knows that wait for members who are about to be here."""
+LATE = "late"
+LISTS = frozenset({"jobs", "top"})
+COUNTED = {"cancel": "cancelled", "forget": "forgotten"}
+"""Verbs that take several jobs, and what they answer."""
+EVERYWHERE = LISTS | COUNTED.keys() | {"find", "show", "explain", "logs", "keep"}
+_NEEDS = {"cancel": "submit", "forget": "submit", "keep": "submit"}
 """The act that a role must allow (core.chains.ACTS); the others only read."""
 
 Row = Mapping[str, Any]
@@ -43,33 +49,77 @@ class Round:
 
     waiting: set[str]
     then: Callable[[Round], None]
+    asked: frozenset[str]
     answers: Answers = field(default_factory=dict)
-    errors: list[GridError] = field(default_factory=list)
+    refusals: dict[str, GridError] = field(default_factory=dict)
     silent: list[str] = field(default_factory=list)
     """The names of those that did not answer in time."""
     ended_s: float = 0.0
+
+    @property
+    def errors(self) -> list[GridError]:
+        """What those said who refused."""
+        return list(self.refusals.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client of this machine asks about jobs, and until when it waits for somebody who knows them."""
+
+    event: e.ClientSent
+    verb: str
+    arguments: dict[str, Any]
+    until_s: float
+
+    @property
+    def target(self) -> str:
+        """The jobs, and the tasks of one, that are meant."""
+        return str(self.arguments.get("target", ""))
+
+
+@dataclass(slots=True)
+class Count:
+    """Jobs that are cancelled or forgotten one after the other."""
+
+    request: Request
+    left: list[tuple[str, str]]
+    """At which node, which target."""
+    total: int = 0
+    silent: list[str] = field(default_factory=list)
+
+    def add(self, more: int) -> None:
+        self.total = min(self.total + more, TASKS_MAX)
 
 
 class Inquiries(Handler):
     """Both sides of requests between nodes."""
 
-    def __init__(self, parts: Parts, door: Door, names: Callable[[str], str]) -> None:
+    def __init__(self, parts: Parts, door: Door, relays: Relays, names: Callable[[str], str]) -> None:
         super().__init__(parts)
         self.door = door
+        self.relays = relays
+        relays.ask = self.has
+        self.patience_s: Callable[[float, float], float] = lambda *_: 0.0
         self.names = names
         door.elsewhere = self.ask
         self._rounds: dict[int, Round] = {}
         self._number = 0
         self._asker = 0
+        self._late: dict[int, tuple[Request, GridError]] = {}
+        """What nobody who is there knows."""
 
     # ---- asking -----------------------------------------------------------------------------------------------------
 
     def ask(self, event: e.ClientSent, verb: str, arguments: dict[str, Any], now: float) -> bool:
         """Answer a request of a client of this machine with the help of others; False: this node alone will do."""
-        if event.client < 0 or verb not in EVERYWHERE or not self.peers or arguments.get("mine"):
+        if event.client < 0 or verb not in EVERYWHERE or arguments.get("mine"):
             return False
+        if not self.peers:
+            within_s = 0.0 if verb in LISTS else self.patience_s(_within(arguments), now)
+            if not within_s:
+                return False
         target = str(arguments.get("target", ""))
-        if verb not in {"jobs", "top"} and self._is_here(target):
+        if verb not in LISTS and self._is_here(target):
             return False
         everybody = sorted(self.peers)
         if verb == "top":
@@ -77,9 +127,71 @@ class Inquiries(Handler):
         elif verb == "jobs":
             self._send(everybody, "jobs", {}, lambda heard: self._jobs(event, heard), now)
         else:
-            known = frozenset(self.keeping.jobs)  # what is submitted while we ask was not meant
-            self._send(everybody, "jobs", {}, lambda heard: self._targeted(event, verb, arguments, heard, known), now)
+            self._ask_about(Request(event, verb, arguments, now + _within(arguments)), now)
         return True
+
+    def _ask_about(self, one: Request, now: float) -> None:
+        """Ask who serves the job, if that is known; else everybody what jobs there are."""
+        job, span = _full_id(one.target)
+        server = None if job is None else self.parts.serving(job)
+        if job is not None and server in self.peers:
+            assert server is not None
+            self._send([server], one.verb, one.arguments, lambda got: self._served(one, job, span, got), now)
+        else:
+            self._ask_all_about(one, now)
+
+    def _ask_all_about(self, one: Request, now: float) -> None:
+        known = frozenset(self.keeping.jobs)  # what is submitted while we ask was not meant
+        self._send(sorted(self.peers), "jobs", {}, lambda heard: self._targeted(one, heard, known), now)
+
+    def _served(self, one: Request, job: bytes, span: Span | None, got: Round) -> None:
+        """Pass on what the serving node said; if it does not have the job any more, somebody else may."""
+        (peer,) = {*got.answers, *got.refusals, *got.waiting}
+        lost = any(error.code == "not-found" for error in got.errors) and span is None
+        if lost:
+            self.relays.has_not(peer, job, got.ended_s)
+            self._ask_all_about(one, got.ended_s)
+        elif one.verb == "find" and got.answers:
+            self._reply(one.event, _found(job, span), [])
+        else:
+            self._passed_on(one.event, {"id": job_name(job), "owner": peer}, got)
+
+    def has(self, peer: str, job: bytes, now: float) -> None:
+        """Ask a member whether it has a job, in the name of a reader here."""
+
+        def heard(got: Round) -> None:
+            if got.answers.get(peer, {}).get("job") == job:
+                self.relays.has(peer, job, got.ended_s)
+            else:
+                self.relays.has_not(peer, job, got.ended_s)
+
+        self._send([peer], "find", {"target": job.hex()}, heard, now)
+
+    # ---- what nobody knows yet --------------------------------------------------------------------------------------
+
+    def _not_found(self, one: Request, error: GridError, now: float) -> None:
+        """Say so; but first wait for members that are about to be here, as long as whoever asked has time."""
+        wait_s = self.patience_s(one.until_s - now, now) if one.until_s > now else 0.0
+        if not wait_s or error.code != "not-found" or len(self._late) >= LATE_MAX:
+            self._refuse(one.event, error)
+            return
+        self._number += 1
+        self._late[self._number] = one, error
+        self.parts.timer((LATE, self._number), now + wait_s)
+
+    def up(self, peer: str, now: float) -> None:
+        """A member is there: it may know what was not found."""
+        late, self._late = self._late, {}
+        for number, (one, _) in late.items():
+            self.parts.timer((LATE, number), None)
+            self._ask_about(one, now)
+
+    def too_late(self, number: int) -> None:
+        """Nobody came who knows it."""
+        one, error = self._late.pop(number)
+        self._refuse(one.event, error)
+
+    # ---- rounds -----------------------------------------------------------------------------------------------------
 
     def _is_here(self, target: str) -> bool:
         """Whether a target is the full id of a job of this node: then nobody else need be asked."""
@@ -91,10 +203,13 @@ class Inquiries(Handler):
     ) -> None:
         self._number += 1
         waiting = set(peers)
-        self._rounds[self._number] = Round(waiting, then)
+        self._rounds[self._number] = Round(waiting, then, frozenset(waiting))
         rid = [self.keeping.incarnation, self._number]
         self.out += [e.Send(peer, m.P_ASK, [rid, verb, arguments]) for peer in sorted(waiting)]
-        self.parts.timer((TIMER, self._number), now + PATIENCE_S)
+        if waiting:
+            self.parts.timer((TIMER, self._number), now + PATIENCE_S)
+        else:
+            self.due(self._number, now)
 
     def answered(self, peer: str, body: Any, now: float) -> None:
         self._settle(peer, body[0], body[1], None, now)
@@ -114,7 +229,7 @@ class Inquiries(Handler):
         if answer is not None:
             one.answers[peer] = answer
         if error is not None:
-            one.errors.append(error)
+            one.refusals[peer] = error
         if not one.waiting:
             self.parts.timer((TIMER, rid[1]), None)
             self.due(rid[1], now)
@@ -168,62 +283,62 @@ class Inquiries(Handler):
         nodes.sort(key=lambda node: str(node.get("name")))
         self._reply(event, {"nodes": nodes, "jobs": self._listed(heard.answers, heard.ended_s)}, heard.silent)
 
-    def _targeted(
-        self, event: e.ClientSent, verb: str, arguments: dict[str, Any], heard: Round, known: frozenset[bytes]
-    ) -> None:
+    def _targeted(self, one: Request, heard: Round, known: frozenset[bytes]) -> None:
         now, me = heard.ended_s, self.config.node_id
-        if self._may_not(event, heard):
+        if self._may_not(one.event, heard):
             return
         try:
             listed = self._listed(heard.answers, now)
             rows = [row for row in listed if row["owner"] != me or bytes.fromhex(row["hex"]) in known]
-            matched, span = self._resolve(str(arguments.get("target", "")), rows, heard.silent)
-            ours = [row for row in matched if row["owner"] == me]
-            others = [row for row in matched if row["owner"] != me]
-            if others and verb in _NOT_PASSED_ON:
-                raise _elsewhere(others[0], self.names(others[0]["owner"]))
-            if verb != "cancel" and len(matched) != 1:
-                raise NotFound(
-                    f"{arguments.get('target')!r:.80} names {len(matched)} jobs, one is wanted", code="ambiguous"
-                )
+            matched, span = self._resolve(one.target, rows, heard.silent)
+            if one.verb not in COUNTED and len(matched) != 1:
+                raise NotFound(f"{one.target!r:.80} names {len(matched)} jobs, one is wanted", code="ambiguous")
         except GridError as error:
-            self._refuse(event, error)
+            if error.code == "not-found" and self.peers.keys() - heard.asked and now < one.until_s:
+                self._ask_about(one, now)  # somebody came meanwhile
+            else:
+                self._not_found(one, error, now)
             return
+        for row in matched:
+            if row["owner"] != me:
+                self.relays.place(bytes.fromhex(row["hex"]), row["owner"])
         suffix = "" if span is None else f"/{span[0]}-{span[1] - 1}"
-        if verb == "cancel":
-            count = sum(self.door.cancel_here(f"{row['hex']}{suffix}") for row in ours)
-            self._cancel_rounds(event, [(row["owner"], f"{row['hex']}{suffix}") for row in others], count, [], now)
+        if one.verb in COUNTED:
+            self._count_rounds(Count(one, [(row["owner"], f"{row['hex']}{suffix}") for row in matched]), now)
             return
         row = matched[0]
-        wanted = {**arguments, "target": f"{row['hex']}{suffix}"}
-        if ours:
-            self.door.alone(event, verb, wanted, now)
+        wanted = {**one.arguments, "target": f"{row['hex']}{suffix}"}
+        if row["owner"] == me:
+            self.door.alone(one.event, one.verb, wanted, now)
+        elif one.verb == "find":
+            self._reply(one.event, _found(bytes.fromhex(row["hex"]), span), [])
         else:
-            self._send([row["owner"]], verb, wanted, lambda got: self._passed_on(event, row, got), now)
+            self._send([row["owner"]], one.verb, wanted, lambda got: self._passed_on(one.event, row, got), now)
 
-    def _cancel_rounds(
-        self, event: e.ClientSent, left: list[tuple[str, str]], count: int, silent: list[str], now: float
-    ) -> None:
-        """Cancel one job after the other at the nodes that have them."""
-        if not left:
-            answer = {"cancelled": count}
-            body = {**answer, "unanswered": silent} if silent else answer
+    def _count_rounds(self, count: Count, now: float) -> None:
+        """Cancel or forget one job after the other at the nodes that have them."""
+        event, verb = count.request.event, count.request.verb
+        while count.left and count.left[0][0] == self.config.node_id:
+            _, target = count.left.pop(0)
+            count.add(self.door.here(verb, target))
+        if not count.left:
+            answer = {COUNTED[verb]: count.total}
+            body = {**answer, "unanswered": count.silent} if count.silent else answer
             _, effect = self.keeping.store([], [self.parts.reply(event.client, m.ANSWER, event.id, body)])
             self.out.append(effect)
             return
-        (owner, target), rest = left[0], left[1:]
+        owner, target = count.left.pop(0)
 
         def then(got: Round) -> None:
             if got.errors:
                 self._refuse(event, got.errors[0])
                 return
-            said = got.answers.get(owner, {}).get("cancelled")
-            more = said if isinstance(said, int) and 0 <= said < TASKS_MAX else 0
-            self._cancel_rounds(
-                event, rest, min(count + more, TASKS_MAX), list(dict.fromkeys([*silent, *got.silent])), got.ended_s
-            )
+            said = got.answers.get(owner, {}).get(COUNTED[verb])
+            count.add(said if isinstance(said, int) and said >= 0 else 0)
+            count.silent = list(dict.fromkeys([*count.silent, *got.silent]))
+            self._count_rounds(count, got.ended_s)
 
-        self._send([owner], "cancel", {"target": target}, then, now)
+        self._send([owner], verb, {"target": target}, then, now)
 
     def _passed_on(self, event: e.ClientSent, row: Row, got: Round) -> None:
         where = self.names(row["owner"])
@@ -289,6 +404,22 @@ def _is_row(row: Any) -> bool:
     return texts and number and len(row["hex"]) == 32 and all(digit in "0123456789abcdef" for digit in row["hex"])  # noqa: PLR2004
 
 
-def _elsewhere(row: Row, where: str) -> NotFound:
-    text = f"{row['id']} was given to node {where}: its results are there, and not yet at other nodes"
-    return NotFound(text, code="elsewhere", next=f"ask at {where}; from here: p2pgrid show {row['id']}")
+def _full_id(target: str) -> tuple[bytes | None, Span | None]:
+    """Return the job and the tasks that a target names, if it gives all digits of the job's id."""
+    try:
+        parsed = parse_target(target)
+        job = bytes.fromhex(parsed.job_text)
+    except ValueError:
+        return None, None
+    span = None if parsed.lo is None or parsed.hi is None else (parsed.lo, parsed.hi)
+    return (job, span) if len(job) == JOB_ID_LENGTH else (None, None)
+
+
+def _within(arguments: Mapping[str, Any]) -> float:
+    """Return how many seconds whoever asks has time for what nobody knows yet."""
+    within = arguments.get("within")
+    return min(float(within), m.WATCH_S) if isinstance(within, int | float) and within > 0 else 0.0
+
+
+def _found(job: bytes, span: Span | None) -> dict[str, Any]:
+    return {"job": job, "lo": span[0] if span else None, "hi": span[1] if span else None}

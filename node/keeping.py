@@ -217,7 +217,7 @@ class Keeping:
             for token, promises in list(self._promises.items()):
                 if any(isinstance(one, Reply) and one.kind == m.ACK and one.body[0] == kept.id for one in promises):
                     self._refuse(token, error, refused)
-            refused.effects.extend(self.delete(kept.id))
+            refused.effects.extend(self.delete(kept.id, ""))  # its client hears why from the refusal
             refused.jobs.append(kept.id)
 
     def _refuse(self, token: int, error: dict[str, str], refused: Refused) -> None:
@@ -483,9 +483,7 @@ class Keeping:
         out: list[Effect] = []
         for job in gone:
             kept = self.jobs[job]
-            if not kept.ended:
-                out += [Reply(client, m.STATE, 0, [job, ABANDONED, "expired"]) for client in kept.watches]
-            out += self.delete(job)
+            out += self.delete(job, "expired", state="unknown" if kept.ended else ABANDONED)
         return gone, out
 
     def keep_until(self, kept: Kept, until_s: float, promises: Iterable[Promise]) -> Effect:
@@ -494,12 +492,13 @@ class Keeping:
         rows = [Row(kept.id, "expiry", b"", pack(kept.record.expires), b"")]
         return self.store(rows, promises)[1]
 
-    def delete(self, job: Job) -> list[Effect]:
-        """Forget everything about a job, on disk as well."""
+    def delete(self, job: Job, reason: str, state: str = "unknown") -> list[Effect]:
+        """Forget everything about a job, on disk as well; its readers are told a state and the reason, if any."""
         kept = self.jobs.pop(job)
         self.readers.forget((job, batch) for batch in kept.record.results)
         rows = [Row(job, "*", b"", b"", None)]
-        return [Store(0, rows)]
+        told = self.readers.dismiss(kept, state, reason) if reason else []
+        return [*told, Store(0, rows)]
 
     def entry_of(self, kept: Kept, task: int) -> tuple[Results, str] | None:
         """Return the batch that counts for a task, and the name of the node that made it."""

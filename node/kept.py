@@ -63,6 +63,7 @@ class Watch:
 
     client: int
     sent: RangeSet
+    window_bytes: int
     unread: int = 0
     behind: bool = False
     fetching: int = 0

@@ -30,8 +30,8 @@ from p2pgrid.node.clients import Door, last_logs
 from p2pgrid.node.doubling import TIMER as DOUBLE
 from p2pgrid.node.doubling import Doubling
 from p2pgrid.node.fitness import Fitness
+from p2pgrid.node.inquiries import LATE, Inquiries
 from p2pgrid.node.inquiries import TIMER as INQUIRY
-from p2pgrid.node.inquiries import Inquiries
 from p2pgrid.node.kept import Kept
 from p2pgrid.node.members import Members
 from p2pgrid.node.moves import RERUN
@@ -39,6 +39,8 @@ from p2pgrid.node.neighbours import CLONED, CONNECTED_MAX, Neighbours
 from p2pgrid.node.neighbours import TIMER as NEIGHBOURS
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, MachineConfig, Parts
+from p2pgrid.node.relaying import TIMER as RELAY
+from p2pgrid.node.relaying import Relays
 from p2pgrid.node.running import RunInfo
 from p2pgrid.node.thieves import HANDS, STEAL, WAKE, Thieves
 
@@ -61,12 +63,17 @@ class Machine(Handler):
         self.fitness = Fitness(parts)
         self.outcomes = Outcomes(parts, self.fitness)
         self.members = Members(parts, self.fitness, self.outcomes)
-        self.door = Door(parts, self.outcomes, self._feed, lambda *asked: answers.answer(self, *asked), self._on_stop)
+        self.relays = Relays(parts, self._name_of)
+        self.door = Door(
+            parts, self.outcomes, self.relays, self._feed, lambda *asked: answers.answer(self, *asked), self._on_stop
+        )
         self.doubling = Doubling(parts, self.fitness, self.members.granting)
         self.thieves = Thieves(parts, self.fitness, self.outcomes, self.members)
         self.neighbours = Neighbours(parts, rng)
         parts.round_trip_s = self.neighbours.round_trip_s
-        self.inquiries = Inquiries(parts, self.door, self._name_of)
+        self.inquiries = Inquiries(parts, self.door, self.relays, self._name_of)
+        parts.serving = self.relays.serving
+        self.relays.patience_s = self.inquiries.patience_s = self.neighbours.patience_s
         self.clients = self.door.clients
         self.wall_offset_s = 0.0
         self.loaded = False
@@ -92,6 +99,8 @@ class Machine(Handler):
             NEIGHBOURS: self._on_neighbours,
             CLONED: lambda _: self.neighbours.alone_again(),
             INQUIRY: lambda now, number: self.inquiries.due(number, now),
+            LATE: lambda _, number: self.inquiries.too_late(number),
+            RELAY: lambda now, client, job: self.relays.due(client, job, now),
         }
         self._events: dict[type, Callable[[Any, float], None]] = {
             e.Loaded: self._on_loaded,
@@ -107,7 +116,7 @@ class Machine(Handler):
             e.TimerFired: self._on_timer,
             e.PeerUp: self._on_peer_up,
             e.PeerDown: self._on_peer_down,
-            e.PeerRoles: self.members.roles_changed,
+            e.PeerRoles: self._on_peer_roles,
             e.PeerSent: self._on_peer_sent,
             e.Belongs: self.neighbours.belongs,
             e.Listens: self.neighbours.listens,
@@ -137,7 +146,7 @@ class Machine(Handler):
         if parts.hungry and self.loaded:
             self._feed(now)
         if parts.later:
-            yield self.out.copy()
+            yield self.relays.addressed(self.out)
             self.out.clear()
             parts.hungry = False
             for rest in parts.later:
@@ -147,7 +156,7 @@ class Machine(Handler):
                 self._feed(now)
         if parts.stopping and self.loaded:
             self._settle_stop(now)
-        yield self.out.copy()
+        yield self.relays.addressed(self.out)
 
     def wall(self, now: float) -> float:
         """Return unix time, by the clocks of the grid if there are others."""
@@ -278,6 +287,12 @@ class Machine(Handler):
         self.members.up(event, now)
         self.thieves.up(event.peer)
         self.neighbours.up(event, now)
+        self.relays.up(event.peer, now)
+        self.inquiries.up(event.peer, now)
+
+    def _on_peer_roles(self, event: e.PeerRoles, now: float) -> None:
+        self.members.roles_changed(event, now)
+        self.relays.roles_changed(event.peer)
 
     def _on_peer_down(self, event: e.PeerDown, now: float) -> None:
         self.members.down(event, now)
@@ -285,6 +300,7 @@ class Machine(Handler):
         self.doubling.gone(event.peer)
         self.neighbours.down(event, now)
         self.inquiries.gone(event.peer, now)
+        self.relays.down(event.peer, now)
 
     def _on_peer_sent(self, event: e.PeerSent, now: float) -> None:
         """Take in a frame; a malformed one is refused as a whole, and its sender loses the connection."""
@@ -302,6 +318,8 @@ class Machine(Handler):
                     self.inquiries.answered(event.peer, from_peer(event.kind, event.body), now)
                 case m.P_ERROR:
                     self.inquiries.refused(event.peer, from_peer(event.kind, event.body), now)
+                case kind if m.P_READ <= kind <= m.P_UNREAD:
+                    self.relays.sent(event, now)
                 case kind if m.P_STEAL <= kind <= m.P_LIFELINE:
                     self.thieves.sent(event, now)
                 case _:

@@ -31,6 +31,7 @@ CONNECTED_MAX = 128
 """Up to so many members a node keeps a connection with every other; above, with whom it observes, and the first met."""
 OFFSET_STEP_S = 1.0
 """A change of grid time by less is not worth telling the shell."""
+SETTLE_S = 3.0
 LATER_S = 0.05
 """A timer is moved if it is due so much later: every other answer would else be followed by a waking for nothing."""
 CLONED_FOR_S = 150.0
@@ -59,6 +60,8 @@ class Neighbours(Handler):
         self._wanted: dict[str, tuple[str, ...]] = {}
         """Whom the shell keeps a connection with, and by which addresses."""
         self._offset_s: float | None = None
+        self._settled_s = 0.0
+        """When a node that met nobody counts as alone."""
 
     # ---- this node --------------------------------------------------------------------------------------------------
 
@@ -79,6 +82,7 @@ class Neighbours(Handler):
         for peer in list(self._wanted):
             self._leave_alone(peer)
         self.grid = event.grid
+        self._settled_s = now + SETTLE_S
         self._introduced = None
         preset = self.config.preset
         self._liveness = Liveness(self.config.node_id, liveness.PRESETS[preset], self.rng)
@@ -173,6 +177,18 @@ class Neighbours(Handler):
             else:
                 self._perform(self._time.received(event.peer, event.kind, body, now), now, of_view=True)
         self._settle(now)
+
+    def patience_s(self, within_s: float, now: float) -> float:
+        """Return how long it makes sense to wait for members that are not connected yet, at most `within_s`.
+
+        0 if there are none, or none that this node would connect with. One that has just begun meets the others soon.
+        """
+        if self.view is None or len(self._wanted) >= CONNECTED_MAX:
+            return 0.0
+        live = [node for node, _ in self.view.live() if node != self.config.node_id]
+        if not live and not self.config.embedded:
+            return max(0.0, min(within_s, self._settled_s - now))
+        return 0.0 if all(node in self.peers for node in live) else within_s
 
     # ---- effects of the policies ------------------------------------------------------------------------------------
 

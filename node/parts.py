@@ -105,6 +105,8 @@ class Parts:
         """What the event still asks for once the urgent effects have left: book-keeping nobody waits for."""
         self.round_trip_s: Callable[[str], float | None] = lambda _: None
         """How long a frame to a member and its answer take, if that is known."""
+        self.serving: Callable[[bytes], str | None] = lambda job: config.node_id if job in self.keeping.jobs else None
+        """Who serves a job: this node, a connected member, or None if nobody is known to have it (`relaying`)."""
         self.timers: dict[tuple[Any, ...], float] = {}
         self.tokens = 1 << 40  # apart from those of `keeping`
         self.stopping = False

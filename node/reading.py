@@ -88,7 +88,7 @@ class Readers:
         for watch in kept.watches.values():
             if watch.behind or watch.fetching:
                 continue  # it catches up in order when it asks for more
-            if watch.unread > self.options.window_bytes:
+            if watch.unread > watch.window_bytes:
                 watch.behind = True
                 continue
             send = entries
@@ -96,14 +96,14 @@ class Readers:
                 send = [e for e in entries if watch.sent.missing(e[0], e[1])]
             for entry in send:
                 watch.sent.add(entry[0], entry[1])
-                watch.unread += _size(entry[3])
+                watch.unread += size_of(entry[3])
             if send:
                 out.append(Reply(watch.client, m.RESULT, 0, [kept.id, send]))
         return out
 
-    def watch(self, kept: Kept, client: int, had: RangeSet) -> list[Effect]:
+    def watch(self, kept: Kept, client: int, had: RangeSet, window_bytes: int | None = None) -> list[Effect]:
         """Let a client read a job from now on; it has the results `had` already."""
-        watch = kept.watches[client] = Watch(client, had)
+        watch = kept.watches[client] = Watch(client, had, window_bytes or self.options.window_bytes)
         watch.behind = True
         out: list[Effect] = []
         if kept.cancelled and not kept.ended:
@@ -158,7 +158,7 @@ class Readers:
     def _send(self, kept: Kept, watch: Watch, entries: list[list[Any]]) -> list[Effect]:
         for lo, hi, _, data, _, _ in entries:
             watch.sent.add(lo, hi)
-            watch.unread += _size(data)
+            watch.unread += size_of(data)
         return [Reply(watch.client, m.RESULT, 0, [kept.id, entries])] if entries else []
 
     def catch_up(self, kept: Kept, watch: Watch) -> list[Effect]:
@@ -170,7 +170,7 @@ class Readers:
             watch.behind = False
             entries: list[list[Any]] = []
             batches: list[BatchId] = []
-            budget = self.options.window_bytes - watch.unread
+            budget = watch.window_bytes - watch.unread
             step = self.options.step_bytes
             for batch, size in self._missing(kept, watch.sent):
                 if budget <= 0 or step <= 0 or len(batches) >= FETCH_MAX:
@@ -211,6 +211,13 @@ class Readers:
                     covered.add(results.lo, results.hi)
                     yield batch, size
 
+    def dismiss(self, kept: Kept, state: str, reason: str) -> list[Effect]:
+        """A job is deleted: whoever reads it and was not told its end gets no more of it."""
+        waiting = [watch for watch in kept.watches.values() if not watch.ended]
+        for watch in waiting:
+            watch.ended = True
+        return [Reply(watch.client, m.STATE, 0, [kept.id, state, reason]) for watch in waiting]
+
     def unwatch(self, client: int, kept: Kept | None = None) -> None:
         """A reader left (one job, or all)."""
         for one in [kept] if kept is not None else self.jobs.values():
@@ -218,6 +225,6 @@ class Readers:
             one.programs.discard(client)
 
 
-def _size(data: Any) -> int:
+def size_of(data: Any) -> int:
     """Return how many bytes of result these are; a reader counts its credit in the same way."""
     return len(data) if isinstance(data, bytes) else sum(map(len, data))

@@ -334,7 +334,7 @@ class Grid(Executor):
     def job(self, job_id: str) -> Job:
         """Return a job by its id, a unique prefix of it, its name, or `last`. Raises NotFound."""
         job, _ = find(self._session, job_id, self._session.timeout_s)
-        shown = self._session.request("show", {"target": job.hex()})["job"]
+        shown = self._session.about("show", job.hex())["job"]
         return Job(self._session, job, shown["name"])
 
     def future(self, task_id: str) -> Future:

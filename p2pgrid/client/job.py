@@ -141,7 +141,7 @@ class Job:
         self._ask("forget")
 
     def _found(self, timeout: float | None) -> None:
-        """Raise NotFound if this node has no results of it; one that another has is named in the message."""
+        """Raise NotFound if nobody who can be reached in that time knows it."""
         self._ask("find", timeout)
 
     def _shown(self, timeout: float | None = None) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class Job:
         return shown
 
     def _ask(self, verb: str, timeout: float | None = None, **arguments: object) -> dict[str, Any]:
-        return self._session.request(verb, {"target": self.hex, **arguments}, timeout)
+        return self._session.about(verb, self.hex, timeout, **arguments)
 
     def __repr__(self) -> str:
         return f"<Job {self.id}{f' {self._name!r}' if self._name else ''}>"
@@ -180,7 +180,7 @@ def _decided(table: FutureTable, part: Part) -> Iterator[Future]:
 
 def find(session: Session, target: str, timeout_s: float) -> tuple[bytes, int | None]:
     """Return the job that `target` names, and its task if it names one. Raises NotFound."""
-    found = session.request("find", {"target": target}, timeout_s)
+    found = session.about("find", target, timeout_s)
     return found["job"], found["lo"]
 
 
@@ -190,7 +190,7 @@ def future_of(session: Session, task_id: str) -> Future:
     if index is None:
         msg = f"{task_id!r} names a job, not a task"
         raise NotFound(msg, next=f"name a task: {task_id}/0")
-    task = session.request("show", {"target": f"{job.hex()}/{index}"})["task"]
+    task = session.about("show", f"{job.hex()}/{index}")["task"]
     table = _OneTask(session, job, index)
     future = table.futures[index] = Future(table, index)
     if task["state"] == "cancelled":

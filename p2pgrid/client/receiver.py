@@ -89,5 +89,6 @@ def why_none(job: bytes, state: str, reason: str) -> GridError:
         case "cancelled":
             return TaskCancelled(f"job {name} was cancelled" + (f": {reason}" if reason else ""))
         case "unknown":
-            return NotFound(f"no job {name} is known here")
+            why = f"job {name} cannot be read: {reason}" if reason else f"no job {name} is known here"
+            return NotFound(why, next="p2pgrid jobs lists what there is")
     return ResultLost(f"job {name} ended as {state} without a result of this task" + (f": {reason}" if reason else ""))

@@ -40,6 +40,8 @@ UNSENT_BYTES_MAX = 256 * 1024 * 1024
 CREDIT_STEP_BYTES = 128 * 1024
 RETRY_FIRST_S, RETRY_MAX_S = 0.05, 0.2
 LEAVE_S = 3.0
+ROUNDS_S = 5.0
+"""How long after the end of all patience a node may take to say that nobody knows a job: it waits for the silent."""
 REFRESH_S = 2.0
 """How old the count of slots in the grid may be."""
 REFRESH_WAIT_S = 1.0
@@ -217,7 +219,7 @@ class Session:
         for receiver in self._receivers[job]:
             had = receiver.had if had is None else had & receiver.had
         assert had is not None
-        return frame(WATCH, [job, had.flat()])
+        return frame(WATCH, [job, had.flat(), self.timeout_s])
 
     def cancel(self, job: bytes, flat: list[int] | None) -> None:
         """Cancel tasks of a job of our own, or all of it."""
@@ -267,6 +269,16 @@ class Session:
         """
         (answer,) = self.ask([(verb, arguments)])
         return answer(self.timeout_s if timeout_s is None else timeout_s)
+
+    def about(self, verb: str, target: str, timeout_s: float | None = None, **arguments: Any) -> dict[str, Any]:
+        """Return the node's answer about a job; it asks whom it can reach for up to `timeout_s` before it knows none.
+
+        Raises:
+            NotFound: nobody who can be reached knows the job.
+            GridError: anything else the node says, or it did not answer in time.
+        """
+        within_s = self.timeout_s if timeout_s is None else timeout_s
+        return self.request(verb, {"target": target, "within": within_s, **arguments}, within_s + ROUNDS_S)
 
     def ask(self, questions: Sequence[tuple[str, dict[str, Any]]]) -> list[Callable[[float], dict[str, Any]]]:
         """Ask several things at once; return for each what waits so many seconds for its answer, as `request` does."""

@@ -109,7 +109,7 @@ class FutureTable:
 
     def cancel_task(self, index: int) -> None:
         """Cancel a task of somebody's job by its name."""
-        self.session.request("cancel", {"target": f"{self.job.hex()}/{index}"})
+        self.session.about("cancel", f"{self.job.hex()}/{index}")
 
     def durable(self, index: int) -> "PlainFuture[None]":
         """What is known by its id is on a node's disk."""
@@ -126,7 +126,7 @@ class FutureTable:
 
     def ask(self, verb: str, index: int) -> dict[str, Any]:
         """Ask the node about one task."""
-        return self.session.request(verb, {"target": f"{self.job.hex()}/{index}"})
+        return self.session.about(verb, f"{self.job.hex()}/{index}")
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {job_name(self.job)}: {len(self.futures)} undecided>"

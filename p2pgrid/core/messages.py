@@ -11,7 +11,9 @@ OPEN = 2  # [job16, spec]                      spec: core.record.Spec packed; id
 CODE = 3  # [job16, code_id16, union bytes]    a function; before the batches that use it
 INPUT = 4  # [job16, lo, hi, batch bytes]      core.batch; re-sent byte for byte until acknowledged
 CLOSE = 5  # [job16, n]                        the job has n tasks and gets no more
-WATCH = 6  # [job16, [lo, hi, lo, hi, …] already had]   results flow as RESULT from now on, STATE at the end
+# seconds: how long the node looks for a job that nobody it reaches has (missing: WATCH_S); then STATE "unknown"
+WATCH = 6  # [job16, [lo, hi, lo, hi, …] already had, seconds]   results flow as RESULT from now on, STATE at the end
+WATCH_S = 10.0
 CANCEL = 7  # [job16, [lo, hi, …] or None]     None: the whole job
 GOT = 8  # [job16, bytes]                      credit: that many result bytes were taken in
 REQUEST = 9  # [verb, {arguments}]             see REQUESTS
@@ -26,7 +28,7 @@ STATE = 35  # [job16, state, reason]           the end: done failed cancelled ab
 NOTICE = 36  # [job16, text]                   a line for the person: why tasks wait
 ANSWER = 37  # answer of a REQUEST
 ERROR = 38  # {"code", "message", "next"}      of a REQUEST (id), or of the connection (id 0)
-REFUSED = 39  # [job16, what, lo, {"code", "message", "next"}]   an OPEN, CODE, INPUT or CLOSE was not accepted
+REFUSED = 39  # [job16, what, lo, {"code", "message", "next"}]   an OPEN, CODE, INPUT, CLOSE or WATCH was not accepted
 CANCELLED = 41  # [job16, [lo, hi, …]]         these tasks will have no result: somebody cancelled them, the job goes on
 
 REQUESTS = {
@@ -103,8 +105,14 @@ P_LIFELINE = 148  # [rid, seconds, rates, has]    if you have more than you need
 OBJECT_REQUESTS = frozenset({"arena", "place", "written", "want", "let_go"})
 """`arena` goes over a connection of its own: when that ends, so do pins and views (node/sharing.py)."""
 
-ASKED = ("jobs", "show", "explain", "cancel", "logs", "load")
+ASKED = ("jobs", "show", "explain", "cancel", "logs", "load", "find", "forget", "keep")
 """What a node answers for a client at another node, about its own jobs."""
+
+# ---- a reader at one node, the job at another (node/relaying.py) ---------------------------------------------------
+P_READ = 160  # [rid, job16, [lo, hi, …] already had]   a client of mine reads this job of yours, as by WATCH
+P_TOLD = 161  # [rid, no, kind, body]           frame number no for that reader: RESULT CANCELLED NOTICE STATE REFUSED
+P_TAKEN = 162  # [rid, bytes]                   credit, as by GOT
+P_UNREAD = 163  # [rid]                         it reads no more
 
 # ---- membership (control stream); read by `core.shapes.from_neighbour` ----------------------------------------------
 # `accused`: the incarnation of the receiver that the sender holds for suspect, dead or left, else 0: it can refute.

@@ -25,6 +25,7 @@ WHY_MAX = 1000
 VALUES, PACKED, FAILURE, CRASH = 0, 1, 2, 4
 """Shapes of outcomes (`node.events.Outcome`)."""
 CLAIM_PARTS_MAX = 4096
+WATCH_S_MAX = 3600.0
 
 
 class ResultEntry(NamedTuple):
@@ -405,12 +406,45 @@ def _buckets(value: Any) -> list[int]:
     return list(value)
 
 
+def _watch(body: Any) -> tuple[bytes, RangeSet, float]:
+    job, had = _fields(body, 2)
+    return _job(job), _ranges(had), min(_optional(body, 2, _seconds, m.WATCH_S), WATCH_S_MAX)
+
+
+def _entry(value: Any) -> list[Any]:
+    """Read a result as a reader gets it."""
+    node, attempt = _fields(value, 6)[4:]
+    return [*_outcome(value), _text(node), _whole(attempt)]
+
+
+_TOLD: dict[int, Callable[[Any], Any]] = {
+    m.RESULT: lambda body: [_job(_fields(body, 2)[0]), [_entry(one) for one in _list(body[1])]],
+    m.CANCELLED: lambda body: [_job(_fields(body, 2)[0]), _ranges(body[1]).flat()],
+    m.NOTICE: lambda body: [_job(_fields(body, 2)[0]), _text(body[1])[:WHY_MAX]],
+    m.STATE: lambda body: [_job(_fields(body, 3)[0]), _text(body[1])[:WHY_MAX], _text(body[2])[:WHY_MAX]],
+    m.REFUSED: lambda body: [_job(_fields(body, 4)[0]), "watch", 0, _refusal(body[3])],
+}
+
+
+def _refusal(value: Any) -> dict[str, str]:
+    said = _mapping(value)
+    return {key: str(said.get(key, ""))[:WHY_MAX] for key in ("code", "message", "next")}
+
+
+def _told(body: Any) -> tuple[tuple[int, int], int, int, Any]:
+    rid, number, kind, told = _fields(body, 4)
+    read = _TOLD.get(kind) if type(kind) is int else None
+    if read is None:
+        _refuse("frame for a reader")
+    return _rid(rid), _whole(number), kind, read(told)
+
+
 _CLIENT: dict[int, Callable[[Any], Any]] = {
     m.OPEN: _array(_job, _data),
     m.CODE: _array(_job, _job, _data),
     m.INPUT: _input,
     m.CLOSE: _array(_job, _whole),
-    m.WATCH: _array(_job, _ranges),
+    m.WATCH: _watch,
     m.UNWATCH: _array(_job),
     m.CANCEL: _array(_job, _some_ranges),
     m.GOT: _array(_job, _whole),
@@ -437,6 +471,10 @@ _PEER: dict[int, Callable[[Any], Any]] = {
     m.P_HANDED: _array(_rid, lambda value: value is True),
     m.P_NOTHING: _array(_rid, _hints),
     m.P_LIFELINE: _array(_rid, _seconds, _rates, _has),
+    m.P_READ: _array(_rid, _job, _ranges),
+    m.P_TOLD: _told,
+    m.P_TAKEN: _array(_rid, _whole),
+    m.P_UNREAD: _array(_rid),
 }
 
 

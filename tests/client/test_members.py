@@ -217,10 +217,10 @@ def test_slots_of_the_grid_are_asked_for_now_and_then(
     assert "22 slots" in repr(grid)
 
 
-def test_job_of_another_node_is_named_by_it(node: ScriptedNode, connect: Connect) -> None:
-    """The one line of the node, which says who has the job, is what the program sees."""
-    message = "job calm-river-42 was taken by n2, which alone has its results"
-    node.answers["find"] = {"code": "elsewhere", "message": message, "next": "p2pgrid show calm-river-42"}
+def test_a_job_nobody_knows_is_not_found(node: ScriptedNode, connect: Connect) -> None:
+    """The one line of the node is what the program sees, whatever it wanted of the job."""
+    message = "no job 'calm-river-42' in this grid; not heard: n2"
+    node.answers["find"] = {"code": "not-found", "message": message, "next": "p2pgrid jobs"}
     node.answers["jobs"] = {"jobs": [{"hex": "00" * 16, "name": ""}]}
     grid = connect()
     (job,) = grid.jobs()
@@ -232,7 +232,7 @@ def test_job_of_another_node_is_named_by_it(node: ScriptedNode, connect: Connect
     for use in uses:
         with pytest.raises(NotFound) as caught:
             use()
-        assert (caught.value.message, caught.value.code) == (message, "elsewhere")
+        assert (caught.value.message, caught.value.code) == (message, "not-found")
         assert caught.value.exit_code == ExitCode.NOT_FOUND
 
 

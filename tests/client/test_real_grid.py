@@ -125,19 +125,63 @@ def test_cancelling_kills_the_processes_everywhere(shared: LocalGrid) -> None:
     assert grid.submit(cube, 3).result(SOON_S) == 27
 
 
-def test_jobs_of_other_nodes_are_seen_and_named(shared: LocalGrid) -> None:
-    """Listed everywhere; whoever wants the results is told where they are."""
-    with shared.grid(0) as grid:
-        job = grid.start(cube, range(5), name=f"cubes-{uuid.uuid4().hex[:8]}")
-        assert job.wait(SOON_S)
-    other = shared.grid(2)
+def third_fails(x: int) -> int:
+    time.sleep(0.02)
+    if x == 3:
+        msg = f"{x} is none"
+        raise ValueError(msg)
+    return x * x
 
-    assert job in other.jobs()
-    with pytest.raises(pg.NotFound, match="n0") as caught:
-        other.job(job.id)
-    assert caught.value.code == "elsewhere"
-    with pytest.raises(pg.NotFound, match="n0"):
-        next(one for one in other.jobs() if one == job).results(SOON_S)
+
+def block(i: int) -> bytes:
+    return bytes([i]) * 3_000_000
+
+
+def test_a_job_is_read_at_every_node_while_it_runs_and_afterwards(shared: LocalGrid) -> None:
+    """By id, name and prefix; values, failures and places are the same everywhere."""
+    name = f"thirds-{uuid.uuid4().hex[:8]}"
+    with shared.grid(0) as grid, shared.grid(1) as amid, shared.grid(2) as after:
+        job = grid.start(third_fails, range(100), name=name)
+        other = amid.job(name)
+        assert {future.index: future.exception() is None for future in other.as_completed(SOON_S)} == {
+            i: i != 3 for i in range(100)
+        }
+        with pytest.raises(ValueError, match="3 is none"):
+            list(other.results(SOON_S))
+        assert job.wait(SOON_S)
+
+        seen = after.job(job.id)
+        assert (seen, seen.name, seen.state, seen.progress()) == (job, name, "failed", (99, 1, 100))
+        assert job in after.jobs()
+        assert seen.wait(0.5 + SOON_S)
+        assert [future.index for future in seen.failed()] == [3]
+        assert [after.future(f"{job.id}/{i}").result(SOON_S) for i in (0, 4, 99)] == [0, 16, 9801]
+        with pytest.raises(ValueError, match="3 is none"):
+            after.future(f"{job.id}/3").result(SOON_S)
+        assert {after.future(f"{job.id}/{i}").node for i in range(0, 100, 10)} <= {"n0", "n1", "n2"}
+        until = seen.expires + 3600
+        seen.keep_until(until)
+        assert job.expires == until
+        seen.forget()
+        for one in (grid, after):
+            with pytest.raises(pg.NotFound, match="in this grid"):
+                one.job(job.id)
+
+
+def test_large_results_are_read_at_another_node(shared: LocalGrid) -> None:
+    """More than a window of them, in order."""
+    with shared.grid(1) as grid, shared.grid(2) as other:
+        job = grid.start(block, range(12))
+
+        assert [value == block(i) for i, value in enumerate(other.job(job.id).results(SOON_S))] == [True] * 12
+
+
+def test_an_id_nobody_knows_is_not_found_at_once_where_all_are_there(shared: LocalGrid) -> None:
+    """Never pending."""
+    began = time.monotonic()
+    with shared.grid(1) as grid, pytest.raises(pg.NotFound, match="no job 'calm-nothing-1/3' in this grid"):
+        grid.future("calm-nothing-1/3")
+    assert time.monotonic() - began < SOON_S
 
 
 def test_a_program_joins_by_an_invite(shared: LocalGrid, tmp_path: Path) -> None:

@@ -489,7 +489,7 @@ class Client:
                 if not self.slow:
                     self.take_in(body[0])
             case m.STATE:
-                self.jobs[body[0]].state = body[1]
+                self.jobs[body[0]].state, self.jobs[body[0]].reason = body[1:]
             case m.ANSWER:
                 self.answers[id_] = body
             case m.ERROR | m.REFUSED:
@@ -504,6 +504,12 @@ class Client:
         submitted.send(self)
         return submitted
 
+    def read(self, job: bytes, patience_s: float = 10.0) -> Submitted:
+        """Read a job that somebody else submitted."""
+        read = self.jobs[job] = Submitted(job, 0, patience_s=patience_s)
+        read.send(self)
+        return read
+
 
 @dataclass
 class Submitted:
@@ -516,13 +522,21 @@ class Submitted:
     options: dict[str, Any] = field(default_factory=dict)
     detach: bool = False
     close: bool = True
+    patience_s: float | None = None
+    """Set: it is only read."""
     state: str = ""
+    reason: str = ""
+    places: dict[int, tuple[str, int]] = field(default_factory=dict)
     got: dict[int, tuple[int, Any]] = field(default_factory=dict)
     acks: list[tuple[str, Any]] = field(default_factory=list)
     delivered: Counter[int] = field(default_factory=Counter)
 
     def send(self, client: Client) -> None:
         """Open, append, close, watch: all again, byte for byte, after a reconnect."""
+        had = RangeSet((i, i + 1) for i in self.got).flat()
+        if self.patience_s is not None:
+            client.say(m.WATCH, [self.job, had, self.patience_s])
+            return
         spec = Spec("map", "", client.session, UNIX_0 + 1000.0, 7 * 86400.0, detach=self.detach).packed()
         client.say(m.OPEN, [self.job, spec])
         client.say(m.CODE, [self.job, CODE, UNION])
@@ -535,12 +549,13 @@ class Submitted:
             client.say(m.INPUT, [self.job, lo, hi, encode_batch([CODE], [self.options], [run])])
         if self.close:
             client.say(m.CLOSE, [self.job, self.count])
-        client.say(m.WATCH, [self.job, RangeSet((i, i + 1) for i in self.got).flat()])
+        client.say(m.WATCH, [self.job, had])
 
     def results(self, entries: list[Any]) -> None:
         """Count every index once, and check its value."""
-        for lo, hi, shape, data, _, _ in entries:
+        for lo, hi, shape, data, node, attempt in entries:
             for i in range(lo, hi):
+                self.places[i] = node, attempt
                 if shape == 0:
                     assert data[i - lo] == value_of(self.job, i)
                 elif shape == 1:

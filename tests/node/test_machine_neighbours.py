@@ -339,15 +339,6 @@ def test_a_job_is_shown_explained_and_cancelled_from_elsewhere() -> None:
     assert world.run(lambda: not any(node.machine.running.busy() for node in nodes), 5.0), "something still runs"
 
 
-def test_results_are_at_the_accepting_node_and_the_answer_says_so() -> None:
-    """One line that names it."""
-    world, _, _, other = _three_with_a_job(14)
-    error = _asked(world, other, "find", target="last")
-
-    assert error["code"] == "elsewhere"
-    assert "was given to node n0" in error["message"]
-
-
 def test_who_does_not_answer_is_named() -> None:
     """After two seconds, not never."""
     world, nodes, _, other = _three_with_a_job(15)

@@ -1,0 +1,357 @@
+"""Relaying: readers at one node of jobs at another. Results go to them as they come, the way the question came.
+
+*A reader here* of a job that another node serves is a `Relay`: it asks that node to let the results flow, and passes on
+to its client what comes, frame by frame as the client would get it there. When the connection ends, or another node is
+to serve from now on, it asks again with what the client has had by then; so each result is delivered once. While nobody
+who has the job can be reached it waits and looks for one, for as long as its client is patient.
+
+*A reader elsewhere* of a job here has a number below zero among the readers of the job (`reading`): it gets what it
+misses in windows of its own, as any. What is said to such a number leaves as frames for its node (`addressed`).
+
+Rule: who serves a job is asked of `Parts.serving` and of nobody else. Nothing is asked twice for want of an answer: an
+answer comes, the connection ends, or the time is over.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from p2pgrid.core import messages as m
+from p2pgrid.core.chains import may
+from p2pgrid.core.errors import GridError, NotAuthorized, QuotaExceeded, error_to_wire
+from p2pgrid.core.ids import job_name
+from p2pgrid.core.ranges import RangeSet
+from p2pgrid.core.shapes import from_peer
+from p2pgrid.node import events as e
+from p2pgrid.node.parts import Handler, Parts
+from p2pgrid.node.reading import size_of
+
+TIMER = "relay"
+WINDOW_BYTES = 8 << 20
+"""Results on their way to a reader at another node, not yet taken in by it."""
+READERS_MAX = 4096
+"""Of other nodes, here; and of a single one the eighth part."""
+PLACES_MAX = 10_000
+"""Jobs of which this node remembers who said to have them."""
+FIRST_READER = -(1 << 40)
+"""Below it, downwards, are the numbers of readers elsewhere; above it those of `Parts.askers`."""
+
+Key = tuple[int, bytes]
+
+
+@dataclass(slots=True)
+class Relay:
+    """A client of this machine that reads a job which is served elsewhere."""
+
+    client: int
+    job: bytes
+    had: RangeSet
+    """What the client has, or was sent."""
+    patience_s: float
+    peer: str = ""
+    """Who serves it, while anybody does."""
+    number: int = 0
+    came: int = 0
+    """Frames of this subscription."""
+    end: tuple[int, list[Any]] | None = None
+    """The number of the last frame and what it says: large ones before it may come after it."""
+    asked: set[str] = field(default_factory=set)
+    """Who was asked whether it has the job since it is looked for."""
+    without: set[str] = field(default_factory=set)
+    """Of those, who does not."""
+
+
+@dataclass(slots=True)
+class Subscription:
+    """A reader at another node of a job here."""
+
+    peer: str
+    rid: tuple[int, int]
+    job: bytes
+    sent: int = 0
+
+
+class Relays(Handler):
+    """Both sides of reading across nodes."""
+
+    def __init__(self, parts: Parts, names: Callable[[str], str]) -> None:
+        super().__init__(parts)
+        self.names = names
+        self.ask: Callable[[str, bytes, float], None] = lambda *_: None
+        """Asks a member whether it has a job; `has` or `has_not` follows."""
+        self.patience_s: Callable[[float, float], float] = lambda *_: 0.0
+        """How long it makes sense to wait for members that are not here (`Neighbours.patience_s`)."""
+        self._relays: dict[Key, Relay] = {}
+        self._numbers: dict[int, Relay] = {}
+        self._number = 0
+        self._places: OrderedDict[bytes, set[str]] = OrderedDict()
+        self._readers: dict[int, Subscription] = {}
+        self._reader_of: dict[tuple[str, tuple[int, int]], int] = {}
+        self._last_reader = FIRST_READER
+        self._frames: dict[int, Callable[[str, Any, float], None]] = {
+            m.P_READ: self._read,
+            m.P_TAKEN: self._taken,
+            m.P_UNREAD: self._unread,
+            m.P_TOLD: self._told,
+        }
+
+    def sent(self, event: e.PeerSent, now: float) -> None:
+        """Take in a frame of a member. Raises PeerError if it is malformed."""
+        self._frames[event.kind](event.peer, from_peer(event.kind, event.body), now)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anybody reads elsewhere, or here for elsewhere."""
+        return bool(self._relays or self._numbers or self._readers or self._reader_of)
+
+    # ---- who has a job ----------------------------------------------------------------------------------------------
+
+    def place(self, job: bytes, peer: str) -> None:
+        """A member says that it has a job."""
+        self._places.setdefault(job, set()).add(peer)
+        self._places.move_to_end(job)
+        if len(self._places) > PLACES_MAX:
+            self._places.popitem(last=False)
+
+    def serving(self, job: bytes) -> str | None:
+        """Return who serves a job: this node, a connected member, or None if none is known to have it."""
+        if job in self.keeping.jobs:
+            return self.config.node_id
+        return next((peer for peer in sorted(self._places.get(job, ())) if peer in self.peers), None)
+
+    # ---- readers here -----------------------------------------------------------------------------------------------
+
+    def watch(self, client: int, body: tuple[bytes, RangeSet, float], now: float) -> None:
+        """Let a client read a job from now on; it has the results `had` already."""
+        job, had, patience_s = body
+        self.unwatch(client, job)
+        relay = self._relays[client, job] = Relay(client, job, had, patience_s)
+        self._begin(relay, now)
+
+    def unwatch(self, client: int, job: bytes) -> None:
+        """A client reads a job no more."""
+        relay = self._relays.pop((client, job), None)
+        if relay is not None:
+            self._leave(relay)
+            self.parts.timer((TIMER, client, job), None)
+
+    def gone(self, client: int) -> None:
+        """A client left."""
+        for _, job in [key for key in self._relays if key[0] == client]:
+            self.unwatch(client, job)
+
+    def got(self, client: int, job: bytes, size: int) -> None:
+        """A client took that many bytes in."""
+        relay = self._relays.get((client, job))
+        if relay is not None and relay.peer:
+            self.out.append(e.Send(relay.peer, m.P_TAKEN, [self._rid(relay), size]))
+
+    def _rid(self, relay: Relay) -> list[int]:
+        return [self.keeping.incarnation, relay.number]
+
+    def _begin(self, relay: Relay, now: float) -> None:
+        """Read where the job is served now, or look for somebody who has it."""
+        peer = self.parts.serving(relay.job)
+        if peer == self.config.node_id:
+            self.unwatch(relay.client, relay.job)
+            kept = self.keeping.jobs[relay.job]
+            self.out += self.keeping.readers.watch(kept, relay.client, relay.had)
+        elif peer is None or peer in relay.without:
+            self._look_for(relay, now)
+        else:
+            self.parts.timer((TIMER, relay.client, relay.job), None)
+            relay.asked.clear()
+            relay.without.clear()
+            self._number += 1
+            relay.peer, relay.number, relay.came, relay.end = peer, self._number, 0, None
+            self._numbers[relay.number] = relay
+            self.out.append(e.Send(peer, m.P_READ, [self._rid(relay), relay.job, relay.had.flat()]))
+
+    def _leave(self, relay: Relay) -> None:
+        """Read there no more."""
+        self._numbers.pop(relay.number, None)
+        if relay.peer in self.peers:
+            self.out.append(e.Send(relay.peer, m.P_UNREAD, [self._rid(relay)]))
+        relay.peer = ""
+
+    def _look_for(self, relay: Relay, now: float) -> None:
+        """Ask everybody who is there and was not asked yet; the others are asked when they come."""
+        some = self.peers or relay.job in self._places
+        wait_s = relay.patience_s if some else self.patience_s(relay.patience_s, now)
+        self.parts.timer_unless_set((TIMER, relay.client, relay.job), now + wait_s)
+        for peer in sorted(self.peers.keys() - relay.asked):
+            relay.asked.add(peer)
+            self.ask(peer, relay.job, now)
+        self._give_up_if_nobody_has_it(relay, now)
+
+    def _give_up_if_nobody_has_it(self, relay: Relay, now: float) -> None:
+        """Whoever could have it says no, and nobody else is to come: no need to wait for the end of all patience."""
+        away = any(peer not in relay.without for peer in self._places.get(relay.job, ()))
+        if not away and self.peers.keys() <= relay.without and not self.patience_s(relay.patience_s, now):
+            self.due(relay.client, relay.job, now)
+
+    def has(self, peer: str, job: bytes, now: float) -> None:
+        """A member has a job."""
+        self.place(job, peer)
+        for relay in self._of(job):
+            if not relay.peer:
+                relay.without.discard(peer)
+                self._begin(relay, now)
+
+    def has_not(self, peer: str, job: bytes, now: float) -> None:
+        """A member does not have a job, or may not say so."""
+        if peer in self._places.get(job, ()):
+            self._places[job].discard(peer)
+        for relay in self._of(job):
+            if not relay.peer and peer in relay.asked:
+                relay.without.add(peer)
+                self._give_up_if_nobody_has_it(relay, now)
+
+    def _of(self, job: bytes) -> list[Relay]:
+        return [relay for relay in self._relays.values() if relay.job == job]
+
+    def due(self, client: int, job: bytes, now: float) -> None:
+        """Nobody who has the job was found, and the client has waited long enough."""
+        relay = self._relays.get((client, job))
+        if relay is None:
+            return
+        self.unwatch(client, job)
+        last = [self.names(peer) for peer in sorted(self._places.get(job, ()))]
+        why = f"{', '.join(last)}, which had it, cannot be reached" if last else ""
+        self.out.append(e.Reply(client, m.STATE, 0, [job, "unknown", why]))
+
+    def reconsider(self, now: float) -> None:
+        """Read where jobs are served now: a member came or went, or the rank of one has changed."""
+        for relay in list(self._relays.values()):
+            if not relay.peer or self.parts.serving(relay.job) not in (relay.peer, None):
+                if relay.peer:
+                    self._leave(relay)
+                self._begin(relay, now)
+
+    def up(self, peer: str, now: float) -> None:
+        """A member is there (again): it may have what somebody here looks for."""
+        for relay in self._relays.values():
+            relay.asked.discard(peer)
+            relay.without.discard(peer)
+        self.reconsider(now)
+
+    def down(self, peer: str, now: float) -> None:
+        """A member is not there: what it served is read elsewhere, what it read here it will ask for again."""
+        for reader in [number for number, one in self._readers.items() if one.peer == peer]:
+            self._drop(reader)
+        for relay in self._relays.values():
+            if relay.peer == peer:
+                self._leave(relay)
+        self.reconsider(now)
+
+    def _told(self, peer: str, body: Any, now: float) -> None:
+        rid, number, kind, told = body
+        relay = self._numbers.get(rid[1])
+        if relay is None or rid[0] != self.keeping.incarnation or relay.peer != peer or told[0] != relay.job:
+            return  # it reads elsewhere by now, or not at all
+        relay.came += 1
+        if kind == m.RESULT:
+            self._pass_on(relay, told[1])
+        elif kind in (m.STATE, m.REFUSED):
+            relay.end = number, [kind, told]
+        else:
+            self.out.append(e.Reply(relay.client, kind, 0, told))
+        if relay.end is None or relay.came < relay.end[0]:
+            return
+        kind, told = relay.end[1]
+        if (
+            kind == m.STATE and told[1] == "unknown" and not told[2]
+        ):  # with a reason it is over, without it was never there
+            self._leave(relay)
+            relay.asked.add(peer)
+            self.has_not(peer, relay.job, now)
+            if (relay.client, relay.job) in self._relays:
+                self._begin(relay, now)
+            return
+        relay.peer = ""  # it knows that this was all
+        self._numbers.pop(relay.number, None)
+        self.unwatch(relay.client, relay.job)
+        self.out.append(e.Reply(relay.client, kind, 0, told))
+
+    def _pass_on(self, relay: Relay, entries: list[list[Any]]) -> None:
+        """Give a client results, each once."""
+        fresh = [entry for entry in entries if relay.had.missing(entry[0], entry[1])]
+        for entry in fresh:
+            relay.had.add(entry[0], entry[1])
+        stale = sum(size_of(entry[3]) for entry in entries) - sum(size_of(entry[3]) for entry in fresh)
+        if stale:
+            self.got(relay.client, relay.job, stale)
+        if fresh:
+            self.out.append(e.Reply(relay.client, m.RESULT, 0, [relay.job, fresh]))
+
+    # ---- readers elsewhere ------------------------------------------------------------------------------------------
+
+    def _read(self, peer: str, body: Any, now: float) -> None:
+        rid, job, had = body
+        kept = self.keeping.jobs.get(job)
+        of_peer = sum(one.peer == peer for one in self._readers.values())
+        refusal: GridError | None = None
+        if not may(self.parts.roles.get(peer, 0), "read"):
+            refusal = NotAuthorized(f"the role of {self.names(peer)} does not allow reading {job_name(job)}")
+        elif len(self._readers) >= READERS_MAX or of_peer >= READERS_MAX // 8:
+            busy = f"{self.names(self.config.node_id)} has as many readers as it can"
+            refusal = QuotaExceeded(busy, next="read fewer jobs at a time")
+        if refusal is not None:
+            told = [job, "watch", 0, dict(error_to_wire(refusal))]
+            self.out.append(e.Send(peer, m.P_TOLD, [list(rid), 1, m.REFUSED, told]))
+        elif kept is None:
+            self.out.append(e.Send(peer, m.P_TOLD, [list(rid), 1, m.STATE, [job, "unknown", ""]]))
+        elif (peer, rid) not in self._reader_of:
+            self._last_reader -= 1
+            reader = self._reader_of[peer, rid] = self._last_reader
+            self._readers[reader] = Subscription(peer, rid, job)
+            self.out += self.keeping.readers.watch(kept, reader, had, WINDOW_BYTES)
+
+    def _taken(self, peer: str, body: Any, now: float) -> None:
+        rid, size = body
+        reader = self._reader_of.get((peer, rid))
+        kept = self.keeping.jobs.get(self._readers[reader].job) if reader is not None else None
+        if reader is not None and kept is not None:
+            self.out += self.keeping.readers.got(kept, reader, size)
+
+    def _unread(self, peer: str, body: Any, now: float) -> None:
+        reader = self._reader_of.get((peer, body[0]))
+        if reader is not None:
+            self._drop(reader)
+
+    def _drop(self, reader: int) -> None:
+        one = self._readers.pop(reader)
+        del self._reader_of[one.peer, one.rid]
+        kept = self.keeping.jobs.get(one.job)
+        if kept is not None:
+            self.keeping.readers.unwatch(reader, kept)
+
+    def roles_changed(self, peer: str) -> None:
+        """Whoever may not read any more is told so."""
+        if may(self.parts.roles.get(peer, 0), "read"):
+            return
+        why = NotAuthorized(f"the role of {self.names(peer)} does not allow reading any more")
+        for reader in [number for number, one in self._readers.items() if one.peer == peer]:
+            told = [self._readers[reader].job, "watch", 0, dict(error_to_wire(why))]
+            self.out.append(e.Reply(reader, m.REFUSED, 0, told))
+
+    def addressed(self, effects: Iterable[e.Effect]) -> list[e.Effect]:
+        """Return effects with what is said to readers elsewhere as frames for their nodes."""
+        if not self._readers:
+            return list(effects)
+        out: list[e.Effect] = []
+        for effect in effects:
+            if not isinstance(effect, e.Reply) or effect.client >= FIRST_READER:
+                out.append(effect)
+                continue
+            one = self._readers.get(effect.client)
+            if one is None:
+                continue  # its node is gone
+            one.sent += 1
+            out.append(e.Send(one.peer, m.P_TOLD, [list(one.rid), one.sent, effect.kind, effect.body]))
+            if effect.kind in (m.STATE, m.REFUSED):
+                self._drop(effect.client)
+        return out
