@@ -253,7 +253,7 @@ def _explain(machine: Machine, kept: Kept, span: Span | None, now: float) -> lis
     work = machine.pool.works.get(kept.id)
     if work is not None:
         for node, why in sorted({item for lane in work.lanes.values() for item in lane.unfit.items()}):
-            lines.append(f"{node[-8:]} cannot load the function: {why}")
+            lines.append(f"{name_of(machine, node)} cannot load the function: {why}")
         ready = work.ready()
         if ready and not reason:
             busy = sum(1 for w in machine.running.workers.values() if w.runs)

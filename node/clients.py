@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from p2pgrid.core import messages as m
-from p2pgrid.core.batch import decode_batch, python_minor
+from p2pgrid.core.batch import binding, decode_batch
 from p2pgrid.core.chains import may, role_names
 from p2pgrid.core.errors import (
     GridError,
@@ -194,7 +194,7 @@ class Door(Handler):
 
     def _code(self, client: int, body: Any, now: float) -> None:
         job, code, union = body
-        python_minor(union)  # a kind of function that this version does not know is refused now
+        binding(union)  # a kind of function that this version does not know is refused now
         kept = self._kept(job, client)
         if kept is not None:
             self.out += self.keeping.code(kept, code, union, client)

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from p2pgrid.core.chains import ALL_ROLES
 from p2pgrid.core.member import Card
+from p2pgrid.core.segments import Outcome as Outcome  # noqa: PLC0414 - shells and machine know them by this file
+from p2pgrid.core.segments import Segment as Segment  # noqa: PLC0414
 
 Job = bytes  # 16 bytes
 NodeId = str  # a PeerId in text form
@@ -36,39 +38,6 @@ class Row(NamedTuple):
 
 HEAVY = frozenset({"code", "input", "result", "log"})
 """Kinds of rows whose `value` is left on disk at start (`Loaded` carries b"" there) and asked for with Fetch."""
-
-
-class Segment(NamedTuple):
-    """Adjacent tasks [lo, hi) of one job that call one function, as they go to a worker.
-
-    shape 0: data is a list of hi-lo byte strings, each a pickled `(args, kwargs)`; b"" means no arguments.
-    shape 1: data is one pickled list of items, called as fn(item); task lo is item number `offset` of it.
-    shape 2: as 1, called as fn(*item).
-    `key` names a packed blob (shapes 1 and 2) within the job, so that a worker may keep it; b"" for shape 0.
-    """
-
-    lo: int
-    hi: int
-    fn: bytes
-    shape: int
-    data: Any
-    offset: int
-    key: bytes
-
-
-class Outcome(NamedTuple):
-    """Results of adjacent tasks [lo, hi), as they come from a worker and go to journal and reader.
-
-    shape 0: data is a list of hi-lo pickles; b"" stands for None.
-    shape 1: data is one pickled list of hi-lo values.
-    shape 2: hi == lo + 1, data is msgpack of `core.failure.encode_exception`: the task raised.
-    shape 4 (between nodes only): hi == lo + 1, data is msgpack [kind, detail, stderr]: its worker process died.
-    """
-
-    lo: int
-    hi: int
-    shape: int
-    data: Any
 
 
 # ---- events ---------------------------------------------------------------------------------------------------------
@@ -370,6 +339,11 @@ class Run:
     context: Mapping[str, Any]
     timeout_s: float | None = None
     memory: int | None = None
+    tree: bytes | None = None
+    """The source tree that its functions import from, by its name in `codes`. A child serves one; for another the shell
+    puts a fresh child in its place, which the machine need not know."""
+    python: int = 0
+    """Which interpreter of the node, by its place among those it was given; where another child is there, likewise."""
 
 
 @dataclass(frozen=True, slots=True)

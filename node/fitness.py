@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from p2pgrid.core.chains import WORK
+from p2pgrid.core.interpreters import minors, offered
 from p2pgrid.core.options import unmet, why_nowhere
 from p2pgrid.node.parts import Parts
 from p2pgrid.node.pool import Lane
@@ -18,16 +19,19 @@ class Fitness:
         self.config = parts.config
         self.peers = parts.peers
         self.parts = parts
+        self._here = offered({**parts.config.facts, "minor": parts.config.python[1]})
 
     def fits(self, lane: Lane, peer: str) -> bool:
         if not self.parts.may(peer, WORK):
             return False
         facts = self.peers.get(peer, {})
-        return peer not in lane.unfit and not self._lacks(lane, facts, facts.get("minor"))
+        return peer not in lane.unfit and any(not self._lacks(lane, one) for one in offered(facts))
 
     def eligible(self, lane: Lane) -> bool:
         if lane.fits is None:
-            lane.fits = not self._lacks(lane, self.config.facts, self.config.python[1])
+            able = [i for i, facts in enumerate(self._here) if i not in lane.cannot and not self._lacks(lane, facts)]
+            lane.pythons = None if len(able) == len(self._here) else tuple(able)
+            lane.fits = bool(able)
         return lane.fits and self.config.node_id not in lane.unfit
 
     def somewhere(self, lane: Lane) -> bool:
@@ -39,17 +43,23 @@ class Fitness:
     def why(self, lane: Lane) -> str:
         """Return, clause by clause, why no node may run the tasks of a lane."""
         workers = [facts for peer, facts in self.peers.items() if self.parts.may(peer, WORK)]
-        everyone = [self.config.facts, *workers]
+        everyone = [self._nearest(lane, offers) for offers in (self._here, *map(offered, workers))]
         text = why_nowhere(lane.options, everyone)
-        if lane.minor is not None and lane.minor != self.config.python[1]:
-            having = sum(facts.get("minor") == lane.minor for facts in workers)
+        if lane.minor is not None and lane.minor not in {facts.get("minor") for facts in self._here}:
+            having = sum(lane.minor in minors(facts) for facts in workers)
             need = f"Python 3.{lane.minor} for its function ({having or 'none'} of {len(everyone)} has it)"
             text = f"{text}; {need}" if ":" in text else f"{having} of {len(everyone)} nodes: {need}"
         return text
 
+    @classmethod
+    def _nearest(cls, lane: Lane, offers: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        """Return the facts of a node by the interpreter that lacks least."""
+        return min(offers, key=lambda facts: len(cls._lacks(lane, facts)))
+
     @staticmethod
-    def _lacks(lane: Lane, facts: Mapping[str, Any], minor: int | None) -> list[str]:
+    def _lacks(lane: Lane, facts: Mapping[str, Any]) -> list[str]:
         missing = unmet(lane.options.resources, lane.options.where, facts)
+        minor = facts.get("minor")
         if lane.minor is not None and minor is not None and lane.minor != minor:
             missing.append(f"Python 3.{lane.minor} for a function pickled there (workers here run 3.{minor})")
         return missing

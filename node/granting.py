@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from p2pgrid.core import messages as m
-from p2pgrid.core.batch import CALLS, encode_batch
+from p2pgrid.core.batch import CALLS, TREES, encode_batch
 from p2pgrid.core.chains import WORK
 from p2pgrid.core.errors import PeerError, WorkerCrashed
 from p2pgrid.core.ranges import RangeSet
@@ -418,7 +418,7 @@ class Granting(Handler):
         job, given, why, lacks = body
         if lacks and peer in self._known:
             known = self._known[peer][1]
-            for key in [key for key in known if key[0] == job]:
+            for key in [key for key in known if key[0] in (job, TREES)]:
                 del known[key]
         kept, work = self.keeping.jobs.get(job), self.pool.works.get(job)
         if kept is None or kept.ended or work is None:
@@ -456,6 +456,10 @@ def parcel(takens: Sequence[Taken], has: Callable[[Key], bool]) -> tuple[list[An
             if run.fn not in codes and not has(key):
                 codes[run.fn] = work.codes[run.fn]
                 brings.append(key)
+            tree = lane.tree
+            if tree is not None and tree in work.codes and tree not in codes and not has((TREES, tree)):
+                codes[tree] = work.codes[tree]
+                brings.append((TREES, tree))
             a, b = (lo, end) if run.shape == CALLS else (run.lo, run.hi)
             key = (work.job, (a, b))
             if run.shape != CALLS and key in seen:

@@ -376,7 +376,11 @@ class Machine(Handler):
 
     def _unfit(self, info: RunInfo, why: str) -> None:
         lane, work = info.taken.lane, info.taken.work
-        lane.unfit[self.config.node_id] = why
+        lane.cannot[info.python] = why
+        lane.fits = None
+        if self.fitness.eligible(lane):
+            return  # by another interpreter
+        lane.unfit[self.config.node_id] = "; ".join(lane.cannot.values())
         if work.keeper is not None:
             self.members.unfit(work, lane, why)
         else:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from p2pgrid.core import messages as m
-from p2pgrid.core.batch import CALLS, InputBatch, decode_batch, python_minor
+from p2pgrid.core.batch import CALLS, TREES, InputBatch, binding, content_id, decode_batch, is_tree
 from p2pgrid.core.chains import SUBMIT
 from p2pgrid.core.errors import PeerError
 from p2pgrid.core.ranges import RangeSet
@@ -178,8 +178,13 @@ class Members(Handler):
         before = self.pool.works.get(job)
         unions = dict(codes)
         for code, union in unions.items():
-            python_minor(union)
-            self.stock.put((keeper, job, code), union, len(union))
+            binding(union)
+            if not is_tree(union):
+                self.stock.put((keeper, job, code), union, len(union))
+            elif content_id(union) == code:
+                self.stock.put(("", TREES, code), union, len(union))
+            else:
+                raise PeerError("a source tree that is not what its id says")
         inputs = self._inputs(keeper, job, before, batches)
         for code in {run.fn: None for batch in inputs or () for run in batch.runs}:
             have = unions.get(code) or (before.codes.get(code) if before else None)
@@ -187,6 +192,13 @@ class Members(Handler):
             if have is None:
                 return None
             unions[code] = have
+            tree = binding(have).tree
+            if tree is None or tree in unions:
+                continue
+            have = (before.codes.get(tree) if before else None) or self.stock.get(("", TREES, tree))
+            if have is None:
+                return None
+            unions[tree] = have
         return None if inputs is None else Opened(unions, inputs)
 
     def admit(self, keeper: str, job: bytes, name: str, opened: Opened, ranges: Any) -> int:
@@ -266,6 +278,7 @@ class Members(Handler):
         for lo, hi in spans:
             self.pool.remove(work, lo, hi)
         self.out += self.holding.give_back(keeper, work.job, spans, why)
+        lane.try_again()  # its keeper knows; should it give us more of it, something has changed
         self.tidy(keeper, work.job)
 
     def beat(self, now: float) -> None:

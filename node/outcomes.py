@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from p2pgrid.core import messages as m
 from p2pgrid.core.errors import (
     GridError,
-    MissingModule,
     TaskMemoryExceeded,
     TaskTimeout,
     Unschedulable,
     WorkerCrashed,
 )
 from p2pgrid.core.failure import encode_exception
+from p2pgrid.core.missing import nowhere
 from p2pgrid.core.ranges import RangeSet, Span
 from p2pgrid.core.record import Try
 from p2pgrid.core.shapes import CRASH, FAILURE, lineage
@@ -106,10 +106,13 @@ class Outcomes(Handler):
         kept = self.keeping.jobs.get(work.job)
         if kept is None or self.fitness.somewhere(lane):
             return
-        why = "; ".join(f"{node[-8:]}: {text}" for node, text in sorted(lane.unfit.items()))
-        if len(lane.unfit) == 1:
-            why = next(iter(lane.unfit.values()))
-        self.fail(kept, list(lane.ready), MissingModule(f"the function cannot be loaded on any node: {why}"))
+        unfit = {self.name_of(node): why for node, why in lane.unfit.items()}
+        has_run = [self.name_of(node) for node in self.parts.ran_at(lane.fn) if node not in lane.unfit]
+        lane.try_again()
+        self.fail(kept, list(lane.ready), nowhere(unfit, has_run))
+
+    def name_of(self, node: str) -> str:
+        return self.config.name if node == self.config.node_id else self.parts.name_of(node)
 
     # ---- what workers and members report -----------------------------------------------------------------------------
 

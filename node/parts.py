@@ -17,6 +17,7 @@ from p2pgrid.core.chains import ALL_ROLES, WORK
 from p2pgrid.core.errors import (
     PeerError,
 )
+from p2pgrid.core.interpreters import offered
 from p2pgrid.core.member import Seal
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.node import events as e
@@ -74,7 +75,9 @@ class Parts:
     def __init__(self, config: MachineConfig, rng: random.Random) -> None:
         self.config = config
         self.pool = Pool()
-        self.running = Running(config.slots, config.facts.get("resources", {}), config.running, config.name)
+        self.running = Running(
+            config.slots, config.facts.get("resources", {}), config.running, config.name, len(offered(config.facts))
+        )
         self.keeping = Keeping(config.node_id, config.name, config.keeping)
         self.leases = Leases(config.leases)
         self.holding = Holding(config.holding)
@@ -107,6 +110,8 @@ class Parts:
         """How long a frame to a member and its answer take, if that is known."""
         self.serving: Callable[[bytes], str | None] = lambda job: config.node_id if job in self.keeping.jobs else None
         """Who serves a job: this node, a connected member, or None if nobody is known to have it (`relaying`)."""
+        self.ran_at: Callable[[bytes], list[str]] = lambda _: []
+        """Where tasks of a function have ended lately, beside here."""
         self.timers: dict[tuple[Any, ...], float] = {}
         self.tokens = 1 << 40  # apart from those of `keeping`
         self.stopping = False

@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from p2pgrid.core.batch import CALLS, InputBatch, InputRun, python_minor
+from p2pgrid.core.batch import CALLS, InputBatch, InputRun, binding
 from p2pgrid.core.options import WireOptions
 from p2pgrid.core.ranges import RangeMap, RangeSet, Span
 from p2pgrid.core.wire import is_shallow, pack
@@ -50,6 +50,8 @@ class Lane:
     """Beside `cpu` and `mem`: what must be free on the node while the task runs."""
     minor: int | None
     """The Python minor version the function is bound to."""
+    tree: bytes | None
+    """The source tree that the function imports from."""
     packed: bool
     ready: RangeSet = field(default_factory=RangeSet)
     alone: RangeSet = field(default_factory=RangeSet)
@@ -57,10 +59,20 @@ class Lane:
     """Nodes that cannot load the function, and why."""
     fits: bool | None = None
     """Whether this node satisfies what the tasks ask for, once that was looked at."""
+    pythons: tuple[int, ...] | None = None
+    """Which interpreters of this node do, by their places; None: all."""
+    cannot: dict[int, str] = field(default_factory=dict)
+    """Interpreters of this node that cannot load the function, and why."""
     raw: Mapping[str, object] = field(default_factory=dict)
     """The options as they travel."""
     runs: int = 0
     """How many input runs it has; without any it is let go."""
+
+    def try_again(self) -> None:
+        """Forget who cannot load the function: what was missing may be installed by now."""
+        self.unfit.clear()
+        self.cannot.clear()
+        self.fits = None
 
 
 @dataclass(slots=True, eq=False)
@@ -260,6 +272,7 @@ class Pool:
     @staticmethod
     def _lane(work: Work, key: LaneKey, options: WireOptions, raw: Mapping[str, object]) -> Lane:
         union = work.codes.get(key[0])
+        minor, tree = (None, None) if union is None else binding(union)
         work.lanes_made += 1
         extra = {name: amount for name, amount in options.resources.items() if name not in ("cpu", "mem") and amount}
         return Lane(
@@ -270,7 +283,8 @@ class Pool:
             options=options,
             cpus=max(options.resources.get("cpu", 1), 0.0),
             resources=extra,
-            minor=None if union is None else python_minor(union),
+            minor=minor,
+            tree=tree,
             packed=key[2],
             raw=raw,
         )

@@ -49,6 +49,8 @@ class RunInfo:
     since_s: float
     queued: bool = False
     """Whether it stood behind another one first."""
+    python: int = 0
+    """Which interpreter of the node runs it."""
 
     @property
     def job(self) -> Job:
@@ -64,13 +66,25 @@ class Worker:
     ready: bool = False
     recalled: bool = False
     runs: list[RunInfo] = field(default_factory=list)
+    python: int = 0
+    """Its interpreter, by its place among those of the node."""
+    tree: bytes | None = None
+    """The source tree it serves; it can take up one, and no second."""
+
+    def serves(self, lane: Lane) -> bool:
+        """Whether it can run tasks of a lane as it is; else a fresh child takes its place."""
+        return (lane.tree is None or self.tree in (None, lane.tree)) and (
+            lane.pythons is None or self.python in lane.pythons
+        )
 
 
 class Running:
     """Slots and grains of one node."""
 
-    def __init__(self, slots: int, resources: Mapping[str, float], options: RunningOptions, node: str) -> None:
-        self.workers = {i: Worker(i) for i in range(slots)}
+    def __init__(
+        self, slots: int, resources: Mapping[str, float], options: RunningOptions, node: str, pythons: int = 1
+    ) -> None:
+        self.workers = {i: Worker(i, python=i % pythons) for i in range(slots)}
         self.slots = slots
         self.grid_slots = slots
         """Slots that tasks of our own jobs are shared among; kept up to date by whoever knows the members."""
@@ -168,7 +182,7 @@ class Running:
         for worker in self.workers.values():
             if worker.runs:
                 queued += 1
-            elif worker.ready and not starved:
+            while worker.ready and not worker.runs and not starved:  # another may be better suited, and get it
                 starved = not self._give(worker, pool, eligible, now, out)
         if not starved:
             for worker in self.workers.values():
@@ -183,8 +197,15 @@ class Running:
         lane = self._choose(pool, eligible, now)
         if lane is None:
             return False
-        self._start(worker, pool, lane, now, out)
+        self._start(self._suited(worker, lane), pool, lane, now, out)
         return True
+
+    def _suited(self, worker: Worker, lane: Lane) -> Worker:
+        """Return the idle worker that runs tasks of a lane soonest: one that has its source tree, or needs none."""
+        if lane.tree is None and lane.pythons is None:
+            return worker
+        idle = [one for one in self.idle() if one.serves(lane)]
+        return next((one for one in idle if one.tree == lane.tree), idle[0] if idle else worker)
 
     def _choose(self, pool: Pool, eligible: Any, now: float) -> Lane | None:
         """Return the lane to serve next; slots are kept free for one that waited over a second for enough of them."""
@@ -219,6 +240,8 @@ class Running:
         for lane in pool.candidates():
             if not eligible(lane):
                 continue
+            if not worker.serves(lane):
+                return True
             short = self._seconds_per_task.get(lane.fn, 1.0) <= self.options.grain_s
             if lane.work.keeper is None and lane.ready.size < self.grid_slots - self.slots:
                 return True  # the last few: a member that is idle begins them now
@@ -245,7 +268,14 @@ class Running:
     def _start(self, worker: Worker, pool: Pool, lane: Lane, now: float, out: list[Effect]) -> None:
         taken = pool.take(lane, self.grain(lane))
         self._runs += 1
-        worker.runs.append(RunInfo(self._runs, taken, RangeSet(taken.spans), now, queued=bool(worker.runs)))
+        if not worker.serves(lane):
+            worker.tree = None
+            if lane.pythons is not None and worker.python not in lane.pythons:
+                worker.python = lane.pythons[0]
+        worker.tree = lane.tree or worker.tree
+        worker.runs.append(
+            RunInfo(self._runs, taken, RangeSet(taken.spans), now, queued=bool(worker.runs), python=worker.python)
+        )
         options = lane.options
         memory = options.resources.get("mem")
         out.append(
@@ -265,6 +295,8 @@ class Running:
                 },
                 timeout_s=options.timeout_s,
                 memory=None if memory is None else int(memory),
+                tree=lane.tree,
+                python=worker.python,
             )
         )
 
@@ -307,6 +339,7 @@ class Running:
         child = self.workers[worker]
         runs, child.runs = child.runs, []
         child.ready = child.recalled = False
+        child.tree = None
         return runs
 
     # ---- taking back ------------------------------------------------------------------------------------------------

@@ -26,8 +26,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from p2pgrid.core import current, messages, ref
+from p2pgrid.core.segments import Segment
 from p2pgrid.core.wire import Frame, Splitter, frame
-from p2pgrid.node.events import Segment
 from p2pgrid.node.page import INDEX, NONE, RUN, START, Page, Progress
 from p2pgrid.node.worker_functions import Functions, Items, Unfit
 from p2pgrid.node.worker_output import Output
@@ -94,6 +94,10 @@ class Worker:
                 self._blobs.put((job, key), Items(data))
             case messages.W_RUN, [number, job, context, segments]:
                 self._run(number, job, context, [Segment(*segment) for segment in segments])
+            case messages.W_TREE, [_, folder, packed]:
+                from p2pgrid.node.worker_trees import take_up  # noqa: PLC0415 - for those that have one
+
+                self._functions.no_tree = take_up(folder, packed)
             case messages.W_AT, _:
                 pass  # whoever waited for it was interrupted
             case kind, _:
@@ -139,9 +143,10 @@ class Worker:
                 return [(segment.lo, segment.hi), *later], ""
             try:
                 function = self._functions.load(segment.fn)
+                stopped = run_segment(work, segment, function, self._items(job, segment))
             except Unfit as unfit:
-                return [(segment.lo, segment.hi), *later], str(unfit)
-            stopped = run_segment(work, segment, function, self._items(job, segment))
+                at = segment.lo if unfit.at is None else unfit.at
+                return [(at, segment.hi), *later], str(unfit)
             if stopped < segment.hi:
                 return [(stopped, segment.hi), *later], ""
         return [], ""

@@ -7,6 +7,7 @@ A function that cannot be loaded *here* (a module is missing, another Python mad
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pickle
 import sys
 import types
@@ -16,6 +17,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Any
 
+from p2pgrid.core.missing import missing
 from p2pgrid.core.wire import unpack
 from p2pgrid.node.worker_recent import CODES_MAX, Recent
 
@@ -23,7 +25,12 @@ _CO_COROUTINE = 0x80  # inspect.CO_COROUTINE; inspect itself costs 10 ms to impo
 
 
 class Unfit(Exception):
-    """The interpreter cannot load the function; the text is one line for people."""
+    """The interpreter cannot load the function, or what it is called with; the text is one line for people."""
+
+    def __init__(self, why: str, at: int | None = None) -> None:
+        """Say why, and the first task that was not run (None: none was)."""
+        super().__init__(why)
+        self.at = at
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,8 @@ class Functions:
     def __init__(self) -> None:
         """Know none."""
         self._known: Recent[bytes, bytes | Function] = Recent(CODES_MAX)
+        self.no_tree = ""
+        """Why the source tree could not be taken up."""
 
     def add(self, code_id: bytes, union: bytes) -> None:
         """Take in a function; it is loaded when first called for."""
@@ -57,31 +66,56 @@ class Functions:
             raise Unfit("the function did not arrive")
         if isinstance(known, Function):
             return known
-        function = _load(known)
+        function = _load(known, self.no_tree)
         self._known.replace(code_id, function)
         return function
 
 
-def _load(union: bytes) -> Function:
+def _load(union: bytes, no_tree: str) -> Function:
     here = f"{sys.executable} (Python {sys.version_info.major}.{sys.version_info.minor})"
     try:
         match unpack(union):
-            case ["pickle", int(minor), bytes(data)]:
+            case ["import", _, bytes()] | ["pickle", _, _, bytes()] if no_tree:
+                raise Unfit(no_tree)
+            case ["pickle", int(minor), bytes(data), *_]:
                 if minor != sys.version_info.minor:
                     raise Unfit(f"the function was pickled by Python 3.{minor}, this is {here}")
                 call = pickle.loads(data)
-            case ["import", str(name), None]:
+            case ["import", str(name), _]:
                 module, _, qualname = name.partition(":")
                 call = attrgetter(qualname)(importlib.import_module(module))
             case _:
                 raise Unfit("a kind of function that this version does not know")
     except (ImportError, AttributeError) as error:
-        raise Unfit(f"{error} in {here}") from error
+        raise Unfit(_absent(error) or f"{error} in {here}") from error
     except Unfit:
         raise
     except BaseException as error:  # noqa: BLE001 - the user's own __setstate__ or module body raised: a task failure
         return Function(_nothing, is_async=False, broken=error)
     return Function(call, _is_async(call))
+
+
+def _absent(error: BaseException) -> str:
+    """Say which module is missing here, if that is what `error` says."""
+    importlib.invalidate_caches()  # it may be installed while this child lives
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return ""
+    try:
+        found = importlib.util.find_spec(error.name.partition(".")[0])
+    except (ImportError, ValueError):
+        found = None
+    if found is not None:
+        return ""  # a part of something that is there
+    return missing(error.name, sys.executable, sys.version_info[:2])
+
+
+def unfit_at(error: BaseException, index: int) -> Unfit | None:
+    """Return what is to be raised when a module that is not installed here ended a task; None: it was something else.
+
+    The interpreter lacks it, which is no fault of the task.
+    """
+    why = _absent(error) if isinstance(error, ModuleNotFoundError) else ""
+    return Unfit(why, index) if why else None
 
 
 def _nothing() -> None:

@@ -11,9 +11,9 @@ from time import monotonic
 from typing import Any
 
 from p2pgrid.core.messages import W_DONE
+from p2pgrid.core.segments import Outcome
 from p2pgrid.core.wire import frame
 from p2pgrid.node import worker_results as results
-from p2pgrid.node.events import Outcome
 
 INTERVAL_S = 0.02
 BYTES_MAX = 32 * 1024 * 1024

@@ -14,8 +14,8 @@ import cloudpickle
 
 from p2pgrid.core.errors import NotSerializable, QuotaExceeded
 from p2pgrid.core.failure import encode_exception
+from p2pgrid.core.segments import Outcome
 from p2pgrid.core.wire import pack
-from p2pgrid.node.events import Outcome
 
 PROTOCOL = 5
 VALUE_BYTES_MAX = 256 * 1024 * 1024

@@ -18,10 +18,10 @@ from time import monotonic
 from typing import Any
 
 from p2pgrid.core import current
+from p2pgrid.core.segments import Segment
 from p2pgrid.node import worker_results as results
-from p2pgrid.node.events import Segment
 from p2pgrid.node.page import INDEX, LOOK, RECALL, START, Page
-from p2pgrid.node.worker_functions import Function, Items
+from p2pgrid.node.worker_functions import Function, Items, unfit_at
 from p2pgrid.node.worker_output import Output
 from p2pgrid.node.worker_report import Report
 
@@ -84,7 +84,9 @@ def run_segment(work: Work, segment: Segment, function: Function, items: Items |
     if items is not None:
         try:
             cut = items.cut(segment.offset, segment.hi - segment.lo, fresh=work.attempt > 1)
-        except BaseException as error:  # noqa: BLE001 - whatever unpickling the user's arguments raises is their failure
+        except BaseException as error:
+            if unfit := unfit_at(error, segment.lo):
+                raise unfit from error
             return fail_all(work, segment, error)
     if function.is_async:
         return _on_lanes(work, segment, function.call, cut)
@@ -134,7 +136,10 @@ def _calls(work: Work, lo: int, call: Callable[..., Any], inputs: Sequence[bytes
                 result = results.encoded(call(*args, **kwargs))
             else:
                 result = results.encoded(call())
-        except BaseException as error:  # noqa: BLE001 - whatever a task raises, SystemExit too, is its outcome
+        except BaseException as error:
+            if unfit := unfit_at(error, index):
+                work.tidy(index)
+                raise unfit from error
             report.failed(index, results.failure(error, skip_frames=1))
         else:
             report.pickled(index, result)
@@ -165,6 +170,8 @@ def _packed(work: Work, segment: Segment, call: Callable[..., Any], items: Seque
         if values:
             report.values(at, values)
             at += len(values)
+        if error is not None and (unfit := unfit_at(error, at)):
+            raise unfit from error
         if error is not None:
             report.failed(at, results.failure(error, skip_frames=1))
             at += 1

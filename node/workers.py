@@ -10,17 +10,22 @@
 One task per worker waits for its socket and reads; what is sent leaves inline, without blocking, and a second task
 only wakes where the socket is full. `deliver` gets the events of one read together, so that what follows from them can
 be sent together as well.
+
+A child serves one source tree and is one interpreter. A run for another gets a fresh child in the same slot, which only
+this file knows of: the spare, if there is one, else the run waits in its slot until a child is born.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
@@ -29,17 +34,20 @@ import trio
 from p2pgrid.core.errors import PeerError
 from p2pgrid.core.wire import Frame
 from p2pgrid.node import reaper, workers_memory
-from p2pgrid.node.events import Event, Kill, Log, Run, WorkerDied
+from p2pgrid.node.events import Event, Kill, Log, Run, WorkerDied, WorkerDone
 from p2pgrid.node.page import LOOK, START, Progress
 from p2pgrid.node.workers_child import Birth, Child, Verdict
 from p2pgrid.node.workers_home import Interpreter, ask_versions, fresh_home, link_packages
 from p2pgrid.node.workers_limits import check_memory, check_time, recycle
 from p2pgrid.node.workers_reaper import Reaper
+from p2pgrid.node.workers_trees import prune
 
 WATCH_S = 0.1
 WATCH_IDLE_S = 5.0
 TAKE_BACK_S = 0.005
 LAST_WORDS_MAX = 4096
+SPARE = -1
+"""Stands for the slot of a child that has none yet."""
 CLOSED_S = 0.5
 """A child whose pipe ended is given so long to end by itself, and to say how."""
 
@@ -59,6 +67,8 @@ class PoolOptions:
     """… this long, and twice as long each time …"""
     backoff_max_s: float = 30.0
     """… up to this."""
+    spare_s: float = 600.0
+    """A spare child ends when for so long no run has come with a source tree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +106,7 @@ class WorkerPool:
         self._packages = dir / "python"
         self._name = node_name
         self._scratch = dir / "scratch"
+        self._trees = dir / "trees"
         self._deliver = deliver
         self._log = log
         self._options = options
@@ -103,10 +114,20 @@ class WorkerPool:
         self._token = secrets.token_hex(8)
         self._births = 0
         self._children: list[Child | None] = [None] * slots
+        self._place = [worker % len(self._python) for worker in range(slots)]
+        """Which interpreter each slot has."""
+        self._living: list[Child] = []
+        self._spares: dict[int, Child] = {}
+        """By interpreter: a child without a slot, for the run that comes with another source tree."""
+        self._tree_at_s = 0.0
+        """When a run came last that has a source tree."""
+        self._waiting: dict[int, list[Run]] = {}
+        """Runs of slots whose child was replaced and whose next one is not born yet."""
         self._dirty: dict[int, None] = {}
         self._busy = trio.Event()
         self._stop = trio.Event()
         self._nursery: trio.Nursery | None = None
+        self._slots: trio.Nursery | None = None
         self._kill_all = False
         self._interpreters: list[Interpreter] | None = None
 
@@ -114,15 +135,36 @@ class WorkerPool:
 
     def run(self, effect: Run) -> None:
         """Queue a run for its worker; it leaves with the next `flush`."""
+        if effect.worker in self._waiting:
+            self._waiting[effect.worker].append(effect)
+            return
         child = self._children[effect.worker]
         if child is None:  # it died meanwhile; WorkerDied is on its way, or was delivered just now
             return
+        if not child.serves(effect):
+            child = self._replaced(child, effect)
+            if child is None:
+                self._waiting[effect.worker] = [effect]
+                return
+        self._give(child, effect)
+
+    def _give(self, child: Child, effect: Run) -> None:
+        if effect.tree is not None:
+            self._tree_at_s = monotonic()
+            if child.tree is None and self._nursery is not None:
+                self._nursery.start_soon(self._look_after_trees, effect)
         child.queue(effect)
         self._dirty[effect.worker] = None
         self._busy.set()
 
     def recall(self, worker: int) -> None:
         """Ask a worker to give back what it has not started. Takes effect at once."""
+        waiting = self._waiting.get(worker)
+        if waiting:
+            back, waiting[:] = waiting.copy(), []
+            if self._nursery is not None:
+                self._nursery.start_soon(self._give_back, worker, back)
+            return
         self.flush()
         child = self._children[worker]
         if child is not None:
@@ -134,6 +176,7 @@ class WorkerPool:
         """Kill the worker's group if what it runs now is meant, else recall. Takes effect at once."""
         child = self._children[effect.worker]
         if child is None:
+            self.recall(effect.worker)
             return
         running = child.running()
         if running is not None and _is_meant(running, effect):
@@ -158,10 +201,8 @@ class WorkerPool:
         """End all: at once, or (kill=False) each child after the runs it has. `serve` returns then."""
         self._stop.set()
         self._kill_all |= kill
-        for child in self._children:
-            if child is None:
-                continue
-            if kill:
+        for child in self._living:
+            if kill or child.worker == SPARE:
                 child.condemn(Verdict("killed", "the node stops", None))
             else:
                 child.end_input()
@@ -187,19 +228,21 @@ class WorkerPool:
         it kills everything at once, too.
         """
         link_packages(self._packages)
+        await trio.to_thread.run_sync(prune, self._trees, (), 0)  # of a former life: who needs them brings them
         with Reaper(self._token) as self._reaper:
             try:
                 async with trio.open_nursery() as watch:
                     self._nursery = watch
                     watch.start_soon(self._watch)
                     async with trio.open_nursery() as slots:
+                        self._slots = slots
                         for worker in range(len(self._children)):
                             await slots.start(self._slot, worker)
                         task_status.started()
-                    self._nursery = None
+                    self._nursery = self._slots = None
                     watch.cancel_scope.cancel()
             finally:
-                for child in filter(None, self._children):  # none are left but after an error or a cancellation
+                for child in self._living:  # none are left but after an error or a cancellation
                     child.condemn(None)
                     child.process.wait()
                     child.close()
@@ -211,14 +254,24 @@ class WorkerPool:
         born = await self._bear(worker)
         task_status.started()
         while True:
-            ready, last_words = await self._live(born) if isinstance(born, Child) else (False, str(born))
+            if isinstance(born, Child):
+                await born.vacated.wait()
+                if (heir := self._children[worker]) is not None:
+                    born = heir
+                    continue
+                ready, last_words = born.ready or born.replaced, born.last_words
+            else:
+                ready, last_words = False, str(born)
+                self._children[worker] = None
+                if self._waiting.pop(worker, None):
+                    self._deliver([WorkerDied(worker, None, None, "killed", last_words)])
             if ready:
                 failed.clear()
                 pause_s = self._options.backoff_s
             else:
                 failed.append(monotonic())
             if len(failed) == self._options.births_max and failed[-1] - failed[0] < self._options.births_s + pause_s:
-                who = f"worker {worker} ({self._python[worker % len(self._python)]})"
+                who = f"worker {worker} ({self._python[self._place[worker]]})"
                 self._log(Log("warning", f"{who} does not start, next try in {pause_s:g} s: {last_words}"))
                 with trio.move_on_after(pause_s):
                     await self._stop.wait()
@@ -228,26 +281,62 @@ class WorkerPool:
             born = await self._bear(worker)
 
     async def _bear(self, worker: int) -> Child | OSError:
-        """Start a child, or say why that is not possible."""
+        """Start the child of a slot, and give it what waits there; or say why that is not possible."""
+        child = await self._spawn(worker, self._place[worker], str(worker))
+        if isinstance(child, Child):
+            self._children[worker] = child
+            for run in self._waiting.pop(worker, ()):
+                self._give(child, run)
+            self.flush()
+        return child
+
+    async def _bear_spare(self, place: int) -> None:
+        """Start a child that waits for a slot."""
+        child = await self._spawn(SPARE, place, f"spare-{self._births + 1}")
+        if isinstance(child, Child):
+            if place in self._spares:
+                child.condemn(None)
+            else:
+                self._spares[place] = child
+
+    async def _spawn(self, worker: int, place: int, home: str) -> Child | OSError:
         self._births += 1
         birth = Birth(
             worker,
-            f"{self._name}/{worker}",
-            self._python[worker % len(self._python)],
+            f"{self._name}/{home}",
+            self._python[place],
             self._packages,
-            await trio.to_thread.run_sync(fresh_home, self._scratch, worker),
-            f"{self._token}.{worker}.{self._births}",
+            await trio.to_thread.run_sync(fresh_home, self._scratch, home),
+            f"{self._token}.{home}.{self._births}",
+            self._trees,
+            place,
         )
+        if self._slots is None or (worker == SPARE and self._stop.is_set()):
+            return OSError("the pool ends")
         try:
             child = Child(birth)  # here, in the main thread
         except OSError as error:
             return error
-        self._children[worker] = child
+        self._living.append(child)
         self._reaper.add(child.process.pid)
+        self._slots.start_soon(self._live, child)
         return child
 
-    async def _live(self, child: Child) -> tuple[bool, str]:
-        """Serve a child until its burial; return whether it was ever ready, and its last words."""
+    def _replaced(self, child: Child, effect: Run) -> Child | None:
+        """Put another child in the place of one that cannot take this run; None: it has to be born first."""
+        worker, place = effect.worker, effect.python
+        self._place[worker] = place
+        spare = self._spares.pop(place, None)
+        self._children[worker] = spare
+        if spare is not None:
+            spare.worker = worker
+        if self._nursery is not None:
+            self._nursery.start_soon(self._bear_spare, place)
+        child.step_down()
+        return spare
+
+    async def _live(self, child: Child) -> None:
+        """Serve a child until its burial."""
         if self._stop.is_set():
             child.condemn(None)
         async with trio.open_nursery() as nursery:
@@ -256,7 +345,8 @@ class WorkerPool:
             await _ended(child.process)
             nursery.cancel_scope.cancel()
         died = await self._bury(child)
-        return child.ready, died.stderr[-LAST_WORDS_MAX:] or died.detail
+        child.last_words = died.stderr[-LAST_WORDS_MAX:] or died.detail
+        child.vacated.set()
 
     async def _read(self, child: Child) -> None:
         try:
@@ -265,7 +355,7 @@ class WorkerPool:
                 events = child.receive()
                 if events is None:
                     break
-                if events:
+                if events and child.worker != SPARE:
                     self._deliver(events)
                 if child.asks:
                     asks, child.asks = child.asks, []
@@ -293,13 +383,37 @@ class WorkerPool:
         child.condemn(None)
         await trio.to_thread.run_sync(reaper.kill_marked, child.mark)
         died = child.obituary()
-        self._children[child.worker] = None
+        self._living.remove(child)
+        if child.worker == SPARE:
+            self._spares = {place: spare for place, spare in self._spares.items() if spare is not child}
+        elif not child.replaced:
+            self._children[child.worker] = None
         self.on_buried(child)
         self._reaper.remove(child.process.pid)
         child.close()
-        if child.ready and not self._kill_all:
+        if not child.ready and child.runs:  # it was to take another's place, and did not come to it
+            died = replace(died, run=None, index=None, cause="killed")
+        if (child.ready or child.runs) and child.worker != SPARE and not child.replaced and not self._kill_all:
             self._deliver([*events, died])
+        if child.birth.worker == SPARE:
+            await trio.to_thread.run_sync(partial(shutil.rmtree, child.birth.home, ignore_errors=True))
         return died
+
+    # ---- source trees ---------------------------------------------------------------------------------------------
+
+    async def _look_after_trees(self, effect: Run) -> None:
+        """A child takes up a source tree: from now on one that has none is kept ready, and old trees go."""
+        if effect.python not in self._spares and not self._stop.is_set():
+            await self._bear_spare(effect.python)
+        in_use = {child.tree for child in self._living if child.tree is not None}
+        await trio.to_thread.run_sync(prune, self._trees, in_use)
+
+    async def _give_back(self, worker: int, runs: Sequence[Run]) -> None:
+        """Answer a recall of runs that no child has got."""
+        self._deliver([
+            WorkerDone(worker, run.run, (), final=True, returned=[(s.lo, s.hi) for s in run.segments], busy_s=0.0)
+            for run in runs
+        ])  # fmt: skip
 
     # ---- limits ---------------------------------------------------------------------------------------------------
 
@@ -323,6 +437,9 @@ class WorkerPool:
                 child.page.words[LOOK] = 1  # a slice that turned out slow reports what it has, and sees a recall
                 check_time(child, now)
             check_memory(busy, self._budget)
+            if self._spares and now - self._tree_at_s > self._options.spare_s:
+                for spare in self._spares.values():
+                    spare.condemn(None)
             for child in children:
                 if not child.runs:
                     recycle(child, self._options.grown_max)

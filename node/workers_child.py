@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import trio
 
 from p2pgrid.core.errors import PeerError
-from p2pgrid.core.messages import W_BLOB, W_BLOBS, W_CODE, W_DONE, W_LET_GO, W_NEED, W_READY, W_RUN
+from p2pgrid.core.messages import W_BLOB, W_BLOBS, W_CODE, W_DONE, W_LET_GO, W_NEED, W_READY, W_RUN, W_TREE
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.wire import Frame, Splitter, frame
 from p2pgrid.node import page as shared
@@ -30,6 +30,7 @@ from p2pgrid.node.events import Event, Outcome, Run, WorkerDied, WorkerDone, Wor
 from p2pgrid.node.page import Page
 from p2pgrid.node.reaper import MARK, kill_group
 from p2pgrid.node.worker_recent import CODES_MAX, Recent
+from p2pgrid.node.workers_trees import folder_of
 
 RECV = 1 << 16
 """Below malloc's mmap threshold: larger buffers cost three more system calls per read."""
@@ -67,6 +68,10 @@ class Birth:
     packages: Path
     home: Path
     mark: str
+    trees: Path
+    """Where source trees are."""
+    place: int = 0
+    """Of its interpreter, among those of the node."""
 
 
 class Child:
@@ -75,6 +80,14 @@ class Child:
     def __init__(self, birth: Birth) -> None:
         """Spawn the process. Raises OSError where the interpreter cannot be started."""
         self.worker = birth.worker
+        self.birth = birth
+        self.tree: bytes | None = None
+        """The source tree it serves."""
+        self.replaced = False
+        """Another child has taken its slot: nobody need hear of its end."""
+        self.vacated = trio.Event()
+        """Its slot is free for another: it was replaced, or it is buried."""
+        self.last_words = ""
         self.mark = birth.mark
         self.ready = False
         self.runs: dict[int, Run] = {}
@@ -111,8 +124,11 @@ class Child:
 
     def queue(self, run: Run) -> None:
         """Queue a run, before it the functions and blobs that the child does not have."""
+        assert self.serves(run)
         self.runs[run.run] = run
         self.last_run = max(self.last_run, run.run)
+        if run.tree is not None and self.tree is None:
+            self._queue_tree(run.tree, run.codes)
         fns = list(dict.fromkeys(segment.fn for segment in run.segments))
         assert len(fns) <= CODES_MAX, "a run may not name more functions than a child keeps"
         # A code that is sent can push out another that this run needs and the child still had: look again.
@@ -125,6 +141,16 @@ class Child:
         segments = [s._replace(data=None) if s.shape and s.key in kept else s for s in run.segments]
         self._blobs.touch((run.job, segment.key) for segment in segments if segment.shape and segment.data is None)
         self._out.append(frame(W_RUN, [run.run, run.job, run.context, segments]))
+
+    def serves(self, run: Run) -> bool:
+        """Whether this child can take the run: by its interpreter, and by the one source tree that it serves."""
+        return run.python == self.birth.place and (run.tree is None or self.tree in (None, run.tree))
+
+    def _queue_tree(self, tree: bytes, codes: Mapping[bytes, bytes]) -> None:
+        """Bind the child to a source tree; its files travel where they are not on this disk yet."""
+        self.tree = tree
+        folder = folder_of(self.birth.trees, tree)
+        self._out.append(frame(W_TREE, [tree, str(folder), None if folder.is_dir() else codes.get(tree)]))
 
     def _queue_blobs(self, run: Run) -> Mapping[bytes, bytes]:
         """Queue the packed lists of a run, as many as a child keeps; the others travel inside their segments."""
@@ -296,6 +322,13 @@ class Child:
     def _tail(self, size: int) -> bytes:
         end = os.fstat(self._output_fd).st_size
         return os.pread(self._output_fd, size, max(0, end - size))
+
+    def step_down(self) -> None:
+        """Leave the slot to another, and end: it has nothing to do."""
+        assert not self.runs, "a child with runs was replaced"
+        self.replaced = True
+        self.vacated.set()
+        self.condemn(None)
 
     def obituary(self) -> WorkerDied:
         """Return what is to be said of a process that ended."""

@@ -51,7 +51,7 @@ def link_packages(folder: Path) -> None:
         link.symlink_to(target)
 
 
-def fresh_home(scratch: Path, worker: int) -> Path:
+def fresh_home(scratch: Path, worker: int | str) -> Path:
     """Return the folder of a worker, empty."""
     home = (scratch / str(worker)).resolve()
     shutil.rmtree(home, ignore_errors=True)

@@ -8,8 +8,10 @@ bytes beyond the pickled items themselves:
     fns   = [code id, …]                       16 bytes each: the first half of the BLAKE3 of the function union
     opts  = [{…}, …]                           core.options, only what differs from the defaults
     run   = [count, fn, opts, shape, data, deps, parent]     fn and opts are positions in the tables
-    union = msgpack ["pickle", python minor, bytes] | ["import", "module:qualname", tree id or nil]
-                  | ["name", text] | ["exec", argv, tree id or nil]
+    union = msgpack ["pickle", python minor, bytes, tree id or nil] | ["import", "module:qualname", tree id or nil]
+                  | ["name", text] | ["exec", argv, tree id or nil] | ["tree", …]
+
+A source tree (`core.tree`) travels in the table of functions, before those that name it by its id.
 
 Shapes are those of `node.events.Segment`. `deps` (task ids this run waits for) and `parent` are nil until dependencies
 and nested tasks are built.
@@ -19,11 +21,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import blake3
 
 from p2pgrid.core.errors import PeerError
+from p2pgrid.core.tree import TRAVELLING_BYTES_MAX
 from p2pgrid.core.wire import pack, unpack
 
 TASKS_PER_BATCH_MAX = 1 << 20
@@ -36,6 +39,12 @@ BATCH_BYTES_MAX = 256 * 1024 * 1024
 
 ID_BYTES = 16
 
+TREE_MARK = pack(["tree", None])[:-1]
+"""How the union of a source tree begins."""
+
+TREES = bytes(ID_BYTES)
+"""Stands for the job where it is told who has which source tree: one is the same in all jobs."""
+
 CALLS, ITEMS, TUPLES = 0, 1, 2
 """Shapes: a list of pickled (args, kwargs); one pickled list for fn(item); the same for fn(*item)."""
 
@@ -45,20 +54,55 @@ def content_id(data: bytes) -> bytes:
     return blake3.blake3(data).digest(16)
 
 
-def pickled_function(minor: int, data: bytes) -> bytes:
-    """Return the union of a function pickled under Python 3.`minor`."""
-    return pack(["pickle", minor, data])
+def pickled_function(minor: int, data: bytes, tree: bytes | None = None) -> bytes:
+    """Return the union of a function pickled under Python 3.`minor`, which imports from the source tree called so."""
+    return pack(["pickle", minor, data] if tree is None else ["pickle", minor, data, tree])
 
 
-def python_minor(union: bytes) -> int | None:
-    """Return the Python minor version a function is bound to, or None if it runs under any."""
+def imported_function(name: str, tree: bytes | None) -> bytes:
+    """Return the union of a function that a worker imports: `module:qualname`, from a source tree or installed."""
+    return pack(["import", name, tree])
+
+
+class Binding(NamedTuple):
+    """What a function is bound to."""
+
+    minor: int | None
+    """The Python minor version; None: it runs under any."""
+    tree: bytes | None
+    """The id of the source tree that it imports from."""
+
+
+def is_tree(union: object) -> bool:
+    """Whether this is a source tree, by its first bytes: it may be large, and only workers look into it."""
+    return isinstance(union, bytes) and union.startswith(TREE_MARK)
+
+
+def binding(union: bytes) -> Binding:
+    """Return what a function, or a source tree that travels like one, is bound to. Raises PeerError if it is none."""
+    if is_tree(union):
+        if len(union) > TRAVELLING_BYTES_MAX:
+            msg = "a source tree over its limit"
+            raise PeerError(msg)
+        return Binding(None, None)
     match unpack(union):
         case ["pickle", int(minor), bytes()]:
-            return minor
-        case ["import", str(), bytes() | None] | ["name", str()] | ["exec", list(), bytes() | None]:
-            return None
+            return Binding(minor, None)
+        case ["pickle", int(minor), bytes(), bytes(tree)]:
+            return Binding(minor, _tree_id(tree))
+        case ["import", str(), None] | ["name", str()] | ["exec", list(), None]:
+            return Binding(None, None)
+        case ["import", str(), bytes(tree)] | ["exec", list(), bytes(tree)]:
+            return Binding(None, _tree_id(tree))
     msg = "an unknown kind of function"
     raise PeerError(msg)
+
+
+def _tree_id(value: bytes) -> bytes:
+    if len(value) != ID_BYTES:
+        msg = "a malformed name of a source tree"
+        raise PeerError(msg)
+    return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,7 @@ W_BLOB = 65  # [job16, key, bytes]             a packed list of inputs; child ke
 W_RUN = 66  # [run, job16, context, [segment, …]]   segment: [lo, hi, fn, shape, data or None (blob), offset, key]
 W_AT = 67  # [number of the W_NEED, offset, size, None or {"code", "message", "next"}, size of the memory]
 W_BLOBS = 4
+W_TREE = 72  # [tree id, folder, union bytes or None: it is there]      once in a child's life, before what needs it
 
 # ---- worker child -> daemon -----------------------------------------------------------------------------------------
 W_READY = 80  # {"pid", "python": [major, minor, micro]}

@@ -14,11 +14,11 @@ from p2pgrid.core.batch import (
     ITEMS,
     TUPLES,
     InputBatch,
+    binding,
     content_id,
     decode_batch,
     encode_batch,
     pickled_function,
-    python_minor,
 )
 from p2pgrid.core.errors import PeerError
 from p2pgrid.core.wire import pack, unpack
@@ -124,17 +124,17 @@ def test_a_batch_with_one_part_replaced_is_a_batch_or_a_peer_error(
 
 @given(anything | anything.map(pack) | st.binary(max_size=40))
 def test_a_function_that_is_none_of_the_union_is_refused(union: Any) -> None:
-    """`python_minor` raises PeerError and nothing else."""
+    """`binding` raises PeerError and nothing else."""
     with pytest.raises(PeerError):
-        python_minor(union)
+        binding(union)
 
 
 def test_functions_say_which_python_they_are_bound_to() -> None:
     """A pickled function is bound to a minor version, a named one is not."""
-    assert python_minor(pickled_function(12, b"x")) == 12
-    assert python_minor(pack(["import", "m:f", None])) is None
-    assert python_minor(pack(["name", "f"])) is None
-    assert python_minor(pack(["exec", ["ls"], b"t" * 16])) is None
+    assert binding(pickled_function(12, b"x")) == (12, None)
+    assert binding(pack(["import", "m:f", None])) == (None, None)
+    assert binding(pack(["name", "f"])) == (None, None)
+    assert binding(pack(["exec", ["ls"], b"t" * 16])) == (None, b"t" * 16)
 
 
 def test_content_ids_are_half_a_blake3() -> None:

@@ -111,7 +111,7 @@ class Harness:
         data: Any = [pickle.dumps((args, {})) for args in inputs] if shape == CALLS else cloudpickle.dumps(list(inputs))
         key = b"" if shape == CALLS else sha256(data).digest()[:8]
         segment = Segment(0, len(inputs), fn, shape, data, 0, key)
-        return self.send([segment], {fn: union}, **options)
+        return self.send([segment], {fn: union, **options.pop("codes", {})}, **options)
 
     def send(
         self, segments: Sequence[Segment], codes: Mapping[bytes, bytes], *, worker: int = 0, limits: Any = (None, None),
@@ -120,8 +120,10 @@ class Harness:
         """Send one run of these segments; return its number."""
         number = len(self.reports) + 1
         self.reports[number] = Report()
+        tree, place = context.pop("tree", None), context.pop("place", 0)
+        timeout_s, memory = limits
         context = {"job": "calm-river-42", "name": "", "attempt": 0, "node": "n0", **context}
-        self.pool.run(Run(worker, number, JOB, segments, codes, context, *limits))
+        self.pool.run(Run(worker, number, JOB, segments, codes, context, timeout_s, memory, tree, place))
         self.pool.flush()
         return number
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,23 +16,13 @@ from p2pgrid.core.wire import pack
 from p2pgrid.node.events import Segment
 from p2pgrid.node.workers import PoolOptions, WorkerPool
 from tests.node.pool_harness import CALLS, ITEMS, MIB, Gate, Harness, at_gate, bad_python, pooled, serving
-
-
-def other_python() -> Path:
-    """Return an interpreter of another minor version, with nothing installed."""
-    named = os.environ.get("P2PGRID_TEST_PYTHON2")
-    names = [named] if named else [f"python3.{minor}" for minor in (12, 13, 11) if minor != sys.version_info.minor]
-    for name in names:
-        path = shutil.which(name)
-        if path and subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0:
-            return Path(path)
-    pytest.skip("no other Python here")
+from tests.pythons import another_python
 
 
 @pytest.mark.slow
 def test_another_interpreter_works_with_nothing_installed(tmp_path: Path) -> None:
     """It runs functions that go by name, refuses those that another Python pickled, and knows `pg.current()`."""
-    path = other_python()
+    path = another_python()
 
     async def main() -> None:
         async with serving(tmp_path, 1, [path], PoolOptions()) as h:
