@@ -320,7 +320,7 @@ def _load(machine: Machine) -> dict[str, Any]:
         "id": config.node_id, "name": config.name, "status": "alive", "slots": config.slots, "busy": _busy(machine),
         "queued": machine.pool.ready(), "done": machine.running.done,
         "jobs": sum(not kept.ended for kept in machine.keeping.jobs.values()),
-        **{kind: machine.parts.counts[kind] for kind in KINDS},
+        **{kind: machine.parts.counts[kind] for kind in (*KINDS, "asked")},
     }  # fmt: skip
 
 

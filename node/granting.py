@@ -27,7 +27,7 @@ from p2pgrid.node.leases import SETTLED, Grant, Lapsed, Withdrawn
 from p2pgrid.node.moves import RERUN
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, Parts, slots_of
-from p2pgrid.node.pool import Lane, Taken
+from p2pgrid.node.pool import Lane, Taken, Work
 
 GRANT_BYTES = 4 << 20
 """Inputs in one grant, unless a single task or packed run has more."""
@@ -291,6 +291,11 @@ class Granting(Handler):
         for lapsed in dropped:
             self._uncover(lapsed, now)
         for job, said in named.items():
+            for thief, spans in said.handed.items():
+                back, why = self.leases.early(thief, job, spans, now)
+                kept, work = self.keeping.jobs.get(job), self.pool.works.get(job)
+                if back and kept is not None and work is not None:  # its thief has it no more
+                    self._back(kept, work, thief, self.leases.returned(peer, job, back), why, now)
             work = self.pool.works.get(job)
             if work is not None:  # claimed by a holder that we took for dead: it is covered again, unless it is old
                 for lo, hi in said.held & self.leases.held(peer, job):
@@ -423,8 +428,18 @@ class Granting(Handler):
         kept, work = self.keeping.jobs.get(job), self.pool.works.get(job)
         if kept is None or kept.ended or work is None:
             return
-        spans = (self.leases.returned(peer, job, given) - kept.done) - kept.cancelled
-        if not (why or lacks) and any(request.peer == peer for request in self.thief.open.values()):
+        held = self.leases.returned(peer, job, given)
+        if given - held:
+            self.leases.came_early(peer, job, given - held, why, now)
+        self._back(kept, work, peer, held, why, now, asked=not (why or lacks))
+
+    def _back(
+        self, kept: Kept, work: Work, peer: str, held: RangeSet, why: str, now: float, *, asked: bool = False
+    ) -> None:  # fmt: skip
+        """Have tasks that a member gave back run again; `asked`: perhaps because this node wanted to run them."""
+        job = kept.id
+        spans = (held - kept.done) - kept.cancelled
+        if asked and any(request.peer == peer for request in self.thief.open.values()):
             self.parts.counts["stolen"] += spans.size
             self.parts.moves.stolen(job, self.config.node_id, peer, spans, now)
         for lo, hi in spans:

@@ -30,6 +30,8 @@ Claims = Mapping[Job, Claimed]
 NOTHING = Claimed(RangeSet(), RangeSet(), {})
 RUNNING_KEPT = 1024
 """Tasks that a member may name as running, for whose ages are remembered."""
+EARLY_S, EARLY_KEPT = 3.0, 256
+"""So long, in seconds, and so many at once, is remembered what came back before it was known to be there."""
 SETTLED = object()
 """In place of the answer to a request whose asker has acknowledged it: nothing is said again."""
 
@@ -140,6 +142,9 @@ class Leases:
         """Jobs of a former life: who was given what of them then is known to their holders only."""
         self._given: dict[Job, dict[str, RangeSet]] = {}
         """What members were ever given of a job, until it is over; a late claim or result of it is as good as any."""
+
+        self._early: OrderedDict[tuple[str, Job], tuple[RangeSet, str, float]] = OrderedDict()
+        """What members gave back that nobody had said yet to have handed to them; with why, and when."""
 
     def _holder(self, peer: str, now: float) -> Holder:
         holder = self.holders.get(peer)
@@ -313,6 +318,22 @@ class Leases:
         given = spans & holder.covered[job]
         holder.covered[job].difference_update(given)
         return given
+
+    def came_early(self, peer: str, job: Job, spans: RangeSet, why: str, now: float) -> None:
+        """The member gave back what it is not known to have: it took that from another, whose word is still to come."""
+        spans = spans & self.covered(job, besides=peer)
+        if spans:
+            self._early[peer, job] = (spans, why, now)
+            if len(self._early) > EARLY_KEPT:
+                self._early.popitem(last=False)
+
+    def early(self, thief: str, job: Job, handed: RangeSet, now: float) -> tuple[RangeSet, str]:
+        """Return what of this, handed to a thief as is said now, it has given back already, and why it did."""
+        spans, why, since_s = self._early.get((thief, job), (RangeSet(), "", now))
+        if not spans & handed:
+            return RangeSet(), ""
+        del self._early[thief, job]
+        return spans & handed if now - since_s <= EARLY_S else RangeSet(), why
 
     def finished(self, job: Job, lo: int, hi: int) -> list[str]:
         """These tasks need no cover any more; return who covered some."""

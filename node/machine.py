@@ -42,7 +42,7 @@ from p2pgrid.node.parts import Handler, MachineConfig, Parts
 from p2pgrid.node.relaying import TIMER as RELAY
 from p2pgrid.node.relaying import Relays
 from p2pgrid.node.running import RunInfo
-from p2pgrid.node.thieves import HANDS, STEAL, WAKE, Thieves
+from p2pgrid.node.thieves import HANDS, SERVE, STEAL, WAKE, Thieves
 
 __all__ = ["Machine", "MachineConfig"]
 
@@ -96,6 +96,7 @@ class Machine(Handler):
             STEAL: self.thieves.late,
             HANDS: self.thieves.hands_due,
             WAKE: self.thieves.wake,
+            SERVE: self.thieves.serve,
             NEIGHBOURS: self._on_neighbours,
             CLONED: lambda _: self.neighbours.alone_again(),
             INQUIRY: lambda now, number: self.inquiries.due(number, now),
@@ -358,7 +359,7 @@ class Machine(Handler):
             info.left.discard(lo, hi)
         if event.final:
             assert not info.left, "a worker ended a run and kept tasks"
-            self.running.ended(event.worker, info)
+            self.running.ended(event.worker, info, now)
         work = info.taken.work
         if returned:
             self.pool.put_back(info.taken, self.outcomes.wanted(work, returned))

@@ -113,6 +113,7 @@ class Members(Handler):
             if wants is not None:
                 asks += self.holding.ask(wants[0], self.running.speed(), wants[1], now)
             self.out += asks
+            self.parts.counts["asked"] += len(asks)
             if asks:
                 self.parts.timer(("ask",), now + self.config.holding.ask_again_s)
         if self.holding.owes():

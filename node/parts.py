@@ -88,7 +88,8 @@ class Parts:
         """Tasks of jobs kept here that were given to a second node on purpose."""
         self.counts: Counter[str] = Counter()
         """Tasks of others that came here before a slot was free (`prefetched`) or from their holders (`stolen`), and
-        those that ran here under a higher attempt number (`rerun`), in this life."""
+        those that ran here under a higher attempt number (`rerun`); and how often others were asked for work or to
+        remember that it is wanted (`asked`). In this life."""
         self.grid_name = config.grid
         self.peers: dict[str, Mapping[str, Any]] = {}
         """The members that are connected, and their facts."""

@@ -47,8 +47,11 @@ class RunInfo:
     taken: Taken
     left: RangeSet
     since_s: float
+    """When it was given to the worker, or came to the front there."""
     queued: bool = False
-    """Whether it stood behind another one first."""
+    """Whether it stands behind another one, or did."""
+    busy_s: float = 0.0
+    """What its tasks took, as far as the worker has said."""
     python: int = 0
     """Which interpreter of the node runs it."""
 
@@ -320,7 +323,8 @@ class Running:
             return
         self.done += count
         fn, sample = info.taken.lane.fn, busy_s / count
-        if not info.queued and now - info.since_s > max(OVERLAP_S, OVERLAP * busy_s):
+        info.busy_s += busy_s
+        if not info.queued and now - info.since_s > max(OVERLAP_S, OVERLAP * info.busy_s):
             self._overlapping[fn] = None
             if len(self._overlapping) > self.options.rates_kept:
                 del self._overlapping[next(iter(self._overlapping))]
@@ -329,10 +333,13 @@ class Running:
         if len(self._seconds_per_task) > self.options.rates_kept:
             self._seconds_per_task.popitem(last=False)
 
-    def ended(self, worker: int, info: RunInfo) -> None:
+    def ended(self, worker: int, info: RunInfo, now: float) -> None:
         """Take a finished run from its worker."""
-        self.workers[worker].runs.remove(info)
-        self.workers[worker].recalled = False
+        child = self.workers[worker]
+        child.runs.remove(info)
+        child.recalled = False
+        if child.runs:
+            child.runs[0].since_s = now
 
     def died(self, worker: int) -> list[RunInfo]:
         """Take a dead child out of service; return the runs that were with it."""
@@ -362,6 +369,10 @@ class Running:
         worst.recalled = True
         return [Recall(worst.id)]
 
+    def queues_for_others(self) -> bool:
+        """Whether a worker has tasks of other nodes that it has not begun."""
+        return any(self._unstarted(w) and w.runs[-1].taken.work.keeper is not None for w in self.workers.values())
+
     def free_up(self, least_s: float, wanted: Callable[[Lane], bool]) -> list[Effect]:
         """Ask the worker with the most unstarted work to give it back for other nodes, if it is as much as that."""
         fit = [w for w in self.workers.values() if self._unstarted(w) > 0 and wanted(w.runs[-1].taken.lane)]
@@ -375,7 +386,7 @@ class Running:
         """Learn from tasks that still run: they take longer than was known, if they have by now."""
         for worker in self.workers.values():
             info = worker.runs[0] if worker.runs else None
-            if info is None or info.queued or info.taken.lane.fn in self._overlapping:
+            if info is None or info.taken.lane.fn in self._overlapping:
                 continue
             fn, so_far = info.taken.lane.fn, (now - info.since_s) / (info.taken.count - info.left.size + 1)
             if so_far > self._seconds_per_task.get(fn, so_far):

@@ -243,6 +243,10 @@ class Thief:
         if len(self._met) > self.options.rids_kept:
             self._met.popitem(last=False)
 
+    def let_go(self, peer: str) -> None:
+        """A member answered a lifeline: it remembers it no longer."""
+        self._lines.pop(peer, None)
+
     def is_mine(self, rid: Rid) -> bool:
         """Whether it was asked for in this life."""
         return rid[0] == self._incarnation

@@ -28,8 +28,10 @@ from p2pgrid.node.parts import Handler, Parts, slots_of
 from p2pgrid.node.pool import Lane, Taken
 from p2pgrid.node.stealing import Hand, Waiter
 
-STEAL, HANDS, WAKE = "steal", "hands", "wake"
+STEAL, HANDS, WAKE, SERVE = "steal", "hands", "wake", "serve"
 """Timers."""
+SERVE_S = 0.1
+"""While others are idle and something waits here, it is looked at so often whether it waits too long."""
 CRUMB_S = 0.01
 """Less work is not worth handing over."""
 RATES = 8
@@ -121,6 +123,7 @@ class Thieves(Handler):
         able = [peer for peer in self.peers if self._may_be_asked(peer)]
         near = [peer for peer in able if thief.is_near(peer, guess_s=self._guess_s(peer))]
         asks = thief.ask(near, [peer for peer in able if peer not in near], now)
+        self.parts.counts["asked"] += len(asks)
         for ask in asks:
             self.out.append(e.Send(ask.peer, m.P_STEAL, [list(ask.rid), *self._wants()]))
         if thief.open:
@@ -180,6 +183,7 @@ class Thieves(Handler):
         wants = self._wants()
         for peer in self.thief.sleep(self.config.node_id, able, now):
             rid = list(self.thief.rid())
+            self.parts.counts["asked"] += 1
             self.out.append(e.Send(peer, m.P_LIFELINE, [rid, self.config.stealing.lifeline_s, *wants]))
         if self._hinting or self.members.granting.backlogs():
             self.parts.timer((WAKE,), now + self.thief.pause_s())
@@ -204,7 +208,9 @@ class Thieves(Handler):
 
     def _nothing(self, peer: str, body: Any, now: float) -> None:
         rid, hints = body
-        if self.thief.answered(peer, rid, now, nothing=True):
+        if not self.thief.answered(peer, rid, now, nothing=True):
+            self.thief.let_go(peer)  # it gave back what is kept here, for which our lifeline was there
+        else:
             self.thief.hear(((node, seconds) for node, seconds in hints if node in self.peers), now)
 
     def _handed_over(self, peer: str, body: Any, now: float) -> None:
@@ -278,16 +284,27 @@ class Thieves(Handler):
             return False
         return self.config.stealing.is_on and peer not in self.parts.suspects and not self.parts.stopping
 
+    def serve(self, _now: float) -> None:
+        """On the timer: what waits here behind a task that turns out long may be worth handing over by now."""
+        self.parts.hungry = True
+
     def _serve(self, now: float) -> None:
         """Hand over to members that wait what this node has not started."""
-        if not any(lane.work.keeper is not None for lane in self.pool.candidates()):
+        if any(lane.work.keeper is not None for lane in self.pool.candidates()):
+            self.running.look(now)
+            for peer, waiter in list(self.victim.waiters.items()):
+                over = waiter.until_s <= now or self.victim.was_answered(peer, waiter.rid)
+                if over or peer not in self.peers:
+                    del self.victim.waiters[peer]
+                elif self._may_be_given(peer) and self._give(peer, waiter.rid, waiter.wants, now):
+                    self.victim.waiters.pop(peer, None)
+        elif not self.running.queues_for_others():
             return
-        for peer, waiter in list(self.victim.waiters.items()):
-            over = waiter.until_s <= now or self.victim.was_answered(peer, waiter.rid)
-            if over or peer not in self.peers:
-                del self.victim.waiters[peer]
-            elif self._may_be_given(peer) and self._give(peer, waiter.rid, waiter.wants, now):
-                self.victim.waiters.pop(peer, None)
+        waits = next((one for one in self.victim.waiters if self._may_be_given(one)), None)
+        if waits is not None:
+            self.running.look(now)
+            self.out += self.running.free_up(RECALL_S, lambda lane: self._may_go(lane, waits))
+            self.parts.timer_unless_set((SERVE,), now + SERVE_S)
 
     def _may_go(self, lane: Lane, peer: str) -> bool:
         return lane.work.keeper is not None and self.fitness.fits(lane, peer)

@@ -167,7 +167,7 @@ def _node_json(node: dict[str, Any]) -> dict[str, Any]:
         "queued": whole(node.get("queued")),
         "jobs": whole(node.get("jobs")),
         "done": whole(node.get("done")),
-        **{kind: whole(node.get(kind)) for kind in MOVES},
+        **{kind: whole(node.get(kind)) for kind in (*MOVES, "asked")},
         "messages": None if messages is None else number(messages),
     }
 

@@ -33,8 +33,9 @@ def durations(count: int, total_s: float, seed: int = 1) -> list[float]:
     """Return seconds of CPU per task, Pareto-distributed, `total_s` in all."""
     rng = random.Random(seed)
     drawn = [rng.paretovariate(SHAPE) for _ in range(count)]
-    longest = LONGEST * sum(drawn)
-    drawn = [min(each, longest) for each in drawn]
+    part = max(LONGEST, 2 / count)
+    while max(drawn) > 1.001 * (longest := part * sum(drawn)):  # what is cut makes the rest a larger part
+        drawn = [min(each, longest) for each in drawn]
     scale = total_s / sum(drawn)
     return [each * scale for each in drawn]
 
