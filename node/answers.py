@@ -5,8 +5,9 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from p2pgrid.core.deps import TaskId
 from p2pgrid.core.errors import GridError, NotFound
-from p2pgrid.core.ids import match, parse_target
+from p2pgrid.core.ids import job_name, match, parse_target
 from p2pgrid.core.ranges import RangeSet, Span
 from p2pgrid.node import whereabouts
 from p2pgrid.node.keeping import Keeping
@@ -17,6 +18,8 @@ from p2pgrid.node.whereabouts import name_of
 if TYPE_CHECKING:
     from p2pgrid.node.machine import Machine
 
+NEEDS_SHOWN = 5
+"""Tasks that another one waits for, of those that explain names."""
 FAILED_SHOWN = 20
 """Failed tasks that a listing names."""
 _TRIES = {
@@ -110,7 +113,13 @@ def state_of(machine: Machine, kept: Kept) -> str:
 
 
 def waiting_reason(machine: Machine, kept: Kept) -> str:
-    """Return why tasks of a job wait for a node that could run them, or an empty text."""
+    """Return why tasks of a job wait, for a node that could run them or for other tasks, or an empty text."""
+    waiting = machine.depending.waiting(kept.id).size
+    results = f"{waiting} for what other tasks return" if waiting else ""
+    return "; ".join(filter(None, (_fits_nowhere(machine, kept), results)))
+
+
+def _fits_nowhere(machine: Machine, kept: Kept) -> str:
     work = machine.pool.works.get(kept.id)
     if work is None or kept.ended:
         return ""
@@ -164,7 +173,7 @@ def _show(machine: Machine, kept: Kept, span: Span | None) -> dict[str, Any]:
     for _, theirs in machine.leases.running(kept.id):
         now_running.update(theirs - kept.done)
     work = machine.pool.works.get(kept.id)
-    stuck = RangeSet()
+    stuck = machine.depending.waiting(kept.id)
     if work is not None:
         for lane in work.lanes.values():
             if lane.ready and not machine.fitness.somewhere(lane):
@@ -255,7 +264,7 @@ def _explain(machine: Machine, kept: Kept, span: Span | None, now: float) -> lis
         for node, why in sorted({item for lane in work.lanes.values() for item in lane.unfit.items()}):
             lines.append(f"{name_of(machine, node)} cannot load the function: {why}")
         ready = work.ready()
-        if ready and not reason:
+        if ready and not _fits_nowhere(machine, kept):
             busy = sum(1 for w in machine.running.workers.values() if w.runs)
             line = f"{ready} tasks are ready and wait for a free slot (here {busy} of {machine.running.slots} busy"
             others = {w.runs[0].taken.work.name for w in machine.running.workers.values() if w.runs} - {kept.name}
@@ -291,8 +300,26 @@ def _told(machine: Machine, kept: Kept, listed: list[dict[str, Any]], now: float
         tries = ", ".join(_TRIES[kind] for kind in task["failed_tries"])
         where = (f" at {task['node']}" if task["node"] else "") + came.get(task["index"], "")
         end = f", earlier tries: {tries}" if tries else ""
+        if needs := machine.depending.waited_for(kept.id, task["index"]):
+            end += f", for {_needed(machine, needs)}"
         told.append((task["index"], f"{task['state']}{where}, attempt {task['attempts']}{end}"))
     return told
+
+
+def _needed(machine: Machine, needs: list[TaskId]) -> str:
+    """Return what a task waits for, and what is known of that."""
+    said = []
+    for job, index in needs[:NEEDS_SHOWN]:
+        kept = machine.keeping.jobs.get(job)
+        if (TaskId(job, index)) in machine.depending.unknown:
+            state = "no node knows it so far"
+        elif kept is None or index not in kept.known:
+            state = "kept at another node"
+        else:
+            state = str(_show(machine, kept, (index, index + 1))["task"]["state"])
+        said.append(f"{job_name(job)}/{index} ({state})")
+    more = f" and {len(needs) - NEEDS_SHOWN} more" if len(needs) > NEEDS_SHOWN else ""
+    return ", ".join(said) + more
 
 
 def _workers(machine: Machine) -> list[dict[str, Any]]:

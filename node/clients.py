@@ -22,6 +22,7 @@ from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.shapes import from_client
 from p2pgrid.node import answers
 from p2pgrid.node import events as e
+from p2pgrid.node.depending import Depending
 from p2pgrid.node.kept import ABANDONED, Kept, Promise
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, Parts
@@ -50,12 +51,13 @@ class Door(Handler):
     """All clients of this machine."""
 
     def __init__(
-        self, parts: Parts, outcomes: Outcomes, relays: Relays, feed: Callable[[float], None],
+        self, parts: Parts, outcomes: Outcomes, depending: Depending, relays: Relays, feed: Callable[[float], None],
         answer: Callable[[str, dict[str, Any], float], dict[str, Any]], stop: Callable[[e.Stop, float], None],
     ) -> None:  # fmt: skip
         super().__init__(parts)
         self.outcomes = outcomes
         self.relays = relays
+        self.depending = depending
         self.feed = feed
         self.answer = answer
         self.stop = stop
@@ -227,6 +229,10 @@ class Door(Handler):
                 self.pool.finished(work, a, b)
         for a, b in wanted:
             self.pool.make_ready(work, a, b)
+        if job in self.outcomes.watched:
+            self.depending.appeared(job, lo, hi)
+        if any(run.deps is not None for run in batch.runs):
+            self.depending.hold(kept, batch.runs)
         found = [work.locate(run.lo) for run in batch.runs]
         strict = [one[1] for one in found if one is not None and one[1].options.strict]
         if new or strict:
@@ -287,6 +293,7 @@ class Door(Handler):
             self.leases.finished(kept.id, lo, hi)
         self.out += effects
         self.outcomes.settle(kept)
+        self.outcomes.on_cancelled(kept.id, fresh if spans is None else fresh | spans)
         return fresh
 
     # ---- requests ----------------------------------------------------------------------------------------------------

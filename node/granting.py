@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from p2pgrid.core import messages as m
-from p2pgrid.core.batch import CALLS, TREES, encode_batch
+from p2pgrid.core.batch import TREES, encode_batch
 from p2pgrid.core.chains import WORK
 from p2pgrid.core.errors import PeerError, WorkerCrashed
 from p2pgrid.core.ranges import RangeSet
@@ -196,17 +196,17 @@ class Granting(Handler):
         room = GRANT_BYTES
         for run, _, lo, hi in taken.pieces():
             end = hi
-            if run.shape != CALLS:
+            if run.packed:
                 room -= 0 if self._has(life, (lane.work.job, (run.lo, run.hi))) else len(run.data)
             else:
-                for index in range(lo, hi):
-                    room -= len(run.data[index - run.lo])
+                for index, size in enumerate(run.sizes(lo, hi), lo):
+                    room -= size
                     if room < 0:
                         end = index
                         break
             if not spans and end == lo:
                 end = lo + 1
-            if (room < 0 and spans and run.shape != CALLS) or end == lo:
+            if (room < 0 and spans and run.packed) or end == lo:
                 break
             spans.append((lo, end))
             if end < hi or room < 0:
@@ -475,15 +475,15 @@ def parcel(takens: Sequence[Taken], has: Callable[[Key], bool]) -> tuple[list[An
             if tree is not None and tree in work.codes and tree not in codes and not has((TREES, tree)):
                 codes[tree] = work.codes[tree]
                 brings.append((TREES, tree))
-            a, b = (lo, end) if run.shape == CALLS else (run.lo, run.hi)
+            a, b = (run.lo, run.hi) if run.packed else (lo, end)
             key = (work.job, (a, b))
-            if run.shape != CALLS and key in seen:
+            if run.packed and key in seen:
                 continue
             seen.add(key)
-            if run.shape != CALLS and has(key):
+            if run.packed and has(key):
                 batches.append([a, b, b""])
                 continue
-            if run.shape != CALLS:
+            if run.packed:
                 brings.append(key)  # a packed run travels whole, however little of it is granted
             data, _ = run.cut(a, b)
             batches.append([a, b, encode_batch([run.fn], [lane.raw], [(b - a, 0, 0, run.shape, data)])])

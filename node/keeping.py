@@ -502,6 +502,11 @@ class Keeping:
 
     def entry_of(self, kept: Kept, task: int) -> tuple[Results, str] | None:
         """Return the batch that counts for a task, and the name of the node that made it."""
+        batch = self.batch_of(kept, task)
+        return None if batch is None else (kept.record.results[batch], self.readers.name_of(batch.node))
+
+    def batch_of(self, kept: Kept, task: int) -> BatchId | None:
+        """Return the name of the batch that counts for a task, if it is done."""
         if task not in kept.done:
             return None
         at = bisect_right(kept.order, (task, BatchId("\U0010ffff", 0, 0), 0))
@@ -509,5 +514,5 @@ class Keeping:
             batch = kept.order[place][1]
             results = kept.record.results[batch]
             if results.lo <= task < results.hi:
-                return results, self.readers.name_of(batch.node)
+                return batch
         return None

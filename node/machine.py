@@ -27,6 +27,8 @@ from p2pgrid.core.wire import pack
 from p2pgrid.node import answers
 from p2pgrid.node import events as e
 from p2pgrid.node.clients import Door, last_logs
+from p2pgrid.node.depending import TIMER as DEPENDS
+from p2pgrid.node.depending import Depending
 from p2pgrid.node.doubling import TIMER as DOUBLE
 from p2pgrid.node.doubling import Doubling
 from p2pgrid.node.fitness import Fitness
@@ -64,9 +66,11 @@ class Machine(Handler):
         self.outcomes = Outcomes(parts, self.fitness)
         self.members = Members(parts, self.fitness, self.outcomes)
         self.relays = Relays(parts, self._name_of)
+        self.depending = Depending(parts, self.outcomes)
         self.door = Door(
-            parts, self.outcomes, self.relays, self._feed, lambda *asked: answers.answer(self, *asked), self._on_stop
-        )
+            parts, self.outcomes, self.depending, self.relays, self._feed,
+            lambda *asked: answers.answer(self, *asked), self._on_stop,
+        )  # fmt: skip
         self.doubling = Doubling(parts, self.fitness, self.members.granting)
         self.thieves = Thieves(parts, self.fitness, self.outcomes, self.members)
         self.neighbours = Neighbours(parts, rng)
@@ -92,6 +96,7 @@ class Machine(Handler):
             "write": lambda _: self.out.extend(self.keeping.write_again()),
             "grace": lambda _: self.out.extend(self.running.kill_all()),
             "linger": self._linger,
+            DEPENDS: self.depending.due,
             DOUBLE: self.doubling.due,
             STEAL: self.thieves.late,
             HANDS: self.thieves.hands_due,
@@ -143,6 +148,7 @@ class Machine(Handler):
         self.out.clear()
         kind = type(event)
         parts.hungry = kind not in _GIVES_NOTHING
+        parts.now = now
         self._events[kind](event, now)
         if parts.hungry and self.loaded:
             self._feed(now)
@@ -242,6 +248,7 @@ class Machine(Handler):
             self.pool.make_ready(work, lo, hi)
         for lo, hi in kept.done | kept.cancelled:
             self.pool.finished(work, lo, hi)
+        self.depending.hold(kept, [run for run, _ in work.runs], self.config.away_s)
         if lost:
             error = ObjectLost("the inputs of this task are damaged on disk", next="submit it again")
             self.outcomes.fail(kept, lost, error)
@@ -263,6 +270,7 @@ class Machine(Handler):
             self.parts.timer_unless_set(("write",), now + self.config.keeping.retry_s)
         for job, lo, hi in refused.inputs:
             self.outcomes.take_out(job, RangeSet([(lo, hi)]))
+            self.depending.refused(job, lo, hi)
             self.out += self.running.cancel(job, RangeSet([(lo, hi)]))
         for job in refused.jobs:
             self.outcomes.forget(job)
@@ -279,7 +287,7 @@ class Machine(Handler):
             client, id_ = self.door.log_requests.pop(event.token)
             logs = [[int.from_bytes(row.key, "big"), row.value or b""] for row in event.rows]
             self.out.append(self.parts.reply(client, m.ANSWER, id_, {"logs": last_logs(logs)}))
-        else:
+        elif not self.depending.fetched(event.token, event.rows):
             self.out += self.keeping.readers.fetched(event.token, event.rows)
 
     # ---- members ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from p2pgrid.core import messages as m
-from p2pgrid.core.batch import CALLS, TREES, InputBatch, binding, content_id, decode_batch, is_tree
+from p2pgrid.core.batch import TREES, InputBatch, binding, content_id, decode_batch, is_tree
 from p2pgrid.core.chains import SUBMIT
 from p2pgrid.core.errors import PeerError
 from p2pgrid.core.ranges import RangeSet
@@ -216,12 +216,14 @@ class Members(Handler):
         for lo, hi, data in batches:
             if data:
                 batch = decode_batch(lo, hi, data)
-                if all(run.shape != CALLS for run in batch.runs):
+                if not all(run.is_whole for run in batch.runs):
+                    raise PeerError("a grant of tasks that wait for others")
+                if all(run.packed for run in batch.runs):
                     self.stock.put((peer, job, lo, hi), batch, len(data))
                 inputs.append(batch)
                 continue
             found = work.locate(lo) if work is not None else None
-            if found is not None and (found[0].lo, found[0].hi) == (lo, hi) and found[0].shape != CALLS:
+            if found is not None and (found[0].lo, found[0].hi) == (lo, hi) and found[0].packed:
                 inputs.append(InputBatch(lo, hi, (found[1].raw,), (replace(found[0], opts=0),)))
             elif (stocked := self.stock.get((peer, job, lo, hi))) is not None:
                 inputs.append(stocked)

@@ -6,7 +6,7 @@ bounded number of times; one that raises, only where its options ask for it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from p2pgrid.core import messages as m
 from p2pgrid.core.errors import (
@@ -36,6 +36,13 @@ class Outcomes(Handler):
     def __init__(self, parts: Parts, fitness: Fitness) -> None:
         super().__init__(parts)
         self.fitness = fitness
+        self.watched: dict[bytes, RangeSet] = {}
+        """Tasks that others wait for (`depending`)."""
+        self.on_results: Callable[[Kept, Fresh], None] = lambda *_: None
+        self.on_cancelled: Callable[[bytes, RangeSet], None] = lambda *_: None
+        self.on_out: Callable[[bytes, RangeSet], None] = lambda *_: None
+        """Told what will not run any more; `on_forgotten`: which job not."""
+        self.on_forgotten: Callable[[bytes], None] = lambda _: None
 
     def work_of(self, kept: Kept) -> Work:
         work = self.pool.open(kept.id, kept.name, (kept.spec.owner, kept.spec.session), None)
@@ -49,9 +56,11 @@ class Outcomes(Handler):
             for lo, hi in spans:
                 self.pool.remove(work, lo, hi)
                 self.pool.finished(work, lo, hi)
+        self.on_out(job, spans)
 
     def forget(self, job: bytes) -> None:
         """A job is no longer kept here: stop it everywhere."""
+        self.on_forgotten(job)
         self.pool.close(job)
         self.out += self.running.cancel(job, None)
         for peer in self.leases.forget(job):
@@ -156,6 +165,8 @@ class Outcomes(Handler):
         # A task that runs again was noted as failed just before: whoever ran it forgets that once it is on disk.
         fresh.awaited = any(outcome.lo == outcome.hi for outcome in outcomes)
         self.out += effects
+        if kept.id in self.watched:
+            self.on_results(kept, fresh)
         self.parts.later.append(lambda: self._keep(kept, fresh, source, promises))
 
     def _keep(self, kept: Kept, fresh: Fresh, source: Source | None, promises: Sequence[Promise]) -> None:
@@ -240,12 +251,17 @@ class Outcomes(Handler):
         return e.Outcome(outcome.lo, outcome.hi, FAILURE, pack(encode_exception(error)))
 
     def fail(self, kept: Kept, spans: Sequence[Span], error: GridError) -> None:
-        data = pack(encode_exception(error))
+        self.fail_with(kept, spans, pack(encode_exception(error)))
+
+    def fail_with(self, kept: Kept, spans: Sequence[Span], data: bytes) -> None:
+        """Let these tasks fail with an encoded exception."""
         outcomes = [e.Outcome(i, i + 1, FAILURE, data) for lo, hi in spans for i in range(lo, hi)]
         fresh, effects = self.keeping.deliver(kept, outcomes, 1)
         self.out += effects
         self.out += self.keeping.keep(kept, fresh)
         self.take_out(kept.id, RangeSet(fresh.new))
+        if kept.id in self.watched:
+            self.on_results(kept, fresh)
         self.settle(kept)
 
     def reissue(self, kept: Kept, spans: Sequence[Span], *, alone: bool) -> None:

@@ -55,6 +55,10 @@ class MachineConfig:
     orphan_after_s: float = 60.0
     linger_s: float = 2.0
     notice_after_s: float = 10.0
+    unknown_s: float = 10.0
+    """For how long a task waits for one that nobody knows, and `away_s` for one that was known to a node that is away
+    now, or if it is this node that was away."""
+    away_s: float = 600.0
     worker_crashes_max: int = 3
     node_crashes_max: int = 5
     running: RunningOptions = field(default_factory=RunningOptions)
@@ -113,6 +117,8 @@ class Parts:
         """Who serves a job: this node, a connected member, or None if nobody is known to have it (`relaying`)."""
         self.ran_at: Callable[[bytes], list[str]] = lambda _: []
         """Where tasks of a function have ended lately, beside here."""
+        self.now = 0.0
+        """When the event came that is being handled."""
         self.timers: dict[tuple[Any, ...], float] = {}
         self.tokens = 1 << 40  # apart from those of `keeping`
         self.stopping = False

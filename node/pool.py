@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from p2pgrid.core.batch import CALLS, InputBatch, InputRun, binding
+from p2pgrid.core.batch import InputBatch, InputRun, binding
 from p2pgrid.core.options import WireOptions
 from p2pgrid.core.ranges import RangeMap, RangeSet, Span
 from p2pgrid.core.wire import is_shallow, pack
@@ -200,7 +200,7 @@ class Pool:
         new = []
         for run in batch.runs:
             packed, options = table[run.opts]
-            key = (run.fn, packed, run.shape != CALLS)
+            key = (run.fn, packed, run.packed)
             for piece in self._unknown(work, run):
                 lane = work.lanes.get(key)
                 if lane is None:
@@ -250,7 +250,7 @@ class Pool:
             gaps.append((lo, run.hi))
         if gaps == [(run.lo, run.hi)]:
             return [run]
-        if run.shape != CALLS:
+        if run.packed:
             return []  # a packed run travels whole or not at all
         return [replace(run, lo=a, hi=b, data=run.data[a - run.lo : b - run.lo]) for a, b in gaps]
 
@@ -290,7 +290,7 @@ class Pool:
         )
 
     def make_ready(self, work: Work, lo: int, hi: int, *, alone: bool = False) -> None:
-        """Let tasks [lo, hi) be taken, as far as their inputs are here."""
+        """Let tasks [lo, hi) be taken, as far as their inputs are here and those they depend on have ended."""
         while lo < hi:
             found = work.locate(lo)
             if found is None:
@@ -299,9 +299,10 @@ class Pool:
                 continue
             run, lane = found
             end = min(hi, run.hi)
-            lane.ready.add(lo, end)
-            if alone:
-                lane.alone.add(lo, end)
+            for a, b in [(lo, end)] if run.deps is None else run.ready(lo, end):
+                lane.ready.add(a, b)
+                if alone:
+                    lane.alone.add(a, b)
             self._queue(lane)
             lo = end
 
@@ -435,6 +436,6 @@ def segments(taken: Taken) -> list[Segment]:
     out: list[Segment] = []
     for run, lane, lo, end in taken.pieces():
         data, offset = run.cut(lo, end)
-        key = b"" if run.shape == CALLS else run.lo.to_bytes(8, "big")
+        key = run.lo.to_bytes(8, "big") if run.packed else b""
         out.append(Segment(lo, end, lane.fn, run.shape, data, offset, key))
     return out

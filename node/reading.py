@@ -56,6 +56,11 @@ class Readers:
         self._pinned.difference_update(keys)
         self.trim()
 
+    def recent(self, key: Key) -> tuple[int, Any] | None:
+        """Return shape and data of a result that is in memory."""
+        known = self._recent.get(key)
+        return None if known is None else known[:2]
+
     def is_pinned(self, key: Key) -> bool:
         """Whether a result is here and not synced yet."""
         return key in self._pinned

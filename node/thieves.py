@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from p2pgrid.core import messages as m
-from p2pgrid.core.batch import CALLS, content_id
+from p2pgrid.core.batch import content_id
 from p2pgrid.core.chains import SUBMIT, WORK
 from p2pgrid.core.errors import PeerError
 from p2pgrid.core.ranges import RangeSet
@@ -154,7 +154,7 @@ class Thieves(Handler):
                 continue
             codes, runs = has.setdefault(work.job, ({}, {}))
             codes.update(dict.fromkeys(list(work.codes)[:HAS]))
-            packed = [(run.lo, run.hi) for run, _ in work.runs if run.shape != CALLS]
+            packed = [(run.lo, run.hi) for run, _ in work.runs if run.packed]
             runs.update(dict.fromkeys(packed[:HAS]))
             count += len(codes) + len(runs)
         for key in self.members.stock.keys():  # noqa: SIM118
@@ -368,8 +368,8 @@ class Thieves(Handler):
             spans: list[tuple[int, int]] = []
             for run, _, lo, hi in taken.pieces():
                 key = (run.lo, run.hi)
-                if run.shape == CALLS:
-                    room -= sum(map(len, run.data[lo - run.lo : hi - run.lo]))
+                if not run.packed:
+                    room -= sum(run.sizes(lo, hi))
                 elif key not in seen and (taken.work.job, key) not in has:
                     room -= len(run.data)
                 seen.add(key)

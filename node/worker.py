@@ -105,7 +105,7 @@ class Worker:
 
     def _run(self, number: int, job: bytes, context: Mapping[str, Any], segments: Sequence[Segment]) -> None:
         self._functions.touch([segment.fn for segment in segments])
-        self._blobs.touch((job, segment.key) for segment in segments if segment.shape and segment.data is None)
+        self._blobs.touch((job, segment.key) for segment in segments if segment.key and segment.data is None)
         report = Report(number, self._sock.sendall)
         attempt = int(context.get("attempt", 0))
         work = Work(self._page, self._output, report, self._home, self._forked, number, attempt)
@@ -152,7 +152,7 @@ class Worker:
         return [], ""
 
     def _items(self, job: bytes, segment: Segment) -> Items | None:
-        if segment.shape == 0:
+        if not segment.key:
             return None
         if segment.data is not None:
             return Items(segment.data)

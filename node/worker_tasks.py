@@ -19,13 +19,17 @@ from typing import Any
 
 from p2pgrid.core import current
 from p2pgrid.core.segments import Segment
+from p2pgrid.node import worker_deps
 from p2pgrid.node import worker_results as results
 from p2pgrid.node.page import INDEX, LOOK, RECALL, START, Page
 from p2pgrid.node.worker_functions import Function, Items, unfit_at
 from p2pgrid.node.worker_output import Output
 from p2pgrid.node.worker_report import Report
 
-CALLS, ITEMS, TUPLES = 0, 1, 2
+CALLS, ITEMS, TUPLES, DEPENDENT = 0, 1, 2, 3
+
+Loads = Callable[[Any], Any]
+"""Makes (args, kwargs) of an input."""
 
 SLICE_S = 0.001
 SLICE_TASKS_MAX = 4096
@@ -81,6 +85,7 @@ def run_segment(work: Work, segment: Segment, function: Function, items: Items |
     if function.broken is not None:
         return fail_all(work, segment, function.broken)
     cut: Sequence[Any] = segment.data
+    loads: Loads = pickle.loads
     if items is not None:
         try:
             cut = items.cut(segment.offset, segment.hi - segment.lo, fresh=work.attempt > 1)
@@ -88,20 +93,22 @@ def run_segment(work: Work, segment: Segment, function: Function, items: Items |
             if unfit := unfit_at(error, segment.lo):
                 raise unfit from error
             return fail_all(work, segment, error)
+    elif segment.shape == DEPENDENT:
+        cut, loads = worker_deps.opened(segment.data)
     if function.is_async:
-        return _on_lanes(work, segment, function.call, cut)
-    if segment.shape == CALLS:
-        return _calls(work, segment.lo, function.call, cut)
+        return _on_lanes(work, segment, function.call, cut, loads)
+    if items is None:
+        return _calls(work, segment.lo, function.call, cut, loads)
     return _packed(work, segment, function.call, cut)
 
 
-def _on_lanes(work: Work, segment: Segment, call: Callable[..., Any], inputs: Sequence[Any]) -> int:
+def _on_lanes(work: Work, segment: Segment, call: Callable[..., Any], inputs: Sequence[Any], loads: Loads) -> int:
     from p2pgrid.node import worker_async  # noqa: PLC0415 - asyncio costs 40 ms, and few jobs are async
 
     def start(place: int) -> Any:
         match segment.shape:
-            case 0 if inputs[place]:
-                args, kwargs = pickle.loads(inputs[place])
+            case 0 | 3 if inputs[place]:
+                args, kwargs = loads(inputs[place])
                 return call(*args, **kwargs)
             case 0:
                 return call()
@@ -121,8 +128,8 @@ def fail_all(work: Work, segment: Segment, error: BaseException) -> int:
     return segment.hi
 
 
-def _calls(work: Work, lo: int, call: Callable[..., Any], inputs: Sequence[bytes]) -> int:
-    """Shape 0: every task has its own pickled arguments and gives its own pickle."""
+def _calls(work: Work, lo: int, call: Callable[..., Any], inputs: Sequence[Any], loads: Loads) -> int:
+    """Shapes 0 and 3: every task has its own pickled arguments and gives its own pickle."""
     words, floats, report = work.page.words, work.page.floats, work.report
     now = monotonic()
     for index, data in enumerate(inputs, lo):
@@ -132,7 +139,7 @@ def _calls(work: Work, lo: int, call: Callable[..., Any], inputs: Sequence[bytes
             return index
         try:
             if data:
-                args, kwargs = pickle.loads(data)
+                args, kwargs = loads(data)
                 result = results.encoded(call(*args, **kwargs))
             else:
                 result = results.encoded(call())

@@ -138,8 +138,8 @@ class Child:
                 self._out.append(frame(W_CODE, [fn, run.codes[fn]]))
         self._codes.touch(segment.fn for segment in run.segments)
         kept = self._queue_blobs(run)
-        segments = [s._replace(data=None) if s.shape and s.key in kept else s for s in run.segments]
-        self._blobs.touch((run.job, segment.key) for segment in segments if segment.shape and segment.data is None)
+        segments = [s._replace(data=None) if s.key and s.key in kept else s for s in run.segments]
+        self._blobs.touch((run.job, segment.key) for segment in segments if segment.key and segment.data is None)
         self._out.append(frame(W_RUN, [run.run, run.job, run.context, segments]))
 
     def serves(self, run: Run) -> bool:
@@ -154,7 +154,7 @@ class Child:
 
     def _queue_blobs(self, run: Run) -> Mapping[bytes, bytes]:
         """Queue the packed lists of a run, as many as a child keeps; the others travel inside their segments."""
-        packed: dict[bytes, Any] = {segment.key: segment.data for segment in run.segments if segment.shape}
+        packed: dict[bytes, Any] = {segment.key: segment.data for segment in run.segments if segment.key}
         kept = dict(list(packed.items())[:W_BLOBS])
         while missing := [key for key in kept if (run.job, key) not in self._blobs]:
             for key in missing:

@@ -5,7 +5,7 @@ held back until the next frame arrives from the node (each batch is answered wit
 until somebody waits for one. So a lone call costs one round trip and 10,000 of them some hundred frames.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future as PlainFuture
 from typing import Any
 
@@ -15,6 +15,7 @@ from p2pgrid.client.session import Session
 from p2pgrid.client.table import FutureTable
 from p2pgrid.client.upload import Upload
 from p2pgrid.core.batch import CALLS, encode_batch
+from p2pgrid.core.deps import DEPENDENT, TaskId, table
 from p2pgrid.core.record import Spec
 
 HELD_TASKS_MAX = 256
@@ -40,15 +41,22 @@ class Calls(FutureTable):
         self._held_bytes = 0
         self._function: Function | None = None
         self._options: Mapping[str, Any] | None = None
-        self._runs: list[tuple[Function, Mapping[str, Any], list[bytes]]] = []
+        self._runs: list[tuple[Function, Mapping[str, Any], list[Any]]] = []
         # The number of the next task follows from what is held: appending to the run is the one step that counts, so
         # that Ctrl-C between any two of them leaves a task either whole or not there.
-        self._run: list[bytes] = []
+        self._run: list[Any] = []
+        """Pickled arguments; or such and the tasks they wait for, if the run is `_dependent`."""
+        self._dependent = False
         self._run_lo = 0
         session.held.append(self)
 
-    def submit(self, function: Function, options: Mapping[str, Any], data: bytes) -> Future:
-        """Add a task; equal options are the same object. Raises JobOver if the job takes none any more."""
+    def submit(
+        self, function: Function, options: Mapping[str, Any], data: bytes, deps: Sequence[TaskId] = ()
+    ) -> Future:
+        """Add a task; equal options are the same object. Raises JobOver if the job takes none any more.
+
+        `deps` are the tasks whose results belong into the arguments; whoever holds them back has sent them.
+        """
         session = self.session
         with session.lock:
             if self.over:
@@ -57,9 +65,14 @@ class Calls(FutureTable):
                 self.flush()
             index = self._run_lo + len(self._run)
             future = self.futures[index] = Future(self, index)
+            run = self._run
             if function is not self._function or options is not self._options or not self._runs:
-                self._begin_run(index, function, options)
-            self._run.append(data)
+                run = self._begin_run(index, function, options)
+            if deps or self._dependent:
+                if self._dependent is not bool(deps) and run:
+                    run = self._begin_run(index, function, options)
+                self._dependent = bool(deps)
+            run.append((data, deps) if deps else data)
             self._held_bytes += len(data)
             if (
                 not session.hot
@@ -70,10 +83,12 @@ class Calls(FutureTable):
                 self.flush()
         return future
 
-    def _begin_run(self, index: int, function: Function, options: Mapping[str, Any]) -> None:
+    def _begin_run(self, index: int, function: Function, options: Mapping[str, Any]) -> list[Any]:
         self._run, self._run_lo = [], index
         self._runs.append((function, options, self._run))
         self._function, self._options = function, options
+        self._dependent = False
+        return self._run
 
     @property
     def _next(self) -> int:
@@ -94,7 +109,9 @@ class Calls(FutureTable):
                 place = functions.setdefault(function.id, len(functions))
                 if not options or wanted is not options[-1]:
                     options.append(wanted)
-                runs.append((len(data), place, len(options) - 1, CALLS, data))
+                dependent = type(data[0]) is tuple
+                said = table(data, self.job) if dependent else data
+                runs.append((len(data), place, len(options) - 1, DEPENDENT if dependent else CALLS, said))
             batch = encode_batch(list(functions), options, runs)
             self._runs, self._held_bytes, self._sent = [], 0, hi
             self._run, self._run_lo = [], hi

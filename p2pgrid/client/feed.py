@@ -9,10 +9,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from p2pgrid.client.pickling import VALUE_BYTES_MAX, Call, TooLarge, pickled_items, refuse
+from p2pgrid.client.future import Future
+from p2pgrid.client.pickling import (
+    VALUE_BYTES_MAX,
+    Call,
+    Dependent,
+    HasFutures,
+    TooLarge,
+    pickled_call,
+    pickled_items,
+    refuse,
+)
 from p2pgrid.client.session import Session
 from p2pgrid.client.upload import Upload
 from p2pgrid.core.batch import ITEMS, TUPLES, encode_batch
+from p2pgrid.core.deps import DEPENDENT, TaskId, table
 
 ITEMS_FIRST = 64
 """The first list is small, to learn what an item weighs and to let work begin."""
@@ -66,7 +77,7 @@ class Feed:
             self._cap = max(1, min(ITEMS_MAX, -(-total // (LISTS_PER_SLOT * max(1, session.welcome.slots)))))
         self._step = min(self._cap, ITEMS_FIRST)
         self._packed = 0
-        self._runs: list[tuple[int, int, int, int, bytes]] = []
+        self._runs: list[tuple[int, int, int, int, Any]] = []
         self._run_bytes = 0
         self._unsure: list[tuple[int, int, bytes]] | None = []
         self._unsure_bytes = 0
@@ -125,6 +136,9 @@ class Feed:
         one = len(items) == 1
         try:
             data = pickled_items(items, lo, VALUE_BYTES_MAX if one else LIST_BYTES_MAX)
+        except HasFutures:
+            self._pack_calls(items)
+            return
         except TooLarge as error:
             if one:
                 refuse(error, f"items[{lo}]", items[0])
@@ -143,6 +157,34 @@ class Feed:
             self._be_sure()
         if self._run_bytes >= BATCH_BYTES_GOAL:
             self._flush()
+
+    def _pack_calls(self, items: Sequence[Any]) -> None:
+        """Pack items among which are futures one by one: each waits for its own."""
+        calls: list[tuple[bytes, Sequence[TaskId]]] = []
+        size = 0
+        senders: dict[bytes, Future] = {}
+        for item in items:
+            call = pickled_call((item,) if self._shape == ITEMS else tuple(item), {})
+            if isinstance(call, Dependent):
+                calls.append((call.data, call.tasks))
+                senders |= {future.task[0]: future for future in call.futures}
+            else:
+                calls.append((call, ()))
+            size += len(calls[-1][0])
+            if size > LIST_BYTES_GOAL:
+                self._add_calls(calls, size)
+                calls, size = [], 0
+        for future in senders.values():  # of each job one is enough to have all of it sent
+            future.sent()
+        self._add_calls(calls, size)
+
+    def _add_calls(self, calls: list[tuple[bytes, Sequence[TaskId]]], size: int) -> None:
+        if calls:
+            self._packed += len(calls)
+            self._runs.append((len(calls), 0, 0, DEPENDENT, table(calls, self._upload.job)))
+            self._run_bytes += size
+            if self._run_bytes >= BATCH_BYTES_GOAL:
+                self._flush()
 
     def _flush(self) -> None:
         """Make a batch of the lists gathered."""

@@ -18,6 +18,8 @@ from p2pgrid.core.ids import job_name
 
 T = TypeVar("T")
 
+_NUMBERS = frozenset({int, float, bool, complex, type(None)})
+_TEXTS = frozenset({str, bytes})
 _DONE = (FINISHED, CANCELLED_AND_NOTIFIED)
 
 
@@ -198,9 +200,30 @@ class Future(concurrent.futures.Future[Any]):
         raise NotImplementedError
 
     def __reduce__(self) -> Any:
-        """Refuse to be pickled: as an argument it is not accepted yet."""
-        msg = "a Future cannot be an argument yet: pass its value, use .result()"
+        """Refuse to be pickled by others than the Grid, which replaces it among the arguments of a task."""
+        msg = "a Future cannot be pickled: pass it to a Grid as an argument, or its .id, which Grid.future takes"
         raise TypeError(msg)
+
+    # ---- as an argument ----------------------------------------------------------------------------------------------
+
+    @property
+    def task(self) -> tuple[bytes, int]:
+        """The job and the index, as they travel."""
+        return self._tasks.id, self._index
+
+    def known(self, most: int) -> tuple[Any, ...]:
+        """Return `(value,)` if the task has returned a number or a text of at most `most` bytes, else `()`."""
+        value = self._result
+        if self._state is not FINISHED or self._exception is not None:
+            return ()
+        kind = type(value)
+        if kind in _NUMBERS or (kind in _TEXTS and len(value) <= most):
+            return (value,)
+        return ()
+
+    def sent(self) -> None:
+        """Make sure that the grid knows the task."""
+        self._tasks.awaited()
 
     def __repr__(self) -> str:
         """Show id and state, without asking anyone."""

@@ -22,7 +22,7 @@ from p2pgrid.client.future import Future
 from p2pgrid.client.job import Job, find, future_of
 from p2pgrid.client.mapping import MapWay, not_yet, total_of
 from p2pgrid.client.members import Member, call_of, chosen, connected, members_from, only
-from p2pgrid.client.pickling import Call, Functions, pickled_call
+from p2pgrid.client.pickling import Call, Dependent, Function, Functions, pickled_call
 from p2pgrid.client.results import NoResults, Results
 from p2pgrid.client.session import LEAVE_S, Session, sessions
 from p2pgrid.client.stream import Stream
@@ -119,10 +119,13 @@ class Grid(Executor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         """Call `fn(*args, **kwargs)` somewhere in the grid; return its Future at once.
 
+        Futures and Refs anywhere in the arguments (any depth of lists, tuples and dicts) arrive as their values: the
+        grid waits for them, not this program. If one of them fails, so does this task, as DependencyFailed.
+
         Raises:
             NotSerializable: the function or an argument cannot be pickled; the message names the part.
             QuotaExceeded: the arguments are larger than 256 MiB.
-            TypeError: an argument is a Future.
+            TypeError: an argument is a Future, but not one of a Grid.
         """
         session = self._session
         if session.over or session.down is not None or self._shut:
@@ -130,12 +133,33 @@ class Grid(Executor):
         function = self._functions.get(fn)
         data = pickled_call(args, kwargs)
         session.wait_for_room()
+        if not isinstance(data, bytes):
+            return self._submit_after(function, data)
         while True:
             calls = self._calls
             if calls is None or calls.over:
                 calls = self._open_calls()
             try:
                 future = calls.submit(function, self._wire, data)
+            except JobOver:
+                continue
+            break
+        if self._own is not None:
+            self._own.append(future)
+        return future
+
+    def _submit_after(self, function: Function, call: Dependent) -> Future:
+        """Submit a call among whose arguments are futures; it leaves after what it waits for."""
+        tasks = call.tasks
+        while True:
+            calls = self._calls
+            if calls is None or calls.over:
+                calls = self._open_calls()
+            for one in call.futures:
+                if one.task[0] != calls.id:  # what is in one job leaves in its order anyway
+                    one.sent()
+            try:
+                future = calls.submit(function, self._wire, call.data, tasks)
             except JobOver:
                 continue
             break

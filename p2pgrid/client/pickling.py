@@ -13,16 +13,19 @@ import types
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from concurrent.futures import Future
+from concurrent.futures import Future as PlainFuture
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import cloudpickle
 
+from p2pgrid.client.future import Future
 from p2pgrid.client.modules import travels_by_value
 from p2pgrid.client.reach import Captured, Reach
 from p2pgrid.client.unpicklable import explain
+from p2pgrid.core import deps
 from p2pgrid.core.batch import BATCH_BYTES_MAX, content_id, pickled_function
+from p2pgrid.core.deps import TaskId
 from p2pgrid.core.errors import NotSerializable, QuotaExceeded
 from p2pgrid.core.ref import Ref
 from p2pgrid.core.units import format_size
@@ -33,6 +36,8 @@ VALUE_BYTES_MAX = BATCH_BYTES_MAX - ENVELOPE_BYTES
 """One value and the little that surrounds it in its batch."""
 LIST_REFS_BYTES_MAX = 64 * 1024 * 1024
 """What several Refs in one packed list may stand for."""
+INLINE_BYTES_MAX = 1024
+"""Texts and byte strings that travel inside the arguments, where the task that returned them has ended."""
 
 _PLAIN = frozenset({int, float, str, bytes, bool, type(None), complex})
 _CONTAINERS = frozenset({list, tuple, dict, set, frozenset, bytearray})
@@ -41,20 +46,12 @@ _STACK_GLOBAL = pickle.STACK_GLOBAL
 _lock = threading.RLock()  # cloudpickle's list of modules by value is one for the process; user code may come back here
 
 
-class FutureInArguments(TypeError):
-    """A future was passed as an argument."""
-
-    def __init__(self) -> None:
-        """Say what to pass instead."""
-        super().__init__("a Future cannot be an argument yet: pass its value, use .result()")
+class Misplaced(TypeError):
+    """A Future or Ref where it cannot be resolved; the text says what to do instead."""
 
 
-class RefInFunction(TypeError):
-    """A function captures a Ref."""
-
-    def __init__(self) -> None:
-        """Say what to do instead."""
-        super().__init__("a function cannot capture a Ref: pass it as an argument")
+class HasFutures(Exception):
+    """Internal: items cannot be pickled in one list, since each waits for tasks of its own."""
 
 
 class TooLarge(Exception):
@@ -105,6 +102,11 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         self._puts = buffers is not None
         self.refs: dict[bytes, Ref] = {}
         """Those among the arguments."""
+        self.futures: list[Future] = []
+        """Those among the arguments that stand for what is not known yet, in the order of their placeholders."""
+        self.is_list = False
+        """Whether this is a list of the arguments of several tasks."""
+        self._numbers: dict[tuple[bytes, int], int] = {}
         self._registered: list[types.ModuleType] = []
 
     def reducer_override(self, obj: Any) -> Any:
@@ -113,8 +115,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return self._reduced_module(obj) if travels_by_value(obj.__name__) else NotImplemented
         if isinstance(obj, type | types.FunctionType):
             self._reach(getattr(obj, "__module__", None))
-        elif isinstance(obj, Future):
-            raise FutureInArguments
+        elif isinstance(obj, PlainFuture):
+            return self._reduced_future(obj)
         elif isinstance(obj, Ref):
             return self._reduced_ref(obj)
         return super().reducer_override(obj)
@@ -136,9 +138,27 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if self._puts:
             return NotImplemented
         if self._names is not None:
-            raise RefInFunction
+            raise Misplaced("a function cannot capture a Ref: pass it as an argument")
         self.refs[ref.raw] = ref
         return ref.as_argument()
+
+    def _reduced_future(self, future: "PlainFuture[Any]") -> Any:
+        """Let a future among arguments arrive as its value: the small one of a task that has ended travels itself."""
+        if not isinstance(future, Future):
+            raise Misplaced("only a Future of a Grid can be an argument: pass the value of this one, use .result()")
+        if self._puts:
+            raise Misplaced("a value that is put cannot hold a Future: pass it as an argument")
+        if self._names is not None:
+            raise Misplaced("a function cannot capture a Future: pass it as an argument")
+        known = future.known(INLINE_BYTES_MAX)
+        if known:
+            return deps.itself, known
+        if self.is_list:
+            raise HasFutures
+        number = self._numbers.setdefault(future.task, len(self.futures))
+        if number == len(self.futures):
+            self.futures.append(future)
+        return deps.argument, (number,)
 
     def _reach(self, name: object) -> None:
         if isinstance(name, str) and travels_by_value(name):
@@ -176,7 +196,7 @@ def probe(obj: object) -> Exception | None:
 
 def refuse(error: Exception, what: str, obj: object) -> NoReturn:
     """Raise for `obj`, called `what` by the user, which failed to pickle with `error`."""
-    if isinstance(error, FutureInArguments | RefInFunction):
+    if isinstance(error, Misplaced):
         raise error
     if isinstance(error, TooLarge):
         msg = f"{what}: more than {format_size(VALUE_BYTES_MAX)} when pickled, which is the most one task may carry"
@@ -184,7 +204,20 @@ def refuse(error: Exception, what: str, obj: object) -> NoReturn:
     raise NotSerializable(explain(what, obj, error, probe)) from error
 
 
-def pickled_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Dependent:
+    """Pickled arguments in which futures are placeholders."""
+
+    data: bytes
+    futures: Sequence[Future]
+
+    @property
+    def tasks(self) -> list[TaskId]:
+        """What the placeholders stand for, in their order."""
+        return [TaskId(*future.task) for future in self.futures]
+
+
+def pickled_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes | Dependent:
     """Return the pickle of `(args, kwargs)`, b"" for none.
 
     Numbers and texts take the plain pickler, which is three times as fast. So do containers; but where what comes out
@@ -212,9 +245,12 @@ def pickled_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
     return data
 
 
-def _pickled_slowly(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+def _pickled_slowly(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes | Dependent:
     try:
-        return dump((args, kwargs))
+        sink = _Sink(VALUE_BYTES_MAX)
+        pickler = Pickler(sink)
+        pickler.dump((args, kwargs))
+        return Dependent(sink.joined(), pickler.futures) if pickler.futures else sink.joined()
     except TooLarge as error:
         refuse(error, "the arguments", args)
     except Exception as error:  # noqa: BLE001 - see probe
@@ -232,16 +268,18 @@ def pickled_items(items: Sequence[Any], lo: int, limit: int) -> bytes:
 
     Raises:
         TooLarge: they need more than `limit` bytes.
+        HasFutures: some of them hold futures.
     """
     try:
         sink = _Sink(limit)
         pickler = Pickler(sink)
+        pickler.is_list = True
         pickler.dump(items)
         refs = pickler.refs.values()
         if len(refs) > 1 and len(items) > 1 and sum(ref.size for ref in refs) > LIST_REFS_BYTES_MAX:
             raise TooLarge  # a worker maps all that a list refers to
         return sink.joined()
-    except TooLarge:
+    except (TooLarge, HasFutures):
         raise
     except Exception as error:  # noqa: BLE001 - see probe
         for index, item in enumerate(items):

@@ -13,18 +13,20 @@ bytes beyond the pickled items themselves:
 
 A source tree (`core.tree`) travels in the table of functions, before those that name it by its id.
 
-Shapes are those of `node.events.Segment`. `deps` (task ids this run waits for) and `parent` are nil until dependencies
-and nested tasks are built.
+Shapes are those of `node.events.Segment`. `deps` is nil but for runs whose tasks wait for others (`core.deps`);
+`parent` is nil until nested tasks are built.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import blake3
 
+from p2pgrid.core import deps as deps_
+from p2pgrid.core.deps import DEPENDENT, Dep, TaskId
 from p2pgrid.core.errors import PeerError
 from p2pgrid.core.tree import TRAVELLING_BYTES_MAX
 from p2pgrid.core.wire import pack, unpack
@@ -46,7 +48,10 @@ TREES = bytes(ID_BYTES)
 """Stands for the job where it is told who has which source tree: one is the same in all jobs."""
 
 CALLS, ITEMS, TUPLES = 0, 1, 2
-"""Shapes: a list of pickled (args, kwargs); one pickled list for fn(item); the same for fn(*item)."""
+"""Shapes: a list of pickled (args, kwargs); one pickled list for fn(item); the same for fn(*item).
+
+The fourth is DEPENDENT: a list of calls to whose arguments belongs what other tasks return (`core.deps`).
+"""
 
 
 def content_id(data: bytes) -> bytes:
@@ -115,12 +120,38 @@ class InputRun:
     opts: int
     shape: int
     data: Any
+    deps: list[Dep] | None = None
+    """Of a DEPENDENT run: what its tasks wait for. Ids turn into values there as tasks end."""
+
+    @property
+    def packed(self) -> bool:
+        """Whether its inputs are one pickled list, which travels whole."""
+        return self.shape in (ITEMS, TUPLES)
 
     def cut(self, lo: int, hi: int) -> tuple[Any, int]:
         """Return (data, offset) for the tasks [lo, hi) of this run, as a Segment wants them."""
         if self.shape == CALLS:
             return self.data[lo - self.lo : hi - self.lo], 0
+        if self.deps is not None:
+            return deps_.cut(self.data, self.deps, lo - self.lo, hi - self.lo), 0
         return self.data, lo - self.lo
+
+    def sizes(self, lo: int, hi: int) -> Iterable[int]:
+        """Return how many bytes each of the tasks [lo, hi) of a run that is not packed adds to a frame."""
+        if self.deps is not None:
+            return deps_.sizes(self.data, self.deps, lo - self.lo, hi - self.lo)
+        return map(len, self.data[lo - self.lo : hi - self.lo])
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether none of its tasks waits for others."""
+        return self.deps is None or not any(isinstance(dep, TaskId) for dep in self.deps)
+
+    def ready(self, lo: int, hi: int) -> Iterator[tuple[int, int]]:
+        """Yield those of the tasks [lo, hi), one by one, that wait for no others any more."""
+        for index in range(lo, hi):
+            if self.deps is None or not deps_.waits(self.data[index - self.lo], self.deps):
+                yield index, index + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +169,12 @@ def encode_batch(
     opts: Sequence[Mapping[str, Any]],
     runs: Sequence[tuple[int, int, int, int, Any]],
 ) -> bytes:
-    """Return the bytes of a batch. `runs` are (count, position in fns, position in opts, shape, data)."""
-    return pack([list(fns), list(opts), [[*run, None, None] for run in runs]])
+    """Return the bytes of a batch. `runs` are (count, position in fns, position in opts, shape, data).
+
+    The data of a DEPENDENT run is [calls, deps], as `InputRun.cut` gives it.
+    """
+    said = [[*run, None, None] if run[3] != DEPENDENT else [*run[:4], *run[4], None] for run in runs]
+    return pack([list(fns), list(opts), said])
 
 
 def decode_batch(lo: int, hi: int, data: bytes) -> InputBatch:
@@ -163,18 +198,22 @@ def decode_batch(lo: int, hi: int, data: bytes) -> InputBatch:
     for run in runs:
         # Spelled out, not matched as a pattern: this runs once per submit on the hot path.
         count, fn, opt, shape, body, deps, parent = run if type(run) is list and len(run) == RUN_FIELDS else _NO_RUN
+        table: list[Dep] | None = None
         try:
-            good = deps is None and parent is None and count > 0 and 0 <= fn < len(fns) and 0 <= opt < len(opts)
+            good = parent is None and count > 0 and 0 <= fn < len(fns) and 0 <= opt < len(opts)
             if shape == CALLS:
                 good = good and type(body) is list and len(body) == count and set(map(type, body)) == {bytes}
+                good = good and deps is None
+            elif shape == DEPENDENT:
+                table = deps_.read(count, body, deps)
             else:
-                good = good and type(body) is bytes and shape in (ITEMS, TUPLES)
+                good = good and type(body) is bytes and shape in (ITEMS, TUPLES) and deps is None
             good = good and type(count) is type(fn) is type(opt) is type(shape) is int
         except (TypeError, ValueError):
             good = False
         if not good:
             raise PeerError("a batch with a malformed run")
-        decoded.append(InputRun(at, at + count, fns[fn], opt, shape, body))
+        decoded.append(InputRun(at, at + count, fns[fn], opt, shape, body, table))
         at += count
     if at != hi or hi - lo > TASKS_PER_BATCH_MAX:
         msg = f"a batch of {at - lo} tasks that says it has {hi - lo}"

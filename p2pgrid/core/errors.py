@@ -161,6 +161,8 @@ class DependencyFailed(GridError):
     """An argument was the future of a task that failed; its error is the cause."""
 
     code = "dependency-failed"
+    origin = ""
+    """The id of the task that failed first."""
     advice = "mend the task it depends on, whose error is the cause of this one"
 
 

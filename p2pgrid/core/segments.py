@@ -14,7 +14,8 @@ class Segment(NamedTuple):
     shape 0: data is a list of hi-lo byte strings, each a pickled `(args, kwargs)`; b"" means no arguments.
     shape 1: data is one pickled list of items, called as fn(item); task lo is item number `offset` of it.
     shape 2: as 1, called as fn(*item).
-    `key` names a packed blob (shapes 1 and 2) within the job, so that a worker may keep it; b"" for shape 0.
+    shape 3: data is [calls, values], tasks whose arguments other tasks have returned (`core.deps`).
+    `key` names a packed blob (shapes 1 and 2) within the job, so that a worker may keep it; b"" for the others.
     """
 
     lo: int

@@ -11,6 +11,7 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future as PlainFuture
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import pytest
 
 from p2pgrid.client.grid import Grid
 from p2pgrid.client.session import UNSENT_BYTES_MAX
+from p2pgrid.core import deps
 from p2pgrid.core import messages as m
-from p2pgrid.core.batch import decode_batch
+from p2pgrid.core.batch import InputRun, decode_batch
 from p2pgrid.core.errors import (
     GridError,
     NodeGone,
@@ -345,12 +347,74 @@ def test_waiting_inside_a_callback_is_refused(node: ScriptedNode, connect: Conne
     assert "done-callback" in str(caught[0])
 
 
-def test_future_cannot_be_pickled(connect: Connect) -> None:
-    """A future is an argument of nothing yet."""
+# ---- futures as arguments --------------------------------------------------------------------------------------------
+
+
+def sent_runs(node: ScriptedNode) -> list[InputRun]:
+    """Return the runs of all batches that the node heard of, in order."""
+    return [run for body in inputs(node) for run in decode_batch(*body[1:]).runs]
+
+
+def test_a_future_in_arguments_goes_as_the_id_of_its_task(connect: Connect, node: ScriptedNode) -> None:
+    """At any depth; one that is named twice once, and what has ended travels as its value."""
+    grid = connect()
+    ended = grid.submit(square, 3)
+    assert ended.result(SOON_S) == 9
+    node.runs = False
+    first, second = grid.submit(square, 1), grid.submit(square, 2)
+    grid.submit(str, [first, {"a": (second, first)}], ended)
+    node.wait_for(lambda: any(run.deps for run in sent_runs(node)))
+    (run,) = [run for run in sent_runs(node) if run.deps]
+
+    assert run.deps == [(b"", first.index), (b"", second.index)]
+    ((pickled, places),) = run.data
+    assert places == [0, 1]
+    deps.resolving(["one", "two"].__getitem__)
+    try:
+        assert pickle.loads(pickled) == ((["one", {"a": ("two", "one")}], 9), {})
+    finally:
+        deps.resolving(None)
+
+
+def test_what_a_task_waits_for_leaves_before_it(connect: Connect, node: ScriptedNode) -> None:
+    """Also where it is in another job, whose tasks are held back."""
+    grid = connect()
+    node.runs = False
+    view = grid.options(name="other")
+    *_, held = [view.submit(square, number) for number in range(5)]  # the first ones leave at once
+    grid.submit(square, held)
+    node.wait_for(lambda: any(run.deps for run in sent_runs(node)))
+    (run,) = [run for run in sent_runs(node) if run.deps]
+
+    assert run.deps == [held.task]
+    sent = [(body[0], index) for body in inputs(node) for index in range(body[1], body[2])]
+    assert held.task in sent
+
+
+def test_items_with_futures_wait_each_for_its_own(connect: Connect, node: ScriptedNode) -> None:
+    """They are not packed in one list; others are as before."""
+    grid = connect()
+    node.runs = False
+    futures = [grid.submit(square, number) for number in range(3)]
+    grid.map(square, futures)
+    grid.starmap(pow, [(future, 2) for future in futures])
+    node.wait_for(lambda: sum(run.hi - run.lo for run in sent_runs(node) if run.deps) == 2 * len(futures))
+    runs = [run for run in sent_runs(node) if run.deps]
+    needs = [[run.deps[place] for place in places] for run in runs if run.deps for _, places in run.data]
+
+    assert needs == [[future.task] for future in futures] * 2
+
+
+def test_a_future_where_it_cannot_be_resolved_is_refused(connect: Connect) -> None:
+    """In a function, in another pickle; and one of another executor."""
     grid = connect()
     future = grid.submit(square, 2)
+    with pytest.raises(TypeError, match="pass it as an argument"):
+        grid.submit(lambda: future)
+    with pytest.raises(TypeError, match=r"Grid\.future"):
+        pickle.dumps(future)
     with pytest.raises(TypeError, match=r"use \.result\(\)"):
-        grid.submit(square, future)
+        grid.submit(square, PlainFuture())
 
 
 # ---- map -------------------------------------------------------------------------------------------------------------

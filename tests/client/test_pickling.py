@@ -20,9 +20,16 @@ import pytest
 
 from p2pgrid.client import pickling
 from p2pgrid.client.modules import travels_by_value
-from p2pgrid.client.pickling import Functions, FutureInArguments, TooLarge, pickled_call, pickled_items
+from p2pgrid.client.pickling import Functions, Misplaced, TooLarge, pickled_items
 from p2pgrid.core.errors import NotSerializable, QuotaExceeded
 from p2pgrid.core.wire import unpack
+
+
+def pickled_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    """Pickle arguments among which are no futures."""
+    data = pickling.pickled_call(args, kwargs)
+    assert isinstance(data, bytes)
+    return data
 
 
 class Connection:
@@ -201,11 +208,11 @@ def test_own_reduce_that_raises_is_told_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, lambda f: [f], lambda f: {"a": (1, f)}])
-def test_future_in_arguments_is_refused_with_advice(wrap: Any) -> None:
-    """A future at any depth is a TypeError that says what to do."""
+def test_future_of_others_in_arguments_is_refused_with_advice(wrap: Any) -> None:
+    """A future of another executor, at any depth, is a TypeError that says what to do."""
     with pytest.raises(TypeError, match=r"use \.result\(\)"):
         pickled_call((wrap(Future()),), {})
-    with pytest.raises(FutureInArguments):
+    with pytest.raises(Misplaced):
         pickled_items([wrap(Future())], 0, 1 << 20)
 
 

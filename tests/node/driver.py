@@ -10,13 +10,14 @@ from __future__ import annotations
 import heapq
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from p2pgrid.core import messages as m
 from p2pgrid.core.batch import CALLS, ITEMS, content_id, encode_batch, pickled_function
+from p2pgrid.core.deps import DEPENDENT, TaskId, table
 from p2pgrid.core.errors import ObjectLost
 from p2pgrid.core.failure import encode_exception
 from p2pgrid.core.ranges import RangeSet
@@ -57,6 +58,10 @@ class Task:
     """How many executions end so; the ones after them are well."""
 
 
+Needs = Callable[[int], Sequence[TaskId]]
+"""What a task depends on."""
+
+
 class World:
     """All nodes and the heap."""
 
@@ -74,6 +79,7 @@ class World:
         self.cuts: Counter[frozenset[str]] = Counter()
         self._free_s: dict[tuple[str, str, bool], float] = {}
         self.tasks: dict[bytes, Callable[[int], Task]] = {}
+        self.needs: dict[bytes, Needs] = {}
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
 
@@ -373,6 +379,13 @@ class Child:
         tasks.pop(0)
         if ill == "raise":
             outcome = e.Outcome(index, index + 1, 2, pack(encode_exception(ObjectLost(f"task {index}"))))
+        elif segment.shape == DEPENDENT:
+            call, places = segment.data[0][index - segment.lo]
+            given = [unpack(data)[at] if shape else data for shape, data, at in values_in(segment)]
+            assert call == b"%d" % index, "another task's arguments"
+            wanted = [value_of(*task) for task in self.node.world.needs[run.job](index)]
+            assert [given[place] for place in places] == wanted, "other values than it depends on"
+            outcome = e.Outcome(index, index + 1, 0, [value_of(run.job, index)])
         elif segment.shape == CALLS:
             given = segment.data[index - segment.lo].rstrip(b"\0")  # some are made large
             assert given == b"%d" % index, "another task's arguments"
@@ -418,6 +431,12 @@ class Child:
                 final = not tasks
                 self.node._later(0.0, e.WorkerDone(self.number, run.run, [], final, list(back), 0.0))
         self.runs = [(run, tasks) for run, tasks in self.runs if tasks]
+
+
+def values_in(segment: e.Segment) -> list[Any]:
+    """Return the values that came with a run of dependent tasks, each with its data."""
+    said = segment.data[1]
+    return [[shape, said[data][1] if type(data) is int else data, at] for shape, data, at in said]
 
 
 def size_of(data: Any) -> int:
@@ -501,6 +520,8 @@ class Client:
         """Submit a job of `count` tasks."""
         self.node.world.tasks[job] = task
         submitted = self.jobs[job] = Submitted(job, count, **how)
+        if submitted.needs is not None:
+            self.node.world.needs[job] = submitted.needs
         submitted.send(self)
         return submitted
 
@@ -522,6 +543,7 @@ class Submitted:
     options: dict[str, Any] = field(default_factory=dict)
     detach: bool = False
     close: bool = True
+    needs: Needs | None = None
     patience_s: float | None = None
     """Set: it is only read."""
     state: str = ""
@@ -544,6 +566,9 @@ class Submitted:
             hi = min(self.count, lo + self.batch)
             data: Any = [b"%d" % i for i in range(lo, hi)]
             run = (hi - lo, 0, 0, CALLS, data)
+            if self.needs is not None:
+                said = [(call, self.needs(i)) for i, call in enumerate(data, lo)]
+                run = (hi - lo, 0, 0, DEPENDENT, table(said, self.job))
             if self.packed:
                 run = (hi - lo, 0, 0, ITEMS, pack(list(range(lo, hi))))
             client.say(m.INPUT, [self.job, lo, hi, encode_batch([CODE], [self.options], [run])])
