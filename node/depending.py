@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from p2pgrid.core.batch import InputRun
 from p2pgrid.core.deps import IN_LIST, VALUE, TaskId, Value
-from p2pgrid.core.errors import DependencyFailed, GridError, NotFound, ResultLost, TaskCancelled
+from p2pgrid.core.errors import DependencyFailed, NotFound, ResultLost, TaskCancelled
 from p2pgrid.core.failure import encode_exception
 from p2pgrid.core.ids import job_name
 from p2pgrid.core.ranges import RangeSet
@@ -58,14 +58,6 @@ class Ended(NamedTuple):
     hi: int
 
 
-@dataclass(slots=True)
-class Wait:
-    """Who waits for one task: here, and (by `told`) at other nodes."""
-
-    held: list[tuple[Held, int]] = field(default_factory=list)
-    told: dict[str, None] = field(default_factory=dict)
-
-
 class Depending(Handler):
     """The tasks of jobs kept here that wait for others, and the tasks that somebody waits for."""
 
@@ -77,13 +69,14 @@ class Depending(Handler):
         outcomes.on_cancelled = self._cancelled
         outcomes.on_out = self._out
         outcomes.on_forgotten = self._forgotten
-        self.tell: Callable[[str, TaskId, Ended | None], None] = lambda *_: None
-        """Told, for a member that waits, how a task ended; None: nobody knows it, or it was cancelled."""
         self.seek: Callable[[TaskId], None] = lambda _: None
         """Asked to find out about a task of a job that is not kept here."""
         self.settled: Callable[[TaskId], None] = lambda _: None
         """Told about every task that nobody waits for any more."""
-        self.waits: dict[TaskId, Wait] = {}
+        self.overdue: Callable[[bytes, Sequence[int], float], bool] = lambda *_: False
+        """Asked, about tasks of a job elsewhere, whether it can still find out if there are such."""
+        self.waits: dict[TaskId, list[tuple[Held, int]]] = {}
+        """Who waits for a task, and at which place of their table it stands."""
         self.unknown: dict[TaskId, float] = {}
         """Tasks that nobody knows so far, and until when that is waited for."""
         self._held: dict[bytes, dict[int, Held]] = {}
@@ -113,17 +106,17 @@ class Depending(Handler):
                         early.append(TaskId(kept.id, index))
             for place in held.users:
                 task = self._task(held, place)
-                wait = self.waits.get(task) or self._watch(task)
-                if not wait.held:
+                if task not in self.waits:
                     fresh[task] = None
-                wait.held.append((held, place))
+                    self.watched.setdefault(task.job, RangeSet()).add(task.index, task.index + 1)
+                self.waits.setdefault(task, []).append((held, place))
             if held.missing:
                 self._held.setdefault(kept.id, {}).update(dict.fromkeys(held.missing, held))
         for task in [task for task in fresh if task in self.waits]:
             self.look(task, self.config.unknown_s if patience_s is None else patience_s)
         for task in early:
             if self._is_circle(task):
-                self._fail(task, _encoded(NotFound(f"{_name(task)} waits for itself", code="circle")))
+                self.fail(task, encoded(NotFound(f"{name_of(task)} waits for itself", code="circle")))
         self._read_more()
 
     @staticmethod
@@ -145,38 +138,18 @@ class Depending(Handler):
         assert isinstance(dep, TaskId)
         return dep if dep.job else TaskId(held.job, dep.index)
 
-    def _watch(self, task: TaskId) -> Wait:
-        self.watched.setdefault(task.job, RangeSet()).add(task.index, task.index + 1)
-        wait = self.waits[task] = Wait()
-        return wait
-
-    def _unwatch(self, task: TaskId) -> Wait | None:
-        wait = self.waits.pop(task, None)
-        if wait is None:
-            return None
+    def _unwatch(self, task: TaskId) -> list[tuple[Held, int]]:
+        """Wait for a task no more; return who did."""
+        waiting = self.waits.pop(task, None)
+        if waiting is None:
+            return []
         self.unknown.pop(task, None)
         watched = self.watched[task.job]
         watched.discard(task.index, task.index + 1)
         if not watched:
             del self.watched[task.job]
         self.settled(task)
-        return wait
-
-    def tell_of(self, task: TaskId, peer: str) -> None:
-        """Let a member wait for a task, too."""
-        wait = self.waits.get(task)
-        (self._watch(task) if wait is None else wait).told[peer] = None
-
-    def tell_no_more(self, task: TaskId, peer: str) -> None:
-        """A member does not wait any more."""
-        wait = self.waits.get(task)
-        if wait is not None:
-            wait.told.pop(peer, None)
-            self._tidy(task, wait)
-
-    def _tidy(self, task: TaskId, wait: Wait) -> None:
-        if not wait.held and not wait.told:
-            self._unwatch(task)
+        return waiting
 
     def _is_circle(self, first: TaskId) -> bool:
         """Whether a task that was waited for before it was known waits for itself: no program of ours says such."""
@@ -210,9 +183,9 @@ class Depending(Handler):
         elif task.index in kept.done:
             self._read(kept, task)
         elif task.index in kept.cancelled or kept.ended:
-            self._fail(task, _encoded(TaskCancelled(f"{_name(task)} was cancelled")))
+            self.fail(task, encoded(TaskCancelled(f"{name_of(task)} was cancelled")))
         elif kept.total is not None and task.index >= kept.total:
-            self._fail(task, _encoded(_no_such(task)))
+            self.fail(task, encoded(no_such(task)))
         elif not self.is_known(kept, task.index):
             self.doubt(task, patience_s)
 
@@ -223,7 +196,7 @@ class Depending(Handler):
 
     def doubt(self, task: TaskId, patience_s: float) -> None:
         """Nobody knows this task; it may be on its way."""
-        until_s = self.unknown[task] = self.parts.now + patience_s
+        until_s = self.unknown.setdefault(task, self.parts.now + patience_s)
         if until_s < self.parts.timers.get((TIMER,), float("inf")):
             self.parts.timer((TIMER,), until_s)
 
@@ -235,26 +208,27 @@ class Depending(Handler):
 
     def due(self, now: float) -> None:
         """On the timer: what nobody knew for too long is known to nobody."""
+        elsewhere: dict[bytes, list[int]] = {}
         for task in [task for task, until_s in self.unknown.items() if until_s <= now]:
-            self._fail(task, _encoded(_no_such(task)))
+            del self.unknown[task]
+            elsewhere.setdefault(task.job, []).append(task.index)
+        for job, indices in elsewhere.items():
+            if not self.overdue(job, indices, now):
+                for index in indices:
+                    self.fail(TaskId(job, index), encoded(no_such(TaskId(job, index))))
         if self.unknown:
             self.parts.timer((TIMER,), min(self.unknown.values()))
 
     def ended(self, task: TaskId, end: Ended) -> None:
         """A task has ended with this outcome: whoever waits for it has its value, or fails."""
         if end.shape == FAILURE:
-            self._fail(task, end.data)
-            return
-        wait = self._unwatch(task)
-        if wait is None:
+            self.fail(task, end.data)
             return
         place = task.index - end.lo
         value = Value(IN_LIST, end.data, place) if end.shape == PACKED else Value(VALUE, end.data[place])
-        for held, at in wait.held:
+        for held, at in self._unwatch(task):
             held.run.deps[at] = value  # type: ignore[index]
             self._supply(held, held.users.pop(at, ()))
-        for peer in wait.told:
-            self.tell(peer, task, end)
 
     def _supply(self, held: Held, users: Sequence[int]) -> None:
         kept, work = self.keeping.jobs.get(held.job), self.pool.works.get(held.job)
@@ -293,14 +267,14 @@ class Depending(Handler):
             return
         for place in held.users:
             task = self._task(held, place)
-            wait = self.waits.get(task)
-            if wait is not None:
-                wait.held = [one for one in wait.held if one[0] is not held]
-                self._tidy(task, wait)
+            if task in self.waits:
+                self.waits[task] = [one for one in self.waits[task] if one[0] is not held]
+                if not self.waits[task]:
+                    self._unwatch(task)
         held.users.clear()
 
-    def _fail(self, task: TaskId, cause: bytes) -> None:
-        """A task has failed: so do those that wait for it, and those that wait for them, one after the other."""
+    def fail(self, task: TaskId, cause: bytes) -> None:
+        """A task has failed with this: so do those that wait for it, and those that wait for them, in turn."""
         self._failing.append((task, cause))
         if self._is_failing:
             return
@@ -310,13 +284,9 @@ class Depending(Handler):
         self._is_failing = False
 
     def _fail_all(self, task: TaskId, cause: bytes) -> None:
-        wait = self._unwatch(task)
-        if wait is None:
-            return
-        for peer in wait.told:
-            self.tell(peer, task, Ended(FAILURE, cause, task.index, task.index + 1))
-        data = dependency_failed(task, cause)
-        for held, place in wait.held:
+        waiting = self._unwatch(task)
+        data = dependency_failed(task, cause) if waiting else b""
+        for held, place in waiting:
             users = [index for index in held.users.pop(place, ()) if self._free(held, index)]
             self._let_go(held)
             kept = self.keeping.jobs.get(held.job)
@@ -338,7 +308,7 @@ class Depending(Handler):
         for lo, hi in self.watched.get(job, RangeSet()) & spans:
             for index in range(lo, hi):
                 task = TaskId(job, index)
-                self._fail(task, _encoded(TaskCancelled(f"{_name(task)} was cancelled")))
+                self.fail(task, encoded(TaskCancelled(f"{name_of(task)} was cancelled")))
 
     def _out(self, job: bytes, spans: RangeSet) -> None:
         """These tasks will not run: they wait no longer."""
@@ -363,7 +333,7 @@ class Depending(Handler):
         for lo, hi in self.watched.get(job, RangeSet()).copy():
             for index in range(lo, hi):
                 task = TaskId(job, index)
-                self._fail(task, _encoded(_no_such(task)))
+                self.fail(task, encoded(no_such(task)))
 
     def refused(self, job: bytes, lo: int, hi: int) -> None:
         """The inputs of these tasks could not be kept; their client may send them again."""
@@ -377,7 +347,7 @@ class Depending(Handler):
         """Get the value of a task that has ended."""
         batch = self.keeping.batch_of(kept, task.index)
         if batch is None:
-            self._fail(task, _encoded(_lost(task)))
+            self.fail(task, encoded(_lost(task)))
             return
         known = self.keeping.readers.recent((kept.id, batch))
         if known is not None:
@@ -411,7 +381,7 @@ class Depending(Handler):
             results = kept.record.results.get(batch) if kept is not None else None
             for task in tasks:
                 if value is None or results is None:
-                    self._fail(task, _encoded(_lost(task)))
+                    self.fail(task, encoded(_lost(task)))
                 else:
                     shape, data = unpack(value)
                     self.ended(task, Ended(shape, data, results.lo, results.hi))
@@ -433,30 +403,33 @@ class Depending(Handler):
 def dependency_failed(task: TaskId, cause: bytes) -> bytes:
     """Return the failure of tasks that needed what `task` would have returned; `cause` is that one's failure."""
     data = unpack(cause)
-    origin, because = _name(task), ""
+    origin, because = name_of(task), ""
     if data.get("qualname") == DependencyFailed.__qualname__ and isinstance(data.get("cause"), dict):
         # The first of a chain is what matters.
         origin = next((one[1] for one in data["dict"] if one[0] == "origin"), origin)
         because = f" because of {origin}"
         data = {**data["cause"], "traceback": data.get("traceback", "")}
     text = failure_text(pack(data))
-    error = DependencyFailed(f"{_name(task)}, whose result is an argument, failed{because}: {text}")
+    error = DependencyFailed(f"{name_of(task)}, whose result is an argument, failed{because}: {text}")
     error.origin = origin
     said = encode_exception(error)
     return pack({**said, "cause": data, "suppress": True, "traceback": data.get("traceback", "")})
 
 
-def _encoded(error: GridError) -> bytes:
+def encoded(error: Exception) -> bytes:
+    """Return an error as the failure of a task."""
     return pack(encode_exception(error))
 
 
-def _name(task: TaskId) -> str:
+def name_of(task: TaskId) -> str:
+    """Return the name of a task as people know it."""
     return f"{job_name(task.job)}/{task.index}"
 
 
-def _no_such(task: TaskId) -> NotFound:
-    return NotFound(f"no node within reach knows task {_name(task)}", next="p2pgrid jobs lists what there is")
+def no_such(task: TaskId) -> NotFound:
+    """Return the error of a task that nobody knows."""
+    return NotFound(f"no node within reach knows task {name_of(task)}", next="p2pgrid jobs lists what there is")
 
 
 def _lost(task: TaskId) -> ResultLost:
-    return ResultLost(f"the result of {_name(task)} is damaged on disk", next="submit it again")
+    return ResultLost(f"the result of {name_of(task)} is damaged on disk", next="submit it again")

@@ -198,6 +198,12 @@ class Inquiries(Handler):
         text = target.partition("/")[0].strip().lower()
         return any(text in (kept.name, kept.id.hex()) for kept in self.keeping.jobs.values())
 
+    def question(
+        self, peer: str, verb: str, arguments: dict[str, Any], then: Callable[[Round], None], now: float
+    ) -> None:
+        """Ask one member something in our own name."""
+        self._send([peer], verb, arguments, then, now)
+
     def _send(
         self, peers: Iterable[str], verb: str, arguments: dict[str, Any], then: Callable[[Round], None], now: float
     ) -> None:

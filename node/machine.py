@@ -26,6 +26,8 @@ from p2pgrid.core.shapes import CRASH, from_peer
 from p2pgrid.core.wire import pack
 from p2pgrid.node import answers
 from p2pgrid.node import events as e
+from p2pgrid.node.awaiting import TIMER as AWAIT
+from p2pgrid.node.awaiting import Awaiting
 from p2pgrid.node.clients import Door, last_logs
 from p2pgrid.node.depending import TIMER as DEPENDS
 from p2pgrid.node.depending import Depending
@@ -76,6 +78,7 @@ class Machine(Handler):
         self.neighbours = Neighbours(parts, rng)
         parts.round_trip_s = self.neighbours.round_trip_s
         self.inquiries = Inquiries(parts, self.door, self.relays, self._name_of)
+        self.awaiting = Awaiting(parts, self.depending, self.relays, self.inquiries)
         parts.serving = self.relays.serving
         self.relays.patience_s = self.inquiries.patience_s = self.neighbours.patience_s
         self.clients = self.door.clients
@@ -106,6 +109,7 @@ class Machine(Handler):
             CLONED: lambda _: self.neighbours.alone_again(),
             INQUIRY: lambda now, number: self.inquiries.due(number, now),
             LATE: lambda _, number: self.inquiries.too_late(number),
+            AWAIT: self.awaiting.again,
             RELAY: lambda now, client, job: self.relays.due(client, job, now),
         }
         self._events: dict[type, Callable[[Any, float], None]] = {
@@ -150,6 +154,8 @@ class Machine(Handler):
         parts.hungry = kind not in _GIVES_NOTHING
         parts.now = now
         self._events[kind](event, now)
+        if self.awaiting.jobs:
+            self.awaiting.attend(now)
         if parts.hungry and self.loaded:
             self._feed(now)
         if parts.later:
@@ -159,6 +165,8 @@ class Machine(Handler):
             for rest in parts.later:
                 rest()
             parts.later.clear()
+            if self.awaiting.jobs:
+                self.awaiting.attend(now)
             if parts.hungry:
                 self._feed(now)
         if parts.stopping and self.loaded:
@@ -297,6 +305,7 @@ class Machine(Handler):
         self.thieves.up(event.peer)
         self.neighbours.up(event, now)
         self.relays.up(event.peer, now)
+        self.awaiting.up()
         self.inquiries.up(event.peer, now)
 
     def _on_peer_roles(self, event: e.PeerRoles, now: float) -> None:

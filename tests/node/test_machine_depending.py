@@ -9,13 +9,15 @@ import pytest
 
 from p2pgrid.core import messages as m
 from p2pgrid.core.batch import CALLS, encode_batch
+from p2pgrid.core.chains import SUBMIT, WORK
 from p2pgrid.core.deps import DEPENDENT, TaskId, table
-from p2pgrid.core.errors import DependencyFailed, NotFound, TaskCancelled
+from p2pgrid.core.errors import DependencyFailed, NotAuthorized, NotFound, ObjectLost, TaskCancelled
 from p2pgrid.core.failure import decode_exception, encode_exception
 from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node import events as e
 from tests.node.desk import CODE, JOB, UNION, Desk, replies, runs, spec, tasks
-from tests.node.driver import Client, Faults, Needs, Task, World
+from tests.node.driver import Client, Faults, Needs, Submitted, Task, World
+from tests.node.grid_world import GridWorld
 
 OTHER = b"o" * 16
 
@@ -367,3 +369,122 @@ def test_a_chain_goes_on_without_its_client() -> None:
     kept = client.node.machine.keeping.jobs[JOB]
     assert world.run(lambda: kept.ended, 200)
     assert (kept.state, kept.done.size) == ("done", 50)
+
+
+# ---- tasks of jobs that are kept at other nodes ----------------------------------------------------------------------
+
+
+def two_clients(world: GridWorld, count: int = 3) -> tuple[Client, Client]:
+    """Nodes that see each other, a client at each of the first two."""
+    nodes = world.grid(count)
+    clients = Client(nodes[0], 1, b"s" * 16), Client(nodes[1], 1, b"t" * 16)
+    for client in clients:
+        client.connect()
+    return clients
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_tasks_of_another_nodes_job_are_waited_for(seed: int, first: bool) -> None:  # noqa: FBT001
+    """Whether they end before or after they are asked for, or are submitted a moment later."""
+    world = GridWorld(seed)
+    one, two = two_clients(world)
+
+    def submit() -> Submitted:
+        return one.submit(JOB, 30, lambda _: Task(0.2), detach=True)
+
+    if first:
+        submit()
+        world.run(lambda: bool(one.jobs[JOB].got), 10)
+    other = two.submit(OTHER, 20, lambda _: Task(0.05), needs=lambda i: [T(JOB, i), T(JOB, i + 10)], detach=True)
+    if not first:
+        world.run(lambda: False, 2.0)
+        submit()
+
+    assert world.run(lambda: other.ended, 60)
+    assert (other.state, len(other.got)) == ("done", 20)
+    assert two.node.machine.awaiting.jobs == {}
+    assert world.run(lambda: one.jobs[JOB].ended, 60)
+    assert world.run(lambda: not two.node.machine.relays.is_busy and not one.node.machine.relays.is_busy, 5)
+
+
+def test_no_other_results_than_those_that_are_needed_travel() -> None:
+    """Of a job of many tasks only one is read."""
+    world = GridWorld(1)
+    one, two = two_clients(world)
+    job = one.submit(JOB, 300, lambda _: Task(0.01))
+    assert world.run(lambda: job.ended, 60)
+    world.bytes.clear()
+    other = two.submit(OTHER, 1, lambda _: Task(0.05), needs=lambda _: [T(JOB, 250)])
+
+    assert world.run(lambda: other.ended, 60)
+    assert other.state == "done"
+    assert 0 < world.bytes[m.P_TOLD] < 200
+
+
+@pytest.mark.parametrize("restart", ["keeper", "waiter"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_restart_of_either_node_delays_it_only(seed: int, restart: str) -> None:
+    """Whoever waits asks again when the other is back, or when it is back itself."""
+    world = GridWorld(seed)
+    one, two = two_clients(world)
+    one.submit(JOB, 20, lambda _: Task(1.0), detach=True)
+    other = two.submit(OTHER, 20, lambda _: Task(0.05), needs=lambda i: [T(JOB, i)], detach=True)
+    assert world.run(lambda: len(other.got) > 3, 30)
+    node = {"keeper": one, "waiter": two}[restart].node
+    node.crash()
+    world.at(20.0, node.start)
+    if restart == "waiter":
+        world.at(21.0, two.connect)
+
+    assert world.run(lambda: other.ended, 120)
+    assert (other.state, len(other.got)) == ("done", 20)
+
+
+def test_a_failure_elsewhere_is_the_cause_here() -> None:
+    """And a cancelled job, too; and a task that a job elsewhere has not, once that is sure."""
+    world = GridWorld(1)
+    one, two = two_clients(world)
+    world.run(lambda: False, 5.0)
+    one.submit(JOB, 2, lambda index: Task(1.0, "raise" if index else "ok"), close=False)
+    long = one.submit(b"l" * 16, 1, lambda _: Task(1000.0))
+    needs = [[T(JOB, 0)], [T(JOB, 1)], [T(long.job, 0)], [T(JOB, 7)], [T(b"nobody's job....", 0)]]
+    other = two.submit(OTHER, 5, lambda _: Task(0.05), needs=lambda i: needs[i])
+    world.at(3.0, lambda: one.say(m.CANCEL, [long.job, None]))
+    began = world.now
+
+    assert world.run(lambda: other.ended, 60)
+    assert world.now - began < 15
+    shapes = {index: shape for index, (shape, _) in other.got.items()}
+    assert shapes == {0: 0, 1: 2, 2: 2, 3: 2, 4: 2}
+    causes = [decode_exception(unpack(other.got[index][1])).__cause__ for index in (1, 2, 3, 4)]
+    assert [type(cause) for cause in causes] == [ObjectLost, TaskCancelled, NotFound, NotFound]
+
+
+def test_for_a_node_that_may_not_read_there_is_no_such_task() -> None:
+    """Its tasks do not wait for ever."""
+    world = GridWorld(1)
+    nodes = [world.join("n0"), world.join("n1", "n0", roles=SUBMIT | WORK)]
+    assert world.run(lambda: all(node.sees("alive") == 2 for node in nodes), 10)
+    world.nodes["n0"].machine.parts.roles["n1"] = WORK
+    one, two = Client(nodes[0], 1, b"s" * 16), Client(nodes[1], 1, b"t" * 16)
+    one.connect()
+    two.connect()
+    one.submit(JOB, 1, lambda _: Task(1000.0))
+    other = two.submit(OTHER, 1, lambda _: Task(0.05), needs=lambda _: [T(JOB, 0)])
+
+    assert world.run(lambda: other.ended, 20)
+    assert isinstance(decode_exception(unpack(other.got[0][1])).__cause__, NotFound)
+
+
+def test_whoever_may_not_read_any_more_is_told_so() -> None:
+    """What waits fails with that."""
+    world = GridWorld(1)
+    one, two = two_clients(world, 2)
+    one.submit(JOB, 1, lambda _: Task(1000.0))
+    other = two.submit(OTHER, 1, lambda _: Task(0.05), needs=lambda _: [T(JOB, 0)])
+    world.run(lambda: False, 2.0)
+    one.node.handle(e.PeerRoles("n1", WORK))
+
+    assert world.run(lambda: other.ended, 1)
+    assert isinstance(decode_exception(unpack(other.got[0][1])).__cause__, NotAuthorized)
