@@ -18,12 +18,14 @@ from p2pgrid.core.errors import (
     QuotaExceeded,
     error_to_wire,
 )
+from p2pgrid.core.ids import job_name
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.shapes import from_client
 from p2pgrid.node import answers
 from p2pgrid.node import events as e
 from p2pgrid.node.depending import Depending
 from p2pgrid.node.kept import ABANDONED, Kept, Promise
+from p2pgrid.node.listing import Listing
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, Parts
 from p2pgrid.node.pool import Work
@@ -51,13 +53,16 @@ class Door(Handler):
     """All clients of this machine."""
 
     def __init__(
-        self, parts: Parts, outcomes: Outcomes, depending: Depending, relays: Relays, feed: Callable[[float], None],
+        self, parts: Parts, outcomes: Outcomes, depending: Depending, relays: Relays, listing: Listing,
+        feed: Callable[[float], None],
         answer: Callable[[str, dict[str, Any], float], dict[str, Any]], stop: Callable[[e.Stop, float], None],
     ) -> None:  # fmt: skip
         super().__init__(parts)
         self.outcomes = outcomes
         self.relays = relays
         self.depending = depending
+        self.listing = listing
+        listing.forget = self._forget
         self.feed = feed
         self.answer = answer
         self.stop = stop
@@ -163,6 +168,10 @@ class Door(Handler):
 
     def _open(self, client: int, body: Any, now: float) -> None:
         job, spec = body
+        if self.listing.forgotten(job):
+            over = NotFound(f"job {job_name(job)} was forgotten", next="submit it again")
+            self.out.append(e.Reply(client, m.REFUSED, 0, [job, "spec", 0, dict(error_to_wire(over))]))
+            return
         if job not in self.keeping.jobs and (refusal := self._refusal()) is not None:
             self.out.append(e.Reply(client, m.REFUSED, 0, [job, "spec", 0, dict(error_to_wire(refusal))]))
             return
@@ -354,10 +363,15 @@ class Door(Handler):
         """Delete jobs of this node with all that is known of them; return how many."""
         jobs = [kept for kept, _ in answers.targets(self.keeping, target)]
         for kept in jobs:
-            if not kept.ended:
-                self._cancel_spans(kept, None, (), "forgotten")
-            self.out += self.keeping.delete(kept.id, "forgotten")
+            self._forget(kept.id)
         return len(jobs)
+
+    def _forget(self, job: bytes) -> None:
+        kept = self.keeping.jobs[job]
+        if not kept.ended:
+            self._cancel_spans(kept, None, (), "forgotten")
+        self.out += self.keeping.delete(job, "forgotten")
+        self.listing.bury(job, kept.spec.submitted_s, kept.expires_s)
 
     def _keep_target(self, event: e.ClientSent, target: str, until: object) -> dict[str, Any] | None:
         if not isinstance(until, int | float) or not 0 <= until < UNIX_MAX_S:

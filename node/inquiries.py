@@ -22,6 +22,7 @@ from p2pgrid.core.ids import JOB_ID_LENGTH, job_name, match, parse_target
 from p2pgrid.core.ranges import Span
 from p2pgrid.node import events as e
 from p2pgrid.node.clients import Door
+from p2pgrid.node.listing import Listing
 from p2pgrid.node.parts import Handler, Parts
 from p2pgrid.node.relaying import Relays
 
@@ -29,6 +30,8 @@ TIMER = "inquiry"
 PATIENCE_S = 2.0
 ASKERS_MAX = 256
 """Requests of members that may be under way here at once."""
+ASKED_MAX = 32
+"""Up to so many members, all are asked what jobs they have; above, the list says whom to ask."""
 LATE_MAX = 256
 """Requests about what nobody knows that wait for members who are about to be here."""
 LATE = "late"
@@ -94,10 +97,11 @@ class Count:
 class Inquiries(Handler):
     """Both sides of requests between nodes."""
 
-    def __init__(self, parts: Parts, door: Door, relays: Relays, names: Callable[[str], str]) -> None:
+    def __init__(self, parts: Parts, door: Door, relays: Relays, listing: Listing, names: Callable[[str], str]) -> None:
         super().__init__(parts)
         self.door = door
         self.relays = relays
+        self.listing = listing
         relays.ask = self.has
         self.patience_s: Callable[[float, float], float] = lambda *_: 0.0
         self.names = names
@@ -114,18 +118,17 @@ class Inquiries(Handler):
         """Answer a request of a client of this machine with the help of others; False: this node alone will do."""
         if event.client < 0 or verb not in EVERYWHERE or arguments.get("mine"):
             return False
-        if not self.peers:
+        if not self.peers and not self._by_hearsay():
             within_s = 0.0 if verb in LISTS else self.patience_s(_within(arguments), now)
             if not within_s:
                 return False
         target = str(arguments.get("target", ""))
         if verb not in LISTS and self._is_here(target):
             return False
-        everybody = sorted(self.peers)
         if verb == "top":
-            self._send(everybody, "load", {}, lambda heard: self._top(event, heard), now)
+            self._send(sorted(self.peers), "load", {}, lambda heard: self._top(event, heard), now)
         elif verb == "jobs":
-            self._send(everybody, "jobs", {}, lambda heard: self._jobs(event, heard), now)
+            self._send(self._who_has_jobs(), "jobs", {}, lambda heard: self._jobs(event, heard), now)
         else:
             self._ask_about(Request(event, verb, arguments, now + _within(arguments)), now)
         return True
@@ -142,7 +145,19 @@ class Inquiries(Handler):
 
     def _ask_all_about(self, one: Request, now: float) -> None:
         known = frozenset(self.keeping.jobs)  # what is submitted while we ask was not meant
-        self._send(sorted(self.peers), "jobs", {}, lambda heard: self._targeted(one, heard, known), now)
+        self._send(self._who_has_jobs(), "jobs", {}, lambda heard: self._targeted(one, heard, known), now)
+
+    def _by_hearsay(self) -> bool:
+        """Whether this node has heard of jobs of others."""
+        return any(
+            not entry.forgotten and job not in self.keeping.jobs for job, entry in self.listing.list.jobs.items()
+        )
+
+    def _who_has_jobs(self) -> list[str]:
+        """Return whom to ask what jobs there are: everybody; in a large grid those who have some by the list."""
+        if len(self.peers) <= ASKED_MAX:
+            return sorted(self.peers)
+        return sorted({entry.owner for entry in self.listing.list.jobs.values()} & self.peers.keys())
 
     def _served(self, one: Request, job: bytes, span: Span | None, got: Round) -> None:
         """Pass on what the serving node said; if it does not have the job any more, somebody else may."""
@@ -169,10 +184,10 @@ class Inquiries(Handler):
 
     # ---- what nobody knows yet --------------------------------------------------------------------------------------
 
-    def _not_found(self, one: Request, error: GridError, now: float) -> None:
+    def _not_yet(self, one: Request, error: GridError, now: float) -> None:
         """Say so; but first wait for members that are about to be here, as long as whoever asked has time."""
         wait_s = self.patience_s(one.until_s - now, now) if one.until_s > now else 0.0
-        if not wait_s or error.code != "not-found" or len(self._late) >= LATE_MAX:
+        if not wait_s or error.code == "ambiguous" or len(self._late) >= LATE_MAX:
             self._refuse(one.event, error)
             return
         self._number += 1
@@ -269,6 +284,9 @@ class Inquiries(Handler):
         for peer, answer in found.items():
             said = answer.get("jobs")
             rows += [{**row, "owner": peer} for row in said if _is_row(row)] if isinstance(said, list) else []
+        once = {row["hex"]: row for row in reversed(rows)}
+        rows = [row for row in once.values() if not self.listing.forgotten(bytes.fromhex(row["hex"]))]
+        rows += self.listing.rows(but=set(once), heard={*found, self.config.node_id})
         return sorted(rows, key=lambda row: (-row["submitted"], row["hex"]))
 
     def _may_not(self, event: e.ClientSent, heard: Round) -> bool:
@@ -303,7 +321,7 @@ class Inquiries(Handler):
             if error.code == "not-found" and self.peers.keys() - heard.asked and now < one.until_s:
                 self._ask_about(one, now)  # somebody came meanwhile
             else:
-                self._not_found(one, error, now)
+                self._not_yet(one, error, now)
             return
         for row in matched:
             if row["owner"] != me:
@@ -318,15 +336,26 @@ class Inquiries(Handler):
             self.door.alone(one.event, one.verb, wanted, now)
         elif one.verb == "find":
             self._reply(one.event, _found(bytes.fromhex(row["hex"]), span), [])
+        elif row["owner"] not in self.peers:
+            where = self.names(row["owner"])
+            why = f"{where}, which has {row['id']}, is not here"
+            self._not_yet(one, GridError(why, code="timed-out", next="p2pgrid members shows who is alive"), now)
         else:
             self._send([row["owner"]], one.verb, wanted, lambda got: self._passed_on(one.event, row, got), now)
 
     def _count_rounds(self, count: Count, now: float) -> None:
         """Cancel or forget one job after the other at the nodes that have them."""
         event, verb = count.request.event, count.request.verb
-        while count.left and count.left[0][0] == self.config.node_id:
-            _, target = count.left.pop(0)
-            count.add(self.door.here(verb, target))
+        while count.left and count.left[0][0] not in self.peers:
+            owner, target = count.left.pop(0)
+            if owner == self.config.node_id:
+                count.add(self.door.here(verb, target))
+            elif verb == "forget" and may(self.parts.own_roles, "submit"):
+                entry = self.listing.list.jobs[bytes.fromhex(target.partition("/")[0])]
+                self.listing.bury(entry.job, entry.submitted_s, entry.expires_s)
+                count.add(1)  # whoever has it hears of it when it is back
+            else:
+                count.silent = list(dict.fromkeys([*count.silent, self.names(owner)]))
         if not count.left:
             answer = {COUNTED[verb]: count.total}
             body = {**answer, "unanswered": count.silent} if count.silent else answer

@@ -10,7 +10,7 @@ Rule: this file knows neither workers nor the pool nor peers. It says which task
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -86,6 +86,8 @@ class Keeping:
         self._marked: dict[int, tuple[Job, Mark]] = {}
         self.readers = Readers(self.jobs, node, node_name, options, self._token)
         self._failed: list[Unsynced] = []
+        self.changed: Callable[[Kept], None] = lambda _: None
+        """Hears of every job that is new here, has ended, or is kept for longer."""
 
     # ---- a life begins ----------------------------------------------------------------------------------------------
 
@@ -105,6 +107,7 @@ class Keeping:
                 self._load(self.jobs[row.job], row)
         for kept in self.jobs.values():
             kept.order.sort()
+            self.changed(kept)
 
     def _load(self, kept: Kept, row: Row) -> None:
         record = kept.record
@@ -279,6 +282,7 @@ class Keeping:
             kept = self.jobs[job] = Kept(job, job_name(job), spec, Record())
             kept.record.spec = packed
             kept.record.expires = spec.submitted_s + spec.ttl_s
+            self.changed(kept)
         kept.programs.add(client)
         row = Row(job, "spec", b"", kept.record.spec or packed, b"")
         return kept, self._mark(kept, ("spec", b""), row, Reply(client, m.ACK, 0, [job, "spec", 0]))
@@ -432,6 +436,7 @@ class Keeping:
         kept.state = state
         kept.record.state = State.CANCELLED if state in (CANCELLED, ABANDONED) else State.FINISHED
         _, effect = self.store([self._end(kept)])
+        self.changed(kept)
         out: list[Effect] = [effect]
         for watch in kept.watches.values():
             out += self.readers.catch_up(kept, watch)
@@ -489,6 +494,7 @@ class Keeping:
     def keep_until(self, kept: Kept, until_s: float, promises: Iterable[Promise]) -> Effect:
         """Let a job expire at `until_s`, in unix seconds, or later: its time only grows."""
         kept.record.expires = max(kept.record.expires, until_s)
+        self.changed(kept)
         rows = [Row(kept.id, "expiry", b"", pack(kept.record.expires), b"")]
         return self.store(rows, promises)[1]
 

@@ -37,6 +37,8 @@ from p2pgrid.node.fitness import Fitness
 from p2pgrid.node.inquiries import LATE, Inquiries
 from p2pgrid.node.inquiries import TIMER as INQUIRY
 from p2pgrid.node.kept import Kept
+from p2pgrid.node.listing import TIMER as LISTING
+from p2pgrid.node.listing import Listing
 from p2pgrid.node.members import Members
 from p2pgrid.node.moves import RERUN
 from p2pgrid.node.neighbours import CLONED, CONNECTED_MAX, Neighbours
@@ -69,17 +71,21 @@ class Machine(Handler):
         self.members = Members(parts, self.fitness, self.outcomes)
         self.relays = Relays(parts, self._name_of)
         self.depending = Depending(parts, self.outcomes)
+        self.listing = Listing(parts, rng, self._name_of)
+        self.listing.has = self.relays.place
+        self.listing.wall_s = lambda now: self.wall(now) if self._believes_clocks() else 0.0
         self.door = Door(
-            parts, self.outcomes, self.depending, self.relays, self._feed,
+            parts, self.outcomes, self.depending, self.relays, self.listing, self._feed,
             lambda *asked: answers.answer(self, *asked), self._on_stop,
         )  # fmt: skip
         self.doubling = Doubling(parts, self.fitness, self.members.granting)
         self.thieves = Thieves(parts, self.fitness, self.outcomes, self.members)
         self.neighbours = Neighbours(parts, rng)
         parts.round_trip_s = self.neighbours.round_trip_s
-        self.inquiries = Inquiries(parts, self.door, self.relays, self._name_of)
+        self.inquiries = Inquiries(parts, self.door, self.relays, self.listing, self._name_of)
         self.awaiting = Awaiting(parts, self.depending, self.relays, self.inquiries)
         parts.serving = self.relays.serving
+        self.listing.is_leaf = self.neighbours.is_leaf
         self.relays.patience_s = self.inquiries.patience_s = self.neighbours.patience_s
         self.clients = self.door.clients
         self.wall_offset_s = 0.0
@@ -108,6 +114,7 @@ class Machine(Handler):
             NEIGHBOURS: self._on_neighbours,
             CLONED: lambda _: self.neighbours.alone_again(),
             INQUIRY: lambda now, number: self.inquiries.due(number, now),
+            LISTING: self.listing.tick,
             LATE: lambda _, number: self.inquiries.too_late(number),
             AWAIT: self.awaiting.again,
             RELAY: lambda now, client, job: self.relays.due(client, job, now),
@@ -128,7 +135,7 @@ class Machine(Handler):
             e.PeerDown: self._on_peer_down,
             e.PeerRoles: self._on_peer_roles,
             e.PeerSent: self._on_peer_sent,
-            e.Belongs: self.neighbours.belongs,
+            e.Belongs: self._on_belongs,
             e.Listens: self.neighbours.listens,
             e.Reachable: self.neighbours.reachable,
             e.Leaving: self._on_leaving,
@@ -169,6 +176,8 @@ class Machine(Handler):
                 self.awaiting.attend(now)
             if parts.hungry:
                 self._feed(now)
+        if self.listing.changed:
+            self.listing.settle(now)
         if parts.stopping and self.loaded:
             self._settle_stop(now)
         yield self.relays.addressed(self.out)
@@ -200,6 +209,7 @@ class Machine(Handler):
         self.holding.begin(event.incarnation)
         self.thief.begin(event.incarnation)
         self.neighbours.loaded(event)
+        self.listing.load(event.rows)
         self.loaded = True
         codes: dict[bytes, list[bytes]] = {}
         for row in event.rows:
@@ -304,9 +314,14 @@ class Machine(Handler):
         self.members.up(event, now)
         self.thieves.up(event.peer)
         self.neighbours.up(event, now)
+        self.listing.up(event.peer, now)
         self.relays.up(event.peer, now)
         self.awaiting.up()
         self.inquiries.up(event.peer, now)
+
+    def _on_belongs(self, event: e.Belongs, now: float) -> None:
+        self.neighbours.belongs(event, now)
+        self.listing.belongs(event, now)
 
     def _on_peer_roles(self, event: e.PeerRoles, now: float) -> None:
         self.members.roles_changed(event, now)
@@ -338,6 +353,8 @@ class Machine(Handler):
                     self.inquiries.refused(event.peer, from_peer(event.kind, event.body), now)
                 case kind if m.P_READ <= kind <= m.P_UNREAD:
                     self.relays.sent(event, now)
+                case kind if m.P_JOBS <= kind <= m.P_JOBS_RECORDS:
+                    self.listing.sent(event, now)
                 case kind if m.P_STEAL <= kind <= m.P_LIFELINE:
                     self.thieves.sent(event, now)
                 case _:
@@ -459,6 +476,7 @@ class Machine(Handler):
         self.neighbours.stalled(event.seconds, now)
         self.members.stalled(event.seconds)
         self.thieves.stalled(event.seconds)
+        self.listing.list.stalled(event.seconds)
         for key, at_s in list(self.parts.timers.items()):
             if key[0] in {"orphan", "debt", "linger"}:
                 self.parts.timer(key, at_s + event.seconds)
@@ -469,12 +487,16 @@ class Machine(Handler):
 
     def _expire(self, now: float) -> None:
         self.parts.timer(("expire",), now + 600.0)
-        if abs(self.neighbours.offset_s or 0.0) > CLOCK_APART_S:
+        if not self._believes_clocks():
             return  # whoever's clock is wrong, nothing is deleted by it
+        self.listing.expire(self.wall(now))
         gone, effects = self.keeping.expired(self.wall(now))
         self.out += effects
         for job in gone:
             self.outcomes.forget(job)
+
+    def _believes_clocks(self) -> bool:
+        return abs(self.neighbours.offset_s or 0.0) <= CLOCK_APART_S
 
     def _linger(self, now: float) -> None:
         """An embedded node ends after its last client and its last detached job."""

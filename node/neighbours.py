@@ -178,6 +178,11 @@ class Neighbours(Handler):
                 self._perform(self._time.received(event.peer, event.kind, body, now), now, of_view=True)
         self._settle(now)
 
+    def is_leaf(self, peer: str) -> bool:
+        """Whether a member wants to be left alone."""
+        entry = None if self.view is None else self.view.members.get(peer)
+        return entry is not None and entry.known.card.leaf
+
     def patience_s(self, within_s: float, now: float) -> float:
         """Return how long it makes sense to wait for members that are not connected yet, at most `within_s`.
 

@@ -341,7 +341,11 @@ class Network:
     def frame(self, peer: str, kind: int, body: Any) -> None:
         if peer not in self.members:
             return
-        if m.P_WANT <= kind <= m.P_CLOCK_IS or m.P_STEAL <= kind <= m.P_LIFELINE or m.P_READ <= kind <= m.P_UNREAD:
+        if (
+            m.P_WANT <= kind <= m.P_CLOCK_IS
+            or m.P_STEAL <= kind <= m.P_LIFELINE
+            or m.P_READ <= kind <= m.P_JOBS_RECORDS
+        ):
             self.later(e.PeerSent(peer, kind, body))
         elif m.L_REVOCATIONS <= kind <= m.L_SHOW:
             self.trustees.frame(peer, kind, body)

@@ -115,6 +115,11 @@ P_TOLD = 161  # [rid, no, kind, body]           frame number no for that reader:
 P_TAKEN = 162  # [rid, bytes]                   credit, as by GOT
 P_UNREAD = 163  # [rid]                         it reads no more
 
+# ---- the list of jobs (node/listing.py); entry: core.listed ---------------------------------------------------------
+P_JOBS = 164  # [[entry, …]]                    news
+P_JOBS_DIGEST = 165  # [8 bytes over all, or 8 bytes for each of core.member.BUCKETS]
+P_JOBS_RECORDS = 166  # [[bucket, …], [entry, …]]   all I know in buckets that differ; send what is newer
+
 # ---- membership (control stream); read by `core.shapes.from_neighbour` ----------------------------------------------
 # `accused`: the incarnation of the receiver that the sender holds for suspect, dead or left, else 0: it can refute.
 # update = [node id, incarnation, status, by, card or None]   status and card: core.member; by: who says so

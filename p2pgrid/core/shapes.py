@@ -10,10 +10,12 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
+from p2pgrid.core import listed
 from p2pgrid.core import messages as m
 from p2pgrid.core.batch import ID_BYTES, TASKS_MAX
 from p2pgrid.core.chains import CHAIN_BYTES_MAX, SIGNATURE_LENGTH
 from p2pgrid.core.errors import PeerError
+from p2pgrid.core.listed import Listed
 from p2pgrid.core.member import BUCKETS, INCARNATION_MAX, LEFT, LIFE_BYTES, Card, Update
 from p2pgrid.core.pieces import OBJECT_BYTES_MAX, PIECE_BYTES, Manifest, ObjectId, is_id, read_manifest
 from p2pgrid.core.ranges import RangeSet
@@ -439,6 +441,18 @@ def _told(body: Any) -> tuple[tuple[int, int], int, int, Any]:
     return _rid(rid), _whole(number), kind, read(told)
 
 
+def _entries(value: Any) -> list[Listed]:
+    if len(_list(value)) > UPDATES_MAX:
+        _refuse("list of jobs (too long)")
+    return [listed.read(one) for one in value]
+
+
+def _digest(value: Any) -> bytes:
+    if len(_data(value)) not in (8, 8 * BUCKETS):
+        _refuse("digest")
+    return bytes(value)
+
+
 _CLIENT: dict[int, Callable[[Any], Any]] = {
     m.OPEN: _array(_job, _data),
     m.CODE: _array(_job, _job, _data),
@@ -475,6 +489,9 @@ _PEER: dict[int, Callable[[Any], Any]] = {
     m.P_TOLD: _told,
     m.P_TAKEN: _array(_rid, _whole),
     m.P_UNREAD: _array(_rid),
+    m.P_JOBS: _array(_entries),
+    m.P_JOBS_DIGEST: _array(_digest),
+    m.P_JOBS_RECORDS: _array(_buckets, _entries),
 }
 
 

@@ -544,6 +544,7 @@ class Submitted:
     detach: bool = False
     close: bool = True
     needs: Needs | None = None
+    ttl_s: float = 7 * 86400.0
     patience_s: float | None = None
     """Set: it is only read."""
     state: str = ""
@@ -559,7 +560,7 @@ class Submitted:
         if self.patience_s is not None:
             client.say(m.WATCH, [self.job, had, self.patience_s])
             return
-        spec = Spec("map", "", client.session, UNIX_0 + 1000.0, 7 * 86400.0, detach=self.detach).packed()
+        spec = Spec("map", "", client.session, UNIX_0 + 1000.0, self.ttl_s, detach=self.detach).packed()
         client.say(m.OPEN, [self.job, spec])
         client.say(m.CODE, [self.job, CODE, UNION])
         for lo in range(0, self.count, self.batch):

@@ -345,9 +345,11 @@ def test_who_does_not_answer_is_named() -> None:
     nodes[0].freeze()
     answer = _asked(world, other, "jobs")
 
-    assert answer == {"jobs": [], "unanswered": ["n0"]}
+    assert answer["unanswered"] == ["n0"]
+    assert [(row["hex"], row["owner"], row["state"]) for row in answer["jobs"]] == [(JOB.hex(), "n0", "running")]
+    assert "n0, which has it, does not answer" in answer["jobs"][0]["waiting"]
     error = _asked(world, other, "show", target="last")
-    assert error["code"] == "not-found"
+    assert error["code"] == "timed-out"
 
 
 def test_an_unknown_target_is_not_found() -> None:
