@@ -37,6 +37,6 @@ def test_example_is_right(path: Path, tmp_path: Path) -> None:
     assert until(lambda: alive(tmp_path) == [], 20.0), alive(tmp_path)
 
 
-def test_there_are_five() -> None:
+def test_there_are_six() -> None:
     """The ones the README names."""
-    assert [path.stem for path in EXAMPLES] == ["hello", "julia", "machines", "monte_carlo", "wordcount"]
+    assert [path.stem for path in EXAMPLES] == ["hello", "julia", "machines", "monte_carlo", "pipeline", "wordcount"]
