@@ -277,7 +277,7 @@ class Door(Handler):
     def _got(self, client: int, body: Any, now: float) -> None:
         kept = self.keeping.jobs.get(body[0])
         if kept is not None and client in kept.watches:
-            self.out += self.keeping.readers.got(kept, client, body[1])
+            self.out += self.keeping.readers.got(kept, client, *body[1:])
         else:
             self.relays.got(client, *body)
 

@@ -65,6 +65,8 @@ class Watch:
     sent: RangeSet
     window_bytes: int
     unread: int = 0
+    wanted: int | None = None
+    """The task whose result it waits for, whatever else is on its way: it takes results in order."""
     behind: bool = False
     fetching: int = 0
     ended: bool = False

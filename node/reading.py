@@ -91,14 +91,15 @@ class Readers:
     def deliver(self, kept: Kept, entries: list[list[Any]]) -> list[Effect]:
         out: list[Effect] = []
         for watch in kept.watches.values():
-            if watch.behind or watch.fetching:
-                continue  # it catches up in order when it asks for more
-            if watch.unread > watch.window_bytes:
+            if watch.fetching:
+                continue  # it catches up in order when that is here
+            if watch.behind or watch.unread > watch.window_bytes:
                 watch.behind = True
-                continue
-            send = entries
+                send = [e for e in entries if watch.wanted is not None and e[0] <= watch.wanted < e[1]]
+            else:
+                send = entries
             if watch.sent:
-                send = [e for e in entries if watch.sent.missing(e[0], e[1])]
+                send = [e for e in send if watch.sent.missing(e[0], e[1])]
             for entry in send:
                 watch.sent.add(entry[0], entry[1])
                 watch.unread += size_of(entry[3])
@@ -115,12 +116,13 @@ class Readers:
             out.append(Reply(client, m.CANCELLED, 0, [kept.id, kept.cancelled.flat()]))
         return out + self.catch_up(kept, watch)
 
-    def got(self, kept: Kept, client: int, size: int) -> list[Effect]:
-        """A reader took that many bytes in."""
+    def got(self, kept: Kept, client: int, size: int, wanted: int | None = None) -> list[Effect]:
+        """A reader took that many bytes in, and may wait for one result before it can take in those it has."""
         watch = kept.watches.get(client)
         if watch is None:
             return []
         watch.unread = max(0, watch.unread - size)
+        watch.wanted = wanted
         return self.catch_up(kept, watch)
 
     def fetched(self, token: int, rows: Sequence[Row]) -> list[Effect]:
@@ -178,7 +180,9 @@ class Readers:
             budget = watch.window_bytes - watch.unread
             step = self.options.step_bytes
             for batch, size in self._missing(kept, watch.sent):
-                if budget <= 0 or step <= 0 or len(batches) >= FETCH_MAX:
+                results = kept.record.results[batch]
+                is_wanted = watch.wanted is not None and results.lo <= watch.wanted < results.hi
+                if (budget <= 0 and not is_wanted) or step <= 0 or len(batches) >= FETCH_MAX:
                     watch.behind = True
                     break
                 budget -= size

@@ -56,6 +56,8 @@ class Relay:
     number: int = 0
     came: int = 0
     """Frames of this subscription."""
+    wanted: int | None = None
+    """The task for whose result the client waits."""
     end: tuple[int, list[Any]] | None = None
     """The number of the last frame and what it says: large ones before it may come after it."""
     asked: set[str] = field(default_factory=set)
@@ -143,11 +145,16 @@ class Relays(Handler):
         for _, job in [key for key in self._relays if key[0] == client]:
             self.unwatch(client, job)
 
-    def got(self, client: int, job: bytes, size: int) -> None:
-        """A client took that many bytes in."""
+    def got(self, client: int, job: bytes, size: int, wanted: int | None = None) -> None:
+        """A client took that many bytes in, and may wait for one result."""
         relay = self._relays.get((client, job))
-        if relay is not None and relay.peer:
-            self.out.append(e.Send(relay.peer, m.P_TAKEN, [self._rid(relay), size]))
+        if relay is not None:
+            relay.wanted = wanted
+            self._credit(relay, size)
+
+    def _credit(self, relay: Relay, size: int) -> None:
+        if relay.peer:
+            self.out.append(e.Send(relay.peer, m.P_TAKEN, [self._rid(relay), size, relay.wanted]))
 
     def _rid(self, relay: Relay) -> list[int]:
         return [self.keeping.incarnation, relay.number]
@@ -169,6 +176,8 @@ class Relays(Handler):
             relay.peer, relay.number, relay.came, relay.end = peer, self._number, 0, None
             self._numbers[relay.number] = relay
             self.out.append(e.Send(peer, m.P_READ, [self._rid(relay), relay.job, relay.had.flat()]))
+            if relay.wanted is not None:
+                self._credit(relay, 0)
 
     def _leave(self, relay: Relay) -> None:
         """Read there no more."""
@@ -283,7 +292,7 @@ class Relays(Handler):
             relay.had.add(entry[0], entry[1])
         stale = sum(size_of(entry[3]) for entry in entries) - sum(size_of(entry[3]) for entry in fresh)
         if stale:
-            self.got(relay.client, relay.job, stale)
+            self._credit(relay, stale)
         if fresh:
             self.out.append(e.Reply(relay.client, m.RESULT, 0, [relay.job, fresh]))
 
@@ -311,11 +320,11 @@ class Relays(Handler):
             self.out += self.keeping.readers.watch(kept, reader, had, WINDOW_BYTES)
 
     def _taken(self, peer: str, body: Any, now: float) -> None:
-        rid, size = body
+        rid, size, wanted = body
         reader = self._reader_of.get((peer, rid))
         kept = self.keeping.jobs.get(self._readers[reader].job) if reader is not None else None
         if reader is not None and kept is not None:
-            self.out += self.keeping.readers.got(kept, reader, size)
+            self.out += self.keeping.readers.got(kept, reader, size, wanted)
 
     def _unread(self, peer: str, body: Any, now: float) -> None:
         reader = self._reader_of.get((peer, body[0]))

@@ -235,6 +235,11 @@ class Session:
         with self.lock:
             self._credit_locked(job, size)
 
+    def starves(self, job: bytes, index: int) -> None:
+        """Tell the node that the results here wait for one that is not: it comes whatever is under way."""
+        with self.lock:
+            self.say(frame(GOT, [job, self._credit.pop(job, 0), index]))
+
     def _credit_locked(self, job: bytes, size: int) -> None:
         total = self._credit.get(job, 0) + size
         if total >= CREDIT_STEP_BYTES:

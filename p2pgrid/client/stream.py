@@ -15,6 +15,9 @@ from p2pgrid.client.session import Session
 from p2pgrid.core.errors import TaskCancelled
 from p2pgrid.core.ranges import RangeSet
 
+HELD_STEP_BYTES = 1 << 20
+"""Results that wait for one before them, after which that one is asked for; well below any window."""
+
 
 class Feed(Protocol):
     """Whoever sends the inputs of the job."""
@@ -70,6 +73,10 @@ class Stream:
         self._open_handed = False
         self._arrived = threading.Condition()
         self._waiting = 0
+        self._held_bytes = 0
+        """Of results that wait for one before them."""
+        self._said = (-1, 0)
+        """For which one the node was asked last, and how many bytes waited then."""
         self._wakers: list[Any] = []
 
     # ---- for the reader thread ---------------------------------------------------------------------------------------
@@ -95,10 +102,20 @@ class Stream:
                 part = Part(a, b, shape, data, a - lo, node, attempt, size)
                 if self._ordered:
                     self._parts[a] = part
+                    self._held_bytes += size
                 else:
                     self._queue.append(part)
         self._wake()
+        if self._waiting or self._wakers:
+            self._say_what_is_missing()
         return consumed
+
+    def _say_what_is_missing(self) -> None:
+        """What is here may fill the window, and the next one would never come."""
+        at, (last, before) = self.at, self._said
+        if self._held_bytes >= (before if at == last else 0) + HELD_STEP_BYTES and at not in self._parts:
+            self._said = at, self._held_bytes
+            self._session.starves(self.job, at)
 
     def ended(self, state: str, reason: str) -> None:
         """Take the end of the job."""
@@ -133,6 +150,7 @@ class Stream:
             if part is None:
                 return None
             self.at = part.hi
+            self._held_bytes -= part.size
         else:
             if not self._queue:
                 return None
@@ -169,6 +187,7 @@ class Stream:
     def wait(self, deadline: float | None) -> None:
         """Wait until something new may be there. Raises TimeoutError after `deadline` (monotonic)."""
         self._session.may_wait()
+        self._say_what_is_missing()
         with self._arrived:
             self._waiting += 1
             try:
@@ -183,6 +202,7 @@ class Stream:
     def call_when_new(self, waker: Any) -> None:
         """Set the result of the future `waker` once something new may be there."""
         self._wakers.append(waker)
+        self._say_what_is_missing()
         if self._has_next() or self.idle:
             self._wake()
 

@@ -15,7 +15,8 @@ CLOSE = 5  # [job16, n]                        the job has n tasks and gets no m
 WATCH = 6  # [job16, [lo, hi, lo, hi, …] already had, seconds]   results flow as RESULT from now on, STATE at the end
 WATCH_S = 10.0
 CANCEL = 7  # [job16, [lo, hi, …] or None]     None: the whole job
-GOT = 8  # [job16, bytes]                      credit: that many result bytes were taken in
+# index: the reader holds later results and waits for this one, which comes whatever is under way; nil or missing: none
+GOT = 8  # [job16, bytes, index]               credit: that many result bytes were taken in
 REQUEST = 9  # [verb, {arguments}]             see REQUESTS
 GOODBYE = 10  # []                             the client leaves on purpose
 UNWATCH = 11  # [job16]
@@ -112,7 +113,7 @@ ASKED = ("jobs", "show", "explain", "cancel", "logs", "load", "find", "forget", 
 # ---- a reader at one node, the job at another (node/relaying.py) ---------------------------------------------------
 P_READ = 160  # [rid, job16, [lo, hi, …] already had]   a client of mine reads this job of yours, as by WATCH
 P_TOLD = 161  # [rid, no, kind, body]           frame number no for that reader: RESULT CANCELLED NOTICE STATE REFUSED
-P_TAKEN = 162  # [rid, bytes]                   credit, as by GOT
+P_TAKEN = 162  # [rid, bytes, index]            as GOT
 P_UNREAD = 163  # [rid]                         it reads no more
 
 # ---- the list of jobs (node/listing.py); entry: core.listed ---------------------------------------------------------

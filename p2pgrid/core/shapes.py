@@ -413,6 +413,14 @@ def _watch(body: Any) -> tuple[bytes, RangeSet, float]:
     return _job(job), _ranges(had), min(_optional(body, 2, _seconds, m.WATCH_S), WATCH_S_MAX)
 
 
+def _credit(of: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, int, int | None]]:
+    def read(body: Any) -> tuple[Any, int, int | None]:
+        which, size = _fields(body, 2)
+        return of(which), _whole(size), _optional(body, 2, lambda one: None if one is None else _whole(one), None)
+
+    return read
+
+
 def _entry(value: Any) -> list[Any]:
     """Read a result as a reader gets it."""
     node, attempt = _fields(value, 6)[4:]
@@ -461,7 +469,7 @@ _CLIENT: dict[int, Callable[[Any], Any]] = {
     m.WATCH: _watch,
     m.UNWATCH: _array(_job),
     m.CANCEL: _array(_job, _some_ranges),
-    m.GOT: _array(_job, _whole),
+    m.GOT: _credit(_job),
     m.REQUEST: _request,
     m.GOODBYE: _nothing,
 }
@@ -487,7 +495,7 @@ _PEER: dict[int, Callable[[Any], Any]] = {
     m.P_LIFELINE: _array(_rid, _seconds, _rates, _has),
     m.P_READ: _array(_rid, _job, _ranges),
     m.P_TOLD: _told,
-    m.P_TAKEN: _array(_rid, _whole),
+    m.P_TAKEN: _credit(_rid),
     m.P_UNREAD: _array(_rid),
     m.P_JOBS: _array(_entries),
     m.P_JOBS_DIGEST: _array(_digest),

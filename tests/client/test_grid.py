@@ -864,3 +864,25 @@ def test_a_function_captures_no_ref(connect: Connect) -> None:
 def test_dask_sees_the_slots(connect: Connect) -> None:
     """Dask reads `_max_workers`."""
     assert connect()._max_workers == 2
+
+
+def test_who_waits_for_one_result_says_so_when_later_ones_fill_up(node: ScriptedNode, connect: Connect) -> None:
+    """Results in order, the first comes last: the node hears which one is missing, and can send it past its window."""
+    node.runs = False
+    grid = connect()
+    results = grid.map(str, range(3), chunksize=1)
+    node.wait_for(lambda: m.WATCH in node.kinds() and len(node.inputs) == 1)
+    (job,) = node.inputs
+    big = pickle.dumps("x" * 1_500_000, 5)
+    taken: list[Any] = []
+    reader = threading.Thread(target=lambda: taken.extend(results))
+    reader.start()
+    for index in (2, 1):
+        node.send(m.RESULT, [job, [[index, index + 1, 0, [big], "n0", 1]]])
+    node.wait_for(lambda: any(one.kind == m.GOT and one.body == [job, 0, 0] for one in node.heard))
+    assert not taken
+    node.send(m.RESULT, [job, [[0, 1, 0, [big], "n0", 1]]])
+    node.send(m.STATE, [job, "done", ""])
+    reader.join(10)
+
+    assert [len(value) for value in taken] == [1_500_000] * 3

@@ -10,7 +10,8 @@ from p2pgrid.core import messages as m
 from p2pgrid.core.chains import OBSERVE, WORK
 from p2pgrid.node import events as e
 from p2pgrid.node import relaying
-from tests.node.driver import Client, Faults, Submitted, Task
+from p2pgrid.node.kept import KeepingOptions
+from tests.node.driver import Client, Faults, Submitted, Task, value_of
 from tests.node.grid_world import GridNode, GridWorld
 
 JOB = b"j" * 16
@@ -187,6 +188,35 @@ def test_a_reader_that_takes_nothing_in_is_sent_a_window(monkeypatch: pytest.Mon
 
     assert read.ended
     _is_whole(read, own)
+
+
+@pytest.mark.parametrize("at", [0, 2])
+def test_who_takes_results_in_order_gets_the_one_he_waits_for(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """His window is full of later ones, which he cannot take in before; at the accepting node and elsewhere."""
+    monkeypatch.setattr(relaying, "WINDOW_BYTES", 200)
+    world, nodes = _grid(19, keeping=KeepingOptions(window_bytes=200))
+    own = _client(nodes[0]).submit(JOB, COUNT, lambda i: Task(5.0 if i % 40 == 0 else 0.01), batch=1)
+    other = _client(nodes[at], 2)
+    other.slow = True
+    read = other.read(JOB)
+    taken, most = 0, 0
+
+    def take() -> None:
+        nonlocal taken, most
+        size = 0
+        most = max(most, sum(index >= taken for index in read.got))
+        while taken in read.got:
+            size += len(value_of(JOB, taken))
+            taken += 1
+        other.say(m.GOT, [JOB, size, taken])
+        world.at(0.05, take)
+
+    take()
+
+    assert world.run(lambda: read.ended and own.ended, 120)
+    assert set(read.got) == set(range(COUNT))
+    assert set(read.delivered.values()) == {1}
+    assert most < COUNT // 2
 
 
 def test_the_end_is_told_after_the_last_result() -> None:
