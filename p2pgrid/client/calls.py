@@ -45,18 +45,14 @@ class Calls(FutureTable):
         # The number of the next task follows from what is held: appending to the run is the one step that counts, so
         # that Ctrl-C between any two of them leaves a task either whole or not there.
         self._run: list[Any] = []
-        """Pickled arguments; or such and the tasks they wait for, if the run is `_dependent`."""
-        self._dependent = False
+        """Pickled arguments, or such and the tasks they wait for."""
+        self._after: tuple[Function, Mapping[str, Any]] | None = None
+        """What the last run calls, if its tasks wait for others; then it has no `_function`."""
         self._run_lo = 0
         session.held.append(self)
 
-    def submit(
-        self, function: Function, options: Mapping[str, Any], data: bytes, deps: Sequence[TaskId] = ()
-    ) -> Future:
-        """Add a task; equal options are the same object. Raises JobOver if the job takes none any more.
-
-        `deps` are the tasks whose results belong into the arguments; whoever holds them back has sent them.
-        """
+    def submit(self, function: Function, options: Mapping[str, Any], data: bytes) -> Future:
+        """Add a task; equal options are the same object. Raises JobOver if the job takes none any more."""
         session = self.session
         with session.lock:
             if self.over:
@@ -65,14 +61,9 @@ class Calls(FutureTable):
                 self.flush()
             index = self._run_lo + len(self._run)
             future = self.futures[index] = Future(self, index)
-            run = self._run
             if function is not self._function or options is not self._options or not self._runs:
-                run = self._begin_run(index, function, options)
-            if deps or self._dependent:
-                if self._dependent is not bool(deps) and run:
-                    run = self._begin_run(index, function, options)
-                self._dependent = bool(deps)
-            run.append((data, deps) if deps else data)
+                self._begin_run(index, function, options)
+            self._run.append(data)
             self._held_bytes += len(data)
             if (
                 not session.hot
@@ -83,12 +74,31 @@ class Calls(FutureTable):
                 self.flush()
         return future
 
-    def _begin_run(self, index: int, function: Function, options: Mapping[str, Any]) -> list[Any]:
+    def submit_after(
+        self, function: Function, options: Mapping[str, Any], data: bytes, deps: Sequence[TaskId]
+    ) -> Future:
+        """Add a task with the results of others in its arguments; whoever holds these back has sent them."""
+        with self.session.lock:
+            if self.over:
+                raise JobOver
+            if self._held_bytes and self._held_bytes + len(data) > HELD_BYTES_MAX:
+                self.flush()
+            index = self._next
+            future = self.futures[index] = Future(self, index)
+            if self._after != (function, options) or not self._runs:
+                self._begin_run(index, function, options)
+                self._after, self._function = (function, options), None
+            self._run.append((data, deps))
+            self._held_bytes += len(data)
+            few = not self.session.hot or len(self.futures) <= self.session.welcome.slots
+            if few or index - self._sent >= HELD_TASKS_MAX - 1 or self._held_bytes >= HELD_BYTES_MAX:
+                self.flush()
+        return future
+
+    def _begin_run(self, index: int, function: Function, options: Mapping[str, Any]) -> None:
         self._run, self._run_lo = [], index
         self._runs.append((function, options, self._run))
-        self._function, self._options = function, options
-        self._dependent = False
-        return self._run
+        self._function, self._options, self._after = function, options, None
 
     @property
     def _next(self) -> int:

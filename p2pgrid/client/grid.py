@@ -159,7 +159,7 @@ class Grid(Executor):
                 if one.task[0] != calls.id:  # what is in one job leaves in its order anyway
                     one.sent()
             try:
-                future = calls.submit(function, self._wire, call.data, tasks)
+                future = calls.submit_after(function, self._wire, call.data, tasks)
             except JobOver:
                 continue
             break
