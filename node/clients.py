@@ -115,26 +115,27 @@ class Door(Handler):
         ]
 
     def abandon(self, session: bytes) -> None:
-        """The client of a session is gone for good: what it did not detach is cancelled."""
+        """The client of a session is gone for good: what it did not detach is cancelled, unless others wait for it."""
         if any(client.session == session for client in self.clients.values()):
             return
-        for kept in self._orphans(session):
-            work = self.pool.works.get(kept.id)
-            if work is None:
+        orphans = self._orphans(session)
+        detached = {kept.id: self._detached(kept, self.pool.works.get(kept.id)) for kept in orphans}
+        needed = self.depending.needed({kept.id: kept.open_tasks - detached[kept.id] for kept in orphans})
+        for kept in orphans:
+            stay = detached[kept.id] | needed.get(kept.id, RangeSet())
+            if not stay:
                 self._cancel_spans(kept, None, (), ABANDONED)
                 continue
-            detached = self._detached(kept, work)
-            if not detached:
-                self._cancel_spans(kept, None, (), ABANDONED)
-                continue
-            # What is detached ends the list; what never came before it is cancelled with the rest.
+            # What stays ends the list; what never came before it is cancelled with the rest.
             count = (kept.known.last() or (0, 0))[1]
             self.out += self.keeping.close(kept, count, None)
-            self._cancel_spans(kept, (RangeSet([(0, count)]) - kept.done) - detached, ())
+            self._cancel_spans(kept, (RangeSet([(0, count)]) - kept.done) - stay, ())
 
     @staticmethod
-    def _detached(kept: Kept, work: Work) -> RangeSet:
+    def _detached(kept: Kept, work: Work | None) -> RangeSet:
         """Return the open tasks that outlive their client, each by its own option."""
+        if work is None:
+            return RangeSet()
         open_tasks = kept.open_tasks
         return RangeSet(
             span for run, lane in work.runs if lane.options.detach for span in open_tasks.within(run.lo, run.hi)

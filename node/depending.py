@@ -13,7 +13,7 @@ jobs that are kept at other nodes are asked for by `elsewhere`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -387,6 +387,25 @@ class Depending(Handler):
                     self.ended(task, Ended(shape, data, results.lo, results.hi))
         self._read_more()
         return True
+
+    # ---- when a client is gone ---------------------------------------------------------------------------------------
+
+    def needed(self, doomed: Mapping[bytes, RangeSet]) -> dict[bytes, RangeSet]:
+        """Return which of these tasks others wait for that are not among them, directly or by way of some that are."""
+
+        def is_doomed(job: bytes, index: int) -> bool:
+            return job in doomed and index in doomed[job]
+
+        todo = [
+            task for task, waiting in self.waits.items() if is_doomed(*task)
+            and any(not is_doomed(held.job, index) for held, place in waiting for index in held.users.get(place, ()))
+        ]  # fmt: skip
+        out: dict[bytes, RangeSet] = {}
+        while todo:
+            job, index = todo.pop()
+            if out.setdefault(job, RangeSet()).add(index, index + 1):
+                todo += [task for task in self.waited_for(job, index) if is_doomed(*task)]
+        return out
 
     # ---- for people --------------------------------------------------------------------------------------------------
 

@@ -247,6 +247,23 @@ def test_a_batch_that_the_disk_refused_takes_its_waiting_tasks_along() -> None:
     assert at.machine.depending.waits == {}
 
 
+def test_what_a_detached_task_waits_for_is_not_cancelled_with_its_client() -> None:
+    """Nor what that waits for in turn; the rest is."""
+    at = desk()
+    submit(at, JOB, 0, [], [T(JOB, 0)], [T(JOB, 0)], [], close=False)
+    at.say(m.OPEN, [OTHER, spec(detach=True)])
+    submit(at, OTHER, 0, [T(JOB, 1)])
+    at.do(e.ClientGone(1, goodbye=True))
+    at.wait(61)
+    kept = at.machine.keeping.jobs[JOB]
+    assert list(kept.cancelled) == [(2, 4)]
+    (b,) = runs(at.finish(next(run for run in runs(at.all) if tasks(run) == [0])))
+    (last,) = runs(at.finish(b))
+    at.finish(last)
+
+    assert (kept.state, at.machine.keeping.jobs[OTHER].state) == ("done", "done")
+
+
 def test_explain_names_what_a_task_waits_for() -> None:
     """And how that is."""
     at = desk()
