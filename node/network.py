@@ -34,7 +34,8 @@ from p2pgrid.core.trust import Judge
 from p2pgrid.core.wire import frame
 from p2pgrid.dht.records import GRID_NAMESPACE, Namespace, Signed
 from p2pgrid.node import events as e
-from p2pgrid.node.addresses import ADDRESSES_MAX, Listening, advertised, interfaces, listen, place
+from p2pgrid.node import routes
+from p2pgrid.node.addresses import ADDRESSES_MAX, Listening, advertised, interfaces, is_local, listen, place
 from p2pgrid.node.banner import Talk
 from p2pgrid.node.charter import Admitted, Charter, Joining
 from p2pgrid.node.config import NodeConfig
@@ -161,6 +162,8 @@ class Network:
             nursery.start_soon(self.seeker.run)
             nursery.start_soon(self.seeker.on_lan)
             nursery.start_soon(self.reachability.run)
+            if not is_local(self.listening.addresses):
+                nursery.start_soon(routes.watch, self._rerouted, routes.opened())
             gc.freeze()  # all of libp2p: or the collector would look at it again and again
             self._ready.set()
 
@@ -215,15 +218,26 @@ class Network:
         """Do what is due once a minute."""
         if self.links is None:
             return
-        before = self.addresses
-        self.relocate()
-        if self.addresses != before:
-            self.reachability.moved()
+        self._look_around()
         if self.kad is not None:
             self.kad.look_at_clock()
         self.reachability.minute()
         self.trustees.minute()
+
+    def _look_around(self) -> None:
+        before = self.addresses
+        self.relocate()
+        if self.addresses != before:
+            self.reachability.moved()
+            self.wake()
         self.seeker.announce()
+
+    def _rerouted(self) -> None:
+        """The network of this machine has changed: who did not answer may do so now."""
+        self._look_around()
+        self.seeker.begin_anew()
+        if self.links is not None:
+            self.links.begin_anew()
 
     def relocate(self) -> None:
         """Look at which addresses others can dial us, and tell if that has changed."""

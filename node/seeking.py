@@ -51,15 +51,16 @@ class Seeker:
         self.refusal = ""
         self.lan = Lan(network.identity.id, self.heard, network.warn)
         self._meeting: set[str] = set()
+        self._pause_s = PAUSE_MIN_S
 
     async def run(self) -> None:
         """Look whenever nobody is there, until cancelled."""
-        net, pause_s = self._net, PAUSE_MIN_S
+        net = self._net
         while True:
             changed = net.changed
             known = [] if net.members or net.is_moving or net.trustees.lost else self._known()
             if not known:
-                pause_s = PAUSE_MIN_S
+                self._pause_s = PAUSE_MIN_S
                 await changed.wait()
                 continue
             assert net.links is not None, "there is no network"
@@ -68,17 +69,24 @@ class Seeker:
                 continue
             if refused is not None:
                 self._refused(refused)
+            pause_s, self._pause_s = self._pause_s, min(2 * self._pause_s, PAUSE_MAX_S)
             with trio.move_on_after(net.rng.uniform(0.5, 1.0) * pause_s):
                 await changed.wait()
-            pause_s = min(2 * pause_s, PAUSE_MAX_S)
+
+    def begin_anew(self) -> None:
+        """The network may have healed: look at once, and with short pauses."""
+        self._pause_s = PAUSE_MIN_S
+        self._net.wake()
 
     # ---- the LAN ----------------------------------------------------------------------------------------------------
 
     async def on_lan(self) -> None:
         """Announce this node and look for others, if it is for others to be found; name the other grids, once."""
         config = self._net.config
-        if config.embedded or not config.mdns or is_local(self._net.addresses):
+        if config.embedded or not config.mdns or is_local(self._net.listening.addresses):
             return
+        while is_local(self._net.addresses):  # started before there is a network
+            await self._net.changed.wait()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.lan.run)
             self.announce()

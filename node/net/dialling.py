@@ -2,12 +2,15 @@
 
 A lost peer is dialled at once: if every address refuses, its process is gone (`reset`); if one lets us in, it was the
 connection; if nobody says anything within a second, it is down for now, and the dialling goes on with pauses.
+
+The pauses grow, up to half a minute. What ends a cut for one peer ends it for others as a rule: when somebody answers
+who did not, or this machine's own network has changed, the pauses of all begin anew (`Dialling.begin_anew`).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -24,6 +27,8 @@ REPORT_S = 1.0
 """A lost peer is reported down after that, whatever the dialling comes to."""
 RETRY_S = 0.05
 """A process that is being killed closes its connections before its port: the first redial may still be let in."""
+ANEW_PAUSE_S = 10.0
+"""So often at most do pauses begin anew: within that time a new one has not grown beyond a few seconds."""
 CAUSES_MAX = 8
 
 
@@ -51,6 +56,9 @@ class Peer:
     chased: bool = False
     dialling: trio.CancelScope = field(default_factory=trio.CancelScope)
     prompt: trio.Event = field(default_factory=trio.Event)
+    """Set: its pause is over, or to be looked at again."""
+    anew: bool = False
+    """Its pause begins anew."""
 
 
 class Owner(Protocol):
@@ -70,6 +78,7 @@ class Dialling:
         self._log = log
         self._rng = rng
         self._nursery: trio.Nursery | None = None
+        self._anew_s = float("-inf")
 
     def start(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
@@ -83,6 +92,18 @@ class Dialling:
         if not peer.chased and not peer.links and self._nursery is not None and _is_peer_id(peer.id):
             peer.chased = True
             self._nursery.start_soon(self._chase_on, peer)
+
+    def begin_anew(self, peers: Iterable[Peer]) -> None:
+        """Let the pauses of those who do not answer be short again; not of those who refuse us or took their leave."""
+        now = trio.current_time()
+        if now - self._anew_s < ANEW_PAUSE_S:
+            return
+        self._anew_s = now
+        for peer in peers:
+            if peer.chased and peer.refusal is None and not peer.slow and peer.failures > 1:
+                peer.failures = 1
+                peer.anew = True
+                peer.prompt.set()
 
     async def _chase_on(self, peer: Peer) -> None:
         """Dial until it is up or not wanted."""
@@ -116,15 +137,18 @@ class Dialling:
         return False
 
     async def _pause(self, peer: Peer) -> None:
+        peer.anew = True
+        while peer.anew:
+            peer.anew, peer.prompt = False, trio.Event()
+            with trio.move_on_after(self._pause_s(peer)):
+                await peer.prompt.wait()
+
+    def _pause_s(self, peer: Peer) -> float:
         if peer.refusal is not None:
-            pause_s = BACKOFF_MAX_S
-        elif peer.failures or peer.slow or peer.flaps > 1:
-            pause_s = backoff_s(max(peer.failures, peer.flaps) - 1, self._rng, slow=peer.slow)
-        else:
-            return
-        peer.prompt = trio.Event()
-        with trio.move_on_after(pause_s):
-            await peer.prompt.wait()
+            return BACKOFF_MAX_S
+        if peer.failures or peer.slow or peer.flaps > 1:
+            return backoff_s(max(peer.failures, peer.flaps) - 1, self._rng, slow=peer.slow)
+        return 0.0
 
     async def _attempt(self, peer: Peer, addresses: Sequence[Multiaddr]) -> NoConnection | None:
         """Dial once; return why it came to nothing."""

@@ -155,6 +155,10 @@ class Links:
         self.drop(peer, "not wanted any more")
         self.forget(known)
 
+    def begin_anew(self) -> None:
+        """The network may have healed: dial those who did not answer soon, whatever pause they have come to."""
+        self._dialling.begin_anew(self._peers.values())
+
     async def dial(self, address: str, timeout_s: float) -> str:
         """Connect with somebody of whom only a multiaddr with /p2p/ID is known; return the PeerId once it is up.
 
@@ -400,9 +404,12 @@ class Links:
         self.report_down(peer, reset=False)
         link = peer.links[0]
         peer.told = True
+        was_away = peer.failures > 1
         peer.slow, peer.failures, peer.refusal = False, 0, None
         peer.shown = tuple(multiaddrs(link.hello["card"].addresses))
         peer.prompt.set()
+        if was_away:
+            self.begin_anew()
         self._listener.up(peer.id, link.hello, link.member)
 
     def report_down(self, peer: Peer, *, reset: bool) -> None:
