@@ -20,6 +20,8 @@ from p2pgrid.core.failure import encode_exception
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.wire import Frame, Splitter, frame, pack, unpack
 
+STOP_S = 10.0
+
 
 class ScriptedNode:
     """Listens in a directory; runs tasks at once unless told to hold them (`runs = False`)."""
@@ -41,6 +43,7 @@ class ScriptedNode:
         self._changed = threading.Condition()
         self._sockets: list[socket.socket] = []
         self._listener: socket.socket | None = None
+        self._threads: list[threading.Thread] = []
 
     def start(self) -> ScriptedNode:
         path = self.dir / "s"
@@ -49,14 +52,26 @@ class ScriptedNode:
         listener.bind(str(path))
         listener.listen()
         (self.dir / "node.json").write_text(json.dumps({"pid": 1, "socket": str(path), "id": "n", "name": "n0"}))
-        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+        self._threads = []
+        self._begin(self._accept, listener)
         return self
+
+    def _begin(self, work: Callable[[socket.socket], None], sock: socket.socket) -> None:
+        self._threads.append(threading.Thread(target=work, args=(sock,), daemon=True))
+        self._threads[-1].start()
 
     def stop(self) -> None:
         (self.dir / "node.json").unlink(missing_ok=True)
         if self._listener is not None:
+            with contextlib.suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)  # a thread in accept() does not notice that it is closed
             self._listener.close()
+            self._threads[0].join(STOP_S)  # it accepts nobody any more
         self.cut()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(STOP_S)
+                assert not thread.is_alive(), "a thread of the scripted node does not end"
 
     def cut(self) -> None:
         """Lose every connection."""
@@ -93,7 +108,7 @@ class ScriptedNode:
             except OSError:
                 return
             self._sockets.append(sock)
-            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+            self._begin(self._serve, sock)
 
     def _serve(self, sock: socket.socket) -> None:
         splitter = Splitter()
@@ -105,9 +120,9 @@ class ScriptedNode:
             if not data:
                 return
             for one in splitter.feed(data):
+                self.heard.append(one)  # before the answer, after which a test looks at what was heard
                 self._take(one)
                 with self._changed:
-                    self.heard.append(one)
                     self._changed.notify_all()
                 if self.on_frame is not None:
                     self.on_frame(one)
