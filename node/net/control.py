@@ -29,7 +29,7 @@ from p2pgrid.core.shapes import read_card
 from p2pgrid.core.wire import FRAME_MAX_CONTROL, FRAME_MAX_LOCAL, VERSION, Frame, Splitter, frame
 from p2pgrid.node.net.bulk import Bulk
 from p2pgrid.node.net.membership import close_quietly
-from p2pgrid.node.net.pacing import FLOOD_S, Bucket
+from p2pgrid.node.net.pacing import FLOOD_S, WINDOW_MIN, Bucket
 from p2pgrid.node.net.tcp import remote_address, unacknowledged_bytes
 
 CONTROL = TProtocol("/p2pgrid/control/1.0.0")
@@ -46,6 +46,8 @@ LOT = 64
 """Frames handed over before others get their turn."""
 PINGS_MAX = 64
 """PINGs whose PONG is still awaited; who answers none is dropped by TCP, Yamux or the grid's own heartbeats."""
+PINGS_DUE_MAX = 1000
+"""So many PINGs may come late behind the bulk that they are for."""
 WHY_MAX = 200
 
 T = TypeVar("T")
@@ -148,6 +150,8 @@ class Link:
         self._bytes_read = 0
         self._nursery: trio.Nursery | None = None
         self._bucket = Bucket(self.since, options.frames_per_s, options.frames_burst, options.flood_s)
+        self._pings_due = 0  # PINGs that bulk has paid for
+        self._pings_free = 0  # of those that were taken
         self._seq = 0
         self._pings: dict[int, tuple[float, int, bool, trio.Event]] = {}
 
@@ -374,6 +378,7 @@ class Link:
         await self.settled.wait()
         while True:
             data = await self._some(stream, BULK_READ_BYTES)
+            self._pings_due = min(self._pings_due + 1 + len(data) // WINDOW_MIN, PINGS_DUE_MAX)
             for at in range(0, len(data), READ_BYTES):
                 if frames := splitter.feed(data[at : at + READ_BYTES]):
                     await self._take(frames)
@@ -388,7 +393,10 @@ class Link:
         return data
 
     async def _take(self, frames: Sequence[Frame]) -> None:
-        """Hand frames over; who sends more than his share is read more slowly."""
+        """Hand frames over; who sends more than his share is read more slowly.
+
+        The PINGs that pace bulk are no part of it: a slow PONG makes the window smaller, and then there are more PINGs.
+        """
         for at in range(0, len(frames), LOT):
             for each in frames[at : at + LOT]:
                 if self.ending is not None:
@@ -396,7 +404,8 @@ class Link:
                 self.received += 1
                 self._heard(each)
             await trio.lowlevel.checkpoint()
-        if wait_s := self._bucket.take(len(frames), trio.current_time()):
+        free, self._pings_free = self._pings_free, 0
+        if wait_s := self._bucket.take(max(len(frames) - free, 0), trio.current_time()):
             await trio.sleep(wait_s)
 
     def _heard(self, heard: Frame) -> None:
@@ -405,6 +414,9 @@ class Link:
         elif heard.version != VERSION:
             self._owner.not_known(self, heard.version, heard.kind)
         elif heard.kind == L_PING:
+            if self._pings_due:
+                self._pings_due -= 1
+                self._pings_free += 1
             self._urge(frame(L_PONG, [_seq(heard.body)]))
             if self._queued_bytes > self._options.control_bytes_max:
                 raise PeerError("it asks and does not read the answers")
