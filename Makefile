@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps
 ARGS ?=
+# Several tests at once, one more than there are cores; those that share a grid of nodes in one process (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast check format bench lock clean install
@@ -17,11 +19,11 @@ help: ## this list
 demo: $(READY) ## watch five nodes render a Julia set, and kill one of them
 	$(BIN)/p2pgrid demo $(ARGS)
 
-test: $(READY) ## all tests, real processes included (ARGS="-k word" for some)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY) ## all tests, real processes included (ARGS="-k word" for some, -n0: one at a time)
+	$(PYTEST) $(ARGS)
 
 test-fast: $(READY) ## the tests without real processes
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 check: $(READY) ## linter, formatter, types, import rules
 	$(BIN)/ruff check
