@@ -1,7 +1,8 @@
 """Granting: what a keeper hands to members that ask, how much at once, and what becomes of what they hold.
 
 How much: *guided self-scheduling*. A member gets what it would like to have queued, by the rates its results showed,
-but never more than half its share of what is left: the last tasks leave one by one, so that all nodes end together.
+or for a part of the time that the job will still take, up to a second, so that it seldom has to ask; but never more
+than half its share of what is left: the last tasks leave one by one, so that all nodes end together.
 What: ranges with the inputs and functions they need, except those that the member acknowledged before.
 """
 
@@ -9,11 +10,11 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from p2pgrid.core import messages as m
-from p2pgrid.core.batch import TREES, encode_batch
+from p2pgrid.core.batch import TREES
 from p2pgrid.core.chains import WORK
 from p2pgrid.core.errors import PeerError, WorkerCrashed
 from p2pgrid.core.ranges import RangeSet
@@ -26,6 +27,7 @@ from p2pgrid.node.kept import Kept, Source
 from p2pgrid.node.leases import SETTLED, Grant, Lapsed, Withdrawn
 from p2pgrid.node.moves import RERUN
 from p2pgrid.node.outcomes import Outcomes
+from p2pgrid.node.parcels import Key, parcel
 from p2pgrid.node.parts import Handler, Parts, slots_of
 from p2pgrid.node.pool import Lane, Taken, Work
 
@@ -41,13 +43,14 @@ UNKNOWN_S = 60.0
 """For how long a member may have been busy that was given its tasks in a former life of this node."""
 RECALL_S = 0.1
 """As much waits inside a worker only if it was taken for shorter than it is."""
+AHEAD = 0.3
+"""What part of the time that a job will still take a member is given work for, at most `ahead_s`: fewer requests."""
+FAR_S = 0.02
+"""A member whose round trip takes longer is given a second task at once, while nobody knows how long they take."""
 HINTS = 4
 """Members named to one that asks in vain, because work waits there."""
 KNOWN_KEPT = 4096
 """Inputs and functions per member of which is remembered that it has them."""
-
-Key = tuple[bytes, bytes | tuple[int, int]]
-"""A job and one of its functions or packed runs."""
 
 Life = tuple[str, int]
 """A member and its incarnation."""
@@ -182,9 +185,15 @@ class Granting(Handler):
         left = lane.ready.size
         cpus = max(lane.cpus, 1)
         free = min(free, slots)
-        each = self._rates.get((peer, lane.fn)) or self.running.seconds(lane.fn)
+        theirs = self._rates.get((peer, lane.fn))
+        each = theirs or self.running.seconds(lane.fn)
         most = slots * (ITEMS_MAX if lane.packed else CALLS_MAX)
-        wanted = min(seconds / (max(each, 1e-7) * cpus), most) if each is not None else free / cpus
+        if theirs is not None:
+            seconds = max(seconds, slots * min(self.config.ahead_s, AHEAD * left * theirs * cpus / everywhere))
+        if each is not None:
+            wanted = min(seconds / (max(each, 1e-7) * cpus), most)
+        else:
+            wanted = free / cpus * (2 if (self.parts.round_trip_s(peer) or 0.0) > FAR_S else 1)
         guided = math.ceil(left * slots / (self.config.guided * everywhere))
         begun = min(int(free / cpus), -(-left * slots // everywhere))
         return max(1, begun, min(int(wanted), guided))
@@ -453,40 +462,3 @@ class Granting(Handler):
         for lane in list(work.lanes.values()):
             if lane.unfit and lane.ready:
                 self.outcomes.unfit_everywhere(work, lane)
-
-
-def parcel(takens: Sequence[Taken], has: Callable[[Key], bool]) -> tuple[list[Any], list[Key], int]:
-    """Return [job, name, ranges, functions, inputs] of tasks of one work for whoever shall run them.
-
-    Left out is what they have; besides, what is not left out, and the size of all in bytes.
-    """
-    work = takens[0].work
-    batches: list[list[Any]] = []
-    codes: dict[bytes, bytes] = {}
-    brings: list[Key] = []
-    seen: set[Key] = set()
-    for taken in takens:
-        for run, lane, lo, end in taken.pieces():
-            key: Key = (work.job, run.fn)
-            if run.fn not in codes and not has(key):
-                codes[run.fn] = work.codes[run.fn]
-                brings.append(key)
-            tree = lane.tree
-            if tree is not None and tree in work.codes and tree not in codes and not has((TREES, tree)):
-                codes[tree] = work.codes[tree]
-                brings.append((TREES, tree))
-            a, b = (run.lo, run.hi) if run.packed else (lo, end)
-            key = (work.job, (a, b))
-            if run.packed and key in seen:
-                continue
-            seen.add(key)
-            if run.packed and has(key):
-                batches.append([a, b, b""])
-                continue
-            if run.packed:
-                brings.append(key)  # a packed run travels whole, however little of it is granted
-            data, _ = run.cut(a, b)
-            batches.append([a, b, encode_batch([run.fn], [lane.raw], [(b - a, 0, 0, run.shape, data)])])
-    ranges = [[lo, hi, taken.attempt, taken.alone] for taken in takens for lo, hi in taken.spans]
-    size = sum(len(one[2]) for one in batches) + sum(map(len, codes.values())) + 24 * len(ranges)
-    return [work.job, work.name, ranges, [list(item) for item in codes.items()], batches], brings, size

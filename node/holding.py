@@ -183,17 +183,25 @@ class Holding:
             self._served_s[peer] = max(self._served_s.get(peer, 0.0), least)
             self.hints[peer] = None
 
-    def ask(self, slots: int, speed: float, seconds: float, now: float) -> list[Send]:
-        """Ask the keeper that has work and was served least, one at a time: `slots` are free, `seconds` are wanted."""
+    def ask(self, slots: int, speed: float, seconds: float, now: float, *, turn: bool = False) -> list[Send]:
+        """Ask the keeper that has work and was served least, one at a time: `slots` are free, `seconds` are wanted.
+
+        `turn`: one of `unserved`, of which there is one.
+        """
         if not self.hints or self.asked is not None:
             return []
-        peer = min(self.hints, key=lambda one: self._served_s.get(one, 0.0))
+        among = self.unserved() if turn else self.hints
+        peer = min(among, key=lambda one: self._served_s.get(one, 0.0))
         self.hints.move_to_end(peer)
         self._number += 1
         rid = (self._incarnation, self._number)
         body = [list(rid), slots, speed, seconds]
         self.asked = Asked(peer, rid, body, now, now, now + 5 * self.options.ask_again_s)
         return [Send(peer, m.P_WANT, body)]
+
+    def unserved(self) -> list[str]:
+        """Return the keepers that have work and of which nothing is held here."""
+        return [peer for peer in self.hints if peer not in self.debts or not any(self.debts[peer].held.values())]
 
     def ask_again(self, now: float) -> list[Send]:
         """Repeat a request that has no answer; after a while it is given up."""

@@ -109,9 +109,8 @@ class Members(Handler):
     def feed(self, now: float) -> None:
         if self.holding.hints and not self.parts.stopping:
             asks = self.holding.ask_again(now)
-            wants = self.parts.appetite(self.fitness.eligible) if self.holding.asked is None else None
-            if wants is not None:
-                asks += self.holding.ask(wants[0], self.running.speed(), wants[1], now)
+            if self.holding.asked is None:
+                asks += self._asks(now)
             self.out += asks
             self.parts.counts["asked"] += len(asks)
             if asks:
@@ -119,6 +118,15 @@ class Members(Handler):
         if self.holding.owes():
             self.parts.timer_unless_set(("beat",), now + self.config.holding.beat_s)
         self.granting.offer(now)
+
+    def _asks(self, now: float) -> list[e.Send]:
+        wants, speed = self.parts.appetite(self.fitness.eligible), self.running.speed()
+        if wants is not None:
+            return self.holding.ask(wants[0], speed, wants[1], now)
+        if self.running.typical_s() <= self.config.queue_s and self.holding.unserved():
+            # There is enough here, but nothing of a keeper that has some as well: each has its turns.
+            return self.holding.ask(0, speed, self.config.slots * self.config.queue_s, now, turn=True)
+        return []
 
     # ---- as a holder -------------------------------------------------------------------------------------------------
 

@@ -69,6 +69,8 @@ class MachineConfig:
     speculate: bool = True
     """Whether the last tasks run a second time where slots are idle, if they are at slow members."""
     queue_s: float = QUEUE_S
+    ahead_s: float = 1.2
+    """For so long, in seconds, a member is given work for at most, unless it asks for more."""
     guided: float = 2.0
     """A member gets at most its share of what is left, divided by this."""
 

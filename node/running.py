@@ -134,6 +134,10 @@ class Running:
         newest = next(reversed(self._seconds_per_task.values()))
         return self.slots / max(newest, 1e-7)
 
+    def typical_s(self) -> float:
+        """Return how long the newest tasks take here; a second while that is unknown."""
+        return self._seconds_per_task[next(reversed(self._seconds_per_task))] if self._seconds_per_task else 1.0
+
     def seconds(self, fn: bytes) -> float | None:
         """Return how long a task of this function takes here, if that is known."""
         return self._seconds_per_task.get(fn)

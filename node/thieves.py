@@ -21,9 +21,10 @@ from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.shapes import from_peer
 from p2pgrid.node import events as e
 from p2pgrid.node.fitness import Fitness
-from p2pgrid.node.granting import GRANT_BYTES, RECALL_S, parcel
+from p2pgrid.node.granting import GRANT_BYTES, RECALL_S
 from p2pgrid.node.members import Members
 from p2pgrid.node.outcomes import Outcomes
+from p2pgrid.node.parcels import parcel
 from p2pgrid.node.parts import Handler, Parts, slots_of
 from p2pgrid.node.pool import Lane, Taken
 from p2pgrid.node.stealing import Hand, Waiter

@@ -55,7 +55,7 @@ def test_uneven_tasks_end_together(latency_s: float, limit: float, seeds: int) -
 
 def test_a_member_is_given_no_more_than_it_would_queue() -> None:
     """By the rate its results showed; one task per free slot while that is unknown."""
-    desk = keeper(1000)
+    desk = keeper(30)
     (first,) = sends(desk.do(e.PeerSent("p", m.P_WANT, [[5, 1], 2, 0.0, 0.5])), m.P_GRANT)
     assert granted(first) == [0, 1]
     entry = [JOB, [5, 1], 1, [[0, 2, 0, [b"a", b"b"]]], [], 0.1]
@@ -63,6 +63,20 @@ def test_a_member_is_given_no_more_than_it_would_queue() -> None:
     (second,) = sends(desk.do(e.PeerSent("p", m.P_WANT, [[5, 2], 2, 0.0, 0.5])), m.P_GRANT)
 
     assert len(granted(second)) == 10
+
+
+def test_a_member_is_given_a_second_of_a_long_job_at_once() -> None:
+    """By the rate its own results showed: fewer requests; less towards the end."""
+    given = []
+    for count in (100_000, 400, 60):
+        desk = keeper(count)
+        desk.do(e.PeerSent("p", m.P_WANT, [[5, 1], 2, 0.0, 0.5]))
+        entry = [JOB, [5, 1], 1, [[0, 2, 0, [b"a", b"b"]]], [], 0.02]
+        desk.do(e.PeerSent("p", m.P_GRANT_ACK, [[5, 1], 1]), e.PeerSent("p", m.P_RESULTS, [entry]))
+        (second,) = sends(desk.do(e.PeerSent("p", m.P_WANT, [[5, 2], 2, 0.0, 0.1])), m.P_GRANT)
+        given.append(len(granted(second)) * 0.01 / 2)
+
+    assert given == pytest.approx([1.2, 0.6, 0.085], abs=0.02)
 
 
 def test_the_last_tasks_leave_one_by_one() -> None:
