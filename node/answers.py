@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from p2pgrid.core.deps import TaskId
 from p2pgrid.core.errors import GridError, NotFound
-from p2pgrid.core.ids import job_name, match, parse_target
+from p2pgrid.core.ids import job_name
 from p2pgrid.core.ranges import RangeSet, Span
 from p2pgrid.node import whereabouts
-from p2pgrid.node.keeping import Keeping
 from p2pgrid.node.kept import Kept
 from p2pgrid.node.moves import KINDS
+from p2pgrid.node.targets import newest, targets
 from p2pgrid.node.whereabouts import name_of
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def answer(machine: Machine, verb: str, arguments: dict[str, Any], now: float) -
             return _status(machine)
         case "jobs":
             session = arguments.get("mine")
-            kept = [k for k in _newest(machine.keeping) if not session or k.spec.session == session]
+            kept = [k for k in newest(machine.keeping) if not session or k.spec.session == session]
             return {"jobs": [describe(machine, one) for one in kept]}
         case "find":
             one, span = _single(machine, target)
@@ -51,36 +51,10 @@ def answer(machine: Machine, verb: str, arguments: dict[str, Any], now: float) -
         case "load":
             return {"node": _load(machine)}
         case "top":
-            jobs = [describe(machine, kept) for kept in _newest(machine.keeping)]
+            jobs = [describe(machine, kept) for kept in newest(machine.keeping)]
             return {"nodes": [_load(machine)], "jobs": jobs}
     msg = f"this node does not know the request {verb!r}"
     raise GridError(msg, next="install the same version on both sides: p2pgrid --version")
-
-
-def targets(keeping: Keeping, text: str) -> list[tuple[Kept, Span | None]]:
-    """Return the jobs (and the tasks in them) that a target names. Raises NotFound; ambiguous ones as well."""
-    try:
-        target = parse_target(text)
-    except ValueError as error:
-        raise NotFound(str(error), next="p2pgrid jobs lists what there is") from error
-    span = None if target.lo is None or target.hi is None else (target.lo, target.hi)
-    newest = _newest(keeping)
-    if target.job_text == "all":
-        return [(kept, span) for kept in newest]
-    if target.job_text == "last":
-        if not newest:
-            msg = "there is no job yet"
-            raise NotFound(msg, next="submit one: p2pgrid.Grid().map(f, xs)")
-        return [(newest[0], span)]
-    found = match(target.job_text, {kept.id: kept.spec.name or None for kept in newest})
-    if not found:
-        msg = f"no job {text!r} here"
-        raise NotFound(msg, next="p2pgrid jobs lists what there is")
-    if len(found) > 1:
-        names = ", ".join(sorted(keeping.jobs[job].name for job in found))
-        msg = f"{text!r} is ambiguous: {names}"
-        raise NotFound(msg, next="use one of these ids", code="ambiguous")
-    return [(keeping.jobs[found[0]], span)]
 
 
 def _single(machine: Machine, text: str) -> tuple[Kept, Span | None]:
@@ -89,10 +63,6 @@ def _single(machine: Machine, text: str) -> tuple[Kept, Span | None]:
         msg = f"{text!r} names {len(found)} jobs, one is wanted"
         raise NotFound(msg, next="p2pgrid jobs lists what there is", code="ambiguous")
     return found[0]
-
-
-def _newest(keeping: Keeping) -> list[Kept]:
-    return sorted(keeping.jobs.values(), key=lambda kept: (-kept.spec.submitted_s, kept.id))
 
 
 def hand_over(kept: Kept) -> str:
@@ -346,7 +316,7 @@ def _load(machine: Machine) -> dict[str, Any]:
     return {
         "id": config.node_id, "name": config.name, "status": "alive", "slots": config.slots, "busy": _busy(machine),
         "queued": machine.pool.ready(), "done": machine.running.done,
-        "jobs": sum(not kept.ended for kept in machine.keeping.jobs.values()),
+        "jobs": sum(kept.answers and not kept.ended for kept in machine.keeping.jobs.values()),
         **{kind: machine.parts.counts[kind] for kind in (*KINDS, "asked")},
     }  # fmt: skip
 
@@ -354,7 +324,8 @@ def _load(machine: Machine) -> dict[str, Any]:
 def _status(machine: Machine) -> dict[str, Any]:
     config = machine.config
     busy = _busy(machine)
-    open_jobs = [kept for kept in machine.keeping.jobs.values() if not kept.ended]
+    ours = [kept for kept in machine.keeping.jobs.values() if kept.answers]
+    open_jobs = [kept for kept in ours if not kept.ended]
     return {
         "node": {
             "id": config.node_id, "name": config.name, "version": config.version, "slots": config.slots,
@@ -364,6 +335,9 @@ def _status(machine: Machine) -> dict[str, Any]:
         "grid": {
             "name": machine.parts.grid_name, "nodes": machine.alive(), "slots": machine.parts.grid_slots(),
         },
-        "jobs": {"open": len(open_jobs), "all": len(machine.keeping.jobs), "ready": machine.pool.ready()},
+        "jobs": {
+            "open": len(open_jobs), "all": len(ours), "copies": len(machine.keeping.jobs) - len(ours),
+            "ready": machine.pool.ready(),
+        },
         "warnings": [machine.parts.refusing] if machine.parts.refusing else [],
     }  # fmt: skip

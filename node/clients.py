@@ -21,7 +21,6 @@ from p2pgrid.core.errors import (
 from p2pgrid.core.ids import job_name
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.shapes import from_client
-from p2pgrid.node import answers
 from p2pgrid.node import events as e
 from p2pgrid.node.depending import Depending
 from p2pgrid.node.kept import ABANDONED, Kept, Promise
@@ -30,6 +29,7 @@ from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, Parts
 from p2pgrid.node.pool import Work
 from p2pgrid.node.relaying import Relays
+from p2pgrid.node.targets import targets
 
 
 @dataclass(slots=True)
@@ -40,6 +40,8 @@ class Client:
     program: str
 
 
+_HELD_BACK = frozenset({m.CODE, m.INPUT, m.CLOSE, m.CANCEL, m.WATCH})
+"""Frames about a job that wait while its record is being read, or compared with those of other keepers."""
 DAY_S = 86400.0
 UNIX_MAX_S = 1e11
 """Far beyond any expiry, and still a date."""
@@ -110,9 +112,8 @@ class Door(Handler):
             self.parts.timer(("linger",), now + self.config.linger_s)
 
     def _orphans(self, session: bytes) -> list[Kept]:
-        return [
-            k for k in self.keeping.jobs.values() if k.spec.session == session and not k.spec.detach and not k.ended
-        ]
+        ours = (kept for kept in self.keeping.jobs.values() if kept.answers and not kept.ended)
+        return [kept for kept in ours if kept.spec.session == session and not kept.spec.detach]
 
     def abandon(self, session: bytes) -> None:
         """The client of a session is gone for good: what it did not detach is cancelled, unless others wait for it."""
@@ -142,7 +143,7 @@ class Door(Handler):
         )
 
     def outlives(self, kept: Kept) -> bool:
-        if kept.ended:
+        if kept.ended or not kept.answers:
             return False
         work = self.pool.works.get(kept.id)
         return kept.spec.detach or (work is not None and bool(self._detached(kept, work)))
@@ -152,7 +153,7 @@ class Door(Handler):
             body = from_client(event.kind, event.body)
             if event.kind == m.REQUEST:
                 self._request(event, body, now)
-            elif event.kind == m.INPUT and body[0] in self.held_back:
+            elif event.kind in _HELD_BACK and body[0] in self.held_back:
                 self.held_back[body[0]].append(event)
             else:
                 self._frames[event.kind](event.client, body, now)
@@ -288,19 +289,30 @@ class Door(Handler):
         if kept is not None:
             self._cancel_spans(kept, spans, [e.Reply(client, m.ACK, 0, [job, "cancel", 0])])
 
+    def stop_tasks(self, kept: Kept, spans: RangeSet | None, reason: str) -> None:
+        """Another keeper has cancelled tasks: they are in the record already, now they stop."""
+        fresh = kept.known - kept.done if spans is None else spans - kept.done
+        kept.cancelled.update(fresh)
+        kept.reason = kept.reason or reason
+        self._stopped(kept, fresh, whole=spans is None)
+
+    def _stopped(self, kept: Kept, fresh: RangeSet, *, whole: bool) -> None:
+        """These tasks will not run any more."""
+        self.outcomes.take_out(kept.id, fresh)
+        if not whole and fresh:
+            # Whoever waits for one of them did not have to be the one who cancelled it.
+            self.out += [e.Reply(watcher, m.CANCELLED, 0, [kept.id, fresh.flat()]) for watcher in kept.watches]
+        self.out += self.running.cancel(kept.id, None if whole else fresh)
+        for peer, held in self.leases.covering(kept.id, fresh):
+            self.out.append(e.Send(peer, m.P_DROP, [kept.id, None if whole else held.flat()]))
+        for lo, hi in fresh:
+            self.leases.finished(kept.id, lo, hi)
+
     def _cancel_spans(
         self, kept: Kept, spans: RangeSet | None, promises: Sequence[Promise], reason: str = ""
     ) -> RangeSet:
         fresh, effects = self.keeping.cancel(kept, spans, promises, reason)
-        self.outcomes.take_out(kept.id, fresh)
-        if spans is not None and fresh:
-            # Whoever waits for one of them did not have to be the one who cancelled it.
-            self.out += [e.Reply(watcher, m.CANCELLED, 0, [kept.id, fresh.flat()]) for watcher in kept.watches]
-        self.out += self.running.cancel(kept.id, None if spans is None else fresh)
-        for peer, held in self.leases.covering(kept.id, fresh):
-            self.out.append(e.Send(peer, m.P_DROP, [kept.id, None if spans is None else held.flat()]))
-        for lo, hi in fresh:
-            self.leases.finished(kept.id, lo, hi)
+        self._stopped(kept, fresh, whole=spans is None)
         self.out += effects
         self.outcomes.settle(kept)
         self.outcomes.on_cancelled(kept.id, fresh if spans is None else fresh | spans)
@@ -346,7 +358,7 @@ class Door(Handler):
 
     def cancel_here(self, target: str) -> int:
         """Cancel tasks of jobs of this node; return how many."""
-        jobs = answers.targets(self.keeping, target)
+        jobs = targets(self.keeping, target)
         return sum(self._cancel_spans(kept, None if span is None else RangeSet([span]), ()).size for kept, span in jobs)
 
     def _forget_target(self, event: e.ClientSent, target: str) -> dict[str, Any] | None:
@@ -362,7 +374,7 @@ class Door(Handler):
 
     def forget_here(self, target: str) -> int:
         """Delete jobs of this node with all that is known of them; return how many."""
-        jobs = [kept for kept, _ in answers.targets(self.keeping, target)]
+        jobs = [kept for kept, _ in targets(self.keeping, target)]
         for kept in jobs:
             self._forget(kept.id)
         return len(jobs)
@@ -378,7 +390,7 @@ class Door(Handler):
         if not isinstance(until, int | float) or not 0 <= until < UNIX_MAX_S:
             msg = f"until={until!r:.40}: expected unix seconds"
             raise GridError(msg, code="usage", next="for a week more: job.keep_until(time.time() + 7 * 86400)")
-        jobs = answers.targets(self.keeping, target)
+        jobs = targets(self.keeping, target)
         if len(jobs) != 1:
             raise NotFound(f"{target!r} names {len(jobs)} jobs, one is wanted", code="ambiguous")
         kept = jobs[0][0]
@@ -390,7 +402,7 @@ class Door(Handler):
 
     def _logs(self, event: e.ClientSent, target: str) -> dict[str, Any] | None:
         keys: list[tuple[bytes, str, bytes]] = []
-        for kept, span in answers.targets(self.keeping, target):
+        for kept, span in targets(self.keeping, target):
             if span is not None and not kept.known.within(*span):
                 raise NotFound(f"{kept.name} has no task {span[0]}", next=f"p2pgrid show {kept.name}")
             wanted = list(kept.logs) if span is None else kept.logs.within(*span)

@@ -306,7 +306,9 @@ class Granting(Handler):
                 if back and kept is not None and work is not None:  # its thief has it no more
                     self._back(kept, work, thief, self.leases.returned(peer, job, back), why, now)
             work = self.pool.works.get(job)
-            if work is not None:  # claimed by a holder that we took for dead: it is covered again, unless it is old
+            if (
+                work is not None and work.keeper is None
+            ):  # claimed by a holder that we took for dead: it is covered again, unless it is old
                 for lo, hi in said.held & self.leases.held(peer, job):
                     self.pool.remove(work, lo, hi)
         self.looked(now)
@@ -328,7 +330,7 @@ class Granting(Handler):
     def _uncover(self, lapsed: Lapsed, now: float) -> None:
         """Nobody holds these tasks any more: they run again."""
         kept = self.keeping.jobs.get(lapsed.job)
-        if kept is None or kept.ended:
+        if kept is None or kept.ended or not kept.serving:
             return
         others = self.leases.covered(lapsed.job) | self.running.spans(lapsed.job)
         spans = ((lapsed.spans - kept.done) - kept.cancelled) - others
@@ -382,6 +384,8 @@ class Granting(Handler):
             if kept is None:
                 self.out.append(ack)
                 continue
+            if not kept.serving and not kept.ended:
+                continue  # not yet, or not any more: they come again, here or to whoever serves it
             if any(kept.known.missing(lo, hi) for lo, hi, _, _ in outcomes):
                 raise PeerError("results of tasks that nobody submitted")
             given = None if kept.ended else self.leases.given(peer, job)
@@ -435,7 +439,7 @@ class Granting(Handler):
             for key in [key for key in known if key[0] in (job, TREES)]:
                 del known[key]
         kept, work = self.keeping.jobs.get(job), self.pool.works.get(job)
-        if kept is None or kept.ended or work is None:
+        if kept is None or kept.ended or work is None or work.keeper is not None:
             return
         held = self.leases.returned(peer, job, given)
         if given - held:

@@ -319,6 +319,28 @@ class Holding:
             debt.held.pop(job, None)
             debt.farewell = True
 
+    def move(self, job: Job, before: str, peer: str) -> None:
+        """Another node keeps a job from now on: what is held and owed for it is held for that one."""
+        debt = self.debts.get(before)
+        if debt is None:
+            return
+        other = self.debts.setdefault(peer, Debt())
+        held = debt.held.pop(job, None)
+        if held:
+            other.held.setdefault(job, RangeSet()).update(held)
+        for key in [key for key in debt.batches if key[0] == job]:
+            owed = debt.batches.pop(key)
+            owed.due_s = -math.inf
+            other.batches[key] = owed
+
+    def settle(self, peer: str, job: Job) -> list[list[Any]]:
+        """The job is kept by this node itself from now on: hold nothing of it, and return the results that are owed."""
+        debt = self.debts.get(peer)
+        if debt is None:
+            return []
+        debt.held.pop(job, None)
+        return [debt.batches.pop(key).entry for key in [key for key in debt.batches if key[0] == job]]
+
     def holds(self, peer: str, job: Job) -> bool:
         """Whether anything of a job is held for a keeper."""
         debt = self.debts.get(peer)

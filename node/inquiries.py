@@ -211,7 +211,7 @@ class Inquiries(Handler):
     def _is_here(self, target: str) -> bool:
         """Whether a target is the full id of a job of this node: then nobody else need be asked."""
         text = target.partition("/")[0].strip().lower()
-        return any(text in (kept.name, kept.id.hex()) for kept in self.keeping.jobs.values())
+        return any(kept.answers and text in (kept.name, kept.id.hex()) for kept in self.keeping.jobs.values())
 
     def question(
         self, peer: str, verb: str, arguments: dict[str, Any], then: Callable[[Round], None], now: float
@@ -291,7 +291,7 @@ class Inquiries(Handler):
 
     def _may_not(self, event: e.ClientSent, heard: Round) -> bool:
         """Say so if everybody who answered has refused, and this node has nothing of its own to tell."""
-        if heard.answers or not heard.errors or self.keeping.jobs:
+        if heard.answers or not heard.errors or any(kept.answers for kept in self.keeping.jobs.values()):
             return False
         self._refuse(event, heard.errors[0])
         return True

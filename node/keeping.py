@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from p2pgrid.core import messages as m
@@ -38,6 +38,8 @@ from p2pgrid.node.kept import (
 )
 from p2pgrid.node.reading import Readers
 
+RANKS = {DONE: 0, FAILED: 0, ABANDONED: 1, CANCELLED: 2}
+"""How a job ended where two keepers said different things: the later in this order stands."""
 REASONS_MAX = 1000
 """Failures of a job whose text is kept at hand."""
 
@@ -88,6 +90,16 @@ class Keeping:
         self._failed: list[Unsynced] = []
         self.changed: Callable[[Kept], None] = lambda _: None
         """Hears of every job that is new here, has ended, or is kept for longer."""
+        self.is_shared = False
+        """Whether other nodes keep copies: then what is synced here goes to them."""
+        self.spread: Callable[[Sequence[Row], list[Promise]], list[Effect]] = lambda _, promises: list(promises)
+        """Copies synced rows to other keepers; returns what may be said at once, with promises that need no copy."""
+        self.deleted: Callable[[Job], None] = lambda _: None
+        """Hears of every job that is not kept here any more."""
+        self.copies_pending: Callable[[Job], bool] = lambda _: False
+        """Whether something of a job that was promised waits for a second copy."""
+        self._fresh: dict[int, Sequence[Row]] = {}
+        """Rows that go to other keepers once they are synced here."""
 
     # ---- a life begins ----------------------------------------------------------------------------------------------
 
@@ -100,16 +112,20 @@ class Keeping:
                 kept = Kept(row.job, job_name(row.job), spec, Record())
                 kept.record.spec = row.meta
                 kept.record.expires = spec.submitted_s + spec.ttl_s
+                kept.accepted = spec.owner.decode(errors="replace") or self._node
                 kept.synced.add(("spec", b""))
+                kept.rows.put(row)
                 self.jobs[row.job] = kept
         for row in rows:
             if row.job in self.jobs and row.kind != "spec":
-                self._load(self.jobs[row.job], row)
+                self.jobs[row.job].rows.put(row)
+                self.merge(self.jobs[row.job], row)
         for kept in self.jobs.values():
             kept.order.sort()
             self.changed(kept)
 
-    def _load(self, kept: Kept, row: Row) -> None:
+    def merge(self, kept: Kept, row: Row) -> None:  # noqa: C901, PLR0912 - one case for each kind of row
+        """Take what a row of the journal, of this node or another keeper, says into the record."""
         record = kept.record
         match row.kind:
             case "input":
@@ -119,12 +135,13 @@ class Keeping:
                 kept.known.add(lo, hi)
                 kept.durable.add(lo, hi)
             case "close":
-                record.closed = unpack(row.meta)
+                record.closed = max(record.closed or 0, unpack(row.meta))
                 kept.synced.add(("close", b""))
             case "result":
                 node, incarnation, number, lo, hi, failed, attempt, content, sealed, size, *rest = unpack(row.meta)
                 if rest and rest[0]:
                     self.readers.names[node] = rest[0]
+                kept.overlaps = kept.overlaps or bool(kept.done.within(lo, hi))
                 self._note(kept, BatchId(node, incarnation, number), Results(lo, hi, failed, attempt, content), size)
                 if sealed:
                     record.seals.join(lo, hi, (0, BatchId(node, incarnation, number)))
@@ -140,8 +157,10 @@ class Keeping:
                     kept.cancelled.update(RangeSet.from_flat(flat))
                     record.cancelled.update(kept.cancelled)
             case "state":
-                kept.state, kept.reason = unpack(row.meta)
-                record.state = State.CANCELLED if kept.state == CANCELLED else State.FINISHED
+                state, reason = unpack(row.meta)
+                if RANKS.get(state, 0) >= RANKS.get(kept.state, -1):
+                    kept.state, kept.reason = state, reason
+                record.state = max(record.state, State.CANCELLED if kept.state == CANCELLED else State.FINISHED)
             case "try":
                 task, *rest = unpack(row.meta)
                 record.tries[task] = record.tries.get(task, frozenset()) | {Try(*rest)}
@@ -153,6 +172,8 @@ class Keeping:
             case "log":
                 index = int.from_bytes(row.key, "big")
                 kept.logs.add(index, index + 1)
+            case "copied":
+                kept.copied = True
             case _:
                 pass  # a kind of a later minor version: kept, not understood
 
@@ -165,9 +186,17 @@ class Keeping:
 
     # ---- promises ---------------------------------------------------------------------------------------------------
 
-    def store(self, rows: Sequence[Row], promises: Iterable[Promise] = ()) -> tuple[int, Store]:
-        """Return the effect that writes rows; `promises` are sent once they are synced."""
+    def store(
+        self, rows: Sequence[Row], promises: Iterable[Promise] = (), *, copied: bool = True
+    ) -> tuple[int, Store]:  # fmt: skip
+        """Return the effect that writes rows; `promises` are sent once they are synced, `copied`: on two keepers."""
         token = self._token()
+        for row in rows:
+            kept = self.jobs.get(row.job)
+            if kept is not None:
+                kept.rows.put(row)
+        if self.is_shared and copied and rows:
+            self._fresh[token] = rows
         promised = list(promises)
         if promised:
             self._promises[token] = promised
@@ -188,13 +217,18 @@ class Keeping:
         job, mark = self._marked.pop(token, (b"", ("", b"")))
         if job in self.jobs:
             self.jobs[job].synced.add(mark)
-        return list(self._promises.pop(token, ()))
+        promises = list(self._promises.pop(token, ()))
+        rows = self._fresh.pop(token, ())
+        return self.spread(rows, promises) if rows else [*promises]
 
     def store_failed(self, token: int, reason: str) -> Refused:
         """The rows are not on disk: refuse what is not accepted without them."""
         error = {"code": "quota-exceeded", "message": reason, "next": "free some disk, or p2pgrid node --dir elsewhere"}
         refused = Refused([], [], [])
         unsynced = self._unsynced.pop(token, None)
+        for row in self._fresh.pop(token, ()) if unsynced is None else ():
+            if row.job in self.jobs:
+                self.jobs[row.job].rows.put(row._replace(value=None))
         if unsynced is not None:
             # Results stay in memory, readable, and are written again; whoever sent them keeps them until then.
             self._failed.append(unsynced)
@@ -240,7 +274,9 @@ class Keeping:
         kept.record.inputs.pop(appended.lo, None)
         kept.known.discard(appended.lo, appended.hi)
         refused.inputs.append((appended.job, appended.lo, appended.hi))
-        refused.effects.append(Store(0, [Row(appended.job, "input", appended.lo.to_bytes(8, "big"), b"", None)]))
+        gone = Row(appended.job, "input", appended.lo.to_bytes(8, "big"), b"", None)
+        kept.rows.put(gone)
+        refused.effects.append(Store(0, [gone]))
 
     def write_again(self) -> list[Effect]:
         """Write the results whose rows failed."""
@@ -278,9 +314,9 @@ class Keeping:
         """Accept a job, or meet it again. Raises PeerError if the spec is malformed."""
         kept = self.jobs.get(job)
         if kept is None:
-            spec = unpack_spec(packed)
-            kept = self.jobs[job] = Kept(job, job_name(job), spec, Record())
-            kept.record.spec = packed
+            spec = replace(unpack_spec(packed), owner=self._node.encode())
+            kept = self.jobs[job] = Kept(job, job_name(job), spec, Record(), accepted=self._node)
+            kept.record.spec = spec.packed()
             kept.record.expires = spec.submitted_s + spec.ttl_s
             self.changed(kept)
         kept.programs.add(client)
@@ -316,7 +352,7 @@ class Keeping:
             msg = f"a job that is closed with {count} tasks and has others"
             raise PeerError(msg)
         kept.record.closed = count
-        row = Row(kept.id, "close", b"", pack(count), b"")
+        row = Row(kept.id, "close", pack(count), pack(count), b"")
         if client is None:
             return [self.store([row])[1]]
         return self._mark(kept, ("close", b""), row, Reply(client, m.ACK, 0, [kept.id, "close", 0]))
@@ -327,7 +363,8 @@ class Keeping:
 
     @staticmethod
     def _end(kept: Kept) -> Row:
-        return Row(kept.id, "state", b"", pack([kept.state, kept.reason]), b"")
+        meta = pack([kept.state, kept.reason])
+        return Row(kept.id, "state", content_id(meta), meta, b"")
 
     def cancel(
         self, kept: Kept, spans: RangeSet | None, promises: Sequence[Promise] = (), reason: str = ""
@@ -446,7 +483,7 @@ class Keeping:
         """Remember a failed execution of a task; told twice, it counts once."""
         kept.record.tries[task] = kept.record.tries.get(task, frozenset()) | {one}
         meta = pack([task, *one])
-        return Store(0, [Row(kept.id, "try", content_id(meta), meta, b"")])
+        return self.store([Row(kept.id, "try", content_id(meta), meta, b"")])[1]
 
     def reissued(self, kept: Kept, spans: Iterable[Span]) -> list[Effect]:
         """Raise the attempt number of tasks that will run again."""
@@ -454,11 +491,17 @@ class Keeping:
         for lo, hi in spans:
             attempt = 1 + max((v for _, _, v in kept.record.attempts.within(lo, hi)), default=1)
             kept.record.attempts.join(lo, hi, attempt)
-            rows.append(Row(kept.id, "attempt", pack([lo, hi]), pack([lo, hi, attempt]), b""))
-        return [Store(0, rows)] if rows else []
+            meta = pack([lo, hi, attempt])
+            rows.append(Row(kept.id, "attempt", meta, meta, b""))
+        return [self.store(rows)[1]] if rows else []
 
     def waits_for_disk(self, kept: Kept, source: Source, count: int) -> bool:
-        """Whether a batch of another node came before and is not synced yet."""
+        """Whether a batch of another node came before and is not synced yet, or on one keeper only."""
+        if (
+            self.copies_pending(kept.id)
+            and BatchId(source.node, source.incarnation, source.number) in kept.record.results
+        ):
+            return True
         return any(
             self.readers.is_pinned((kept.id, BatchId(source.node, source.incarnation, source.number + i)))
             for i in range(count)
@@ -495,12 +538,13 @@ class Keeping:
         """Let a job expire at `until_s`, in unix seconds, or later: its time only grows."""
         kept.record.expires = max(kept.record.expires, until_s)
         self.changed(kept)
-        rows = [Row(kept.id, "expiry", b"", pack(kept.record.expires), b"")]
-        return self.store(rows, promises)[1]
+        meta = pack(kept.record.expires)
+        return self.store([Row(kept.id, "expiry", meta, meta, b"")], promises)[1]
 
     def delete(self, job: Job, reason: str, state: str = "unknown") -> list[Effect]:
         """Forget everything about a job, on disk as well; its readers are told a state and the reason, if any."""
         kept = self.jobs.pop(job)
+        self.deleted(job)
         self.readers.forget((job, batch) for batch in kept.record.results)
         rows = [Row(job, "*", b"", b"", None)]
         told = self.readers.dismiss(kept, state, reason) if reason else []

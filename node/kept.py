@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from p2pgrid.core.ranges import RangeSet, Span
 from p2pgrid.core.record import BatchId, Record, Spec
 from p2pgrid.node.events import Outcome, Reply, Send
+from p2pgrid.node.rows import Rows
 
 Job = bytes
 Promise = Reply | Send
@@ -72,6 +73,15 @@ class Watch:
     ended: bool = False
 
 
+@dataclass(slots=True)
+class Listening:
+    """A keeper that became the first in rank hears the others before it grants anything."""
+
+    until_s: float
+    heard: set[str] = field(default_factory=set)
+    """Those whose copy was the same as ours."""
+
+
 @dataclass(slots=True, eq=False)
 class Kept:
     """One job whose record is kept here."""
@@ -98,11 +108,30 @@ class Kept:
     """What failed tasks raised, in this life of the node."""
     programs: set[int] = field(default_factory=set)
     """Clients that opened it and are connected."""
+    rows: Rows = field(default_factory=Rows)
+    """What this copy of its record consists of."""
+    accepted: str = ""
+    """The node that accepted it."""
+    serving: bool = True
+    """Whether this node grants its tasks and judges what becomes of them; else another keeper does."""
+    server: str = ""
+    """Who serves it, by the last that was heard; where this node does not."""
+    listening: Listening | None = None
+    """Set while this node is about to serve it."""
+    copied: bool = False
+    """Whether another node ever had a copy."""
+    overlaps: bool = False
+    """Whether some task has more than one result: then it matters which one counts."""
 
     @property
     def total(self) -> int | None:
         """How many tasks the job has, once that is known."""
         return self.record.closed
+
+    @property
+    def answers(self) -> bool:
+        """Whether this node answers for it: it serves it, or is about to."""
+        return self.serving or self.listening is not None
 
     @property
     def ended(self) -> bool:

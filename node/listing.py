@@ -100,7 +100,7 @@ class Listing(Handler):
 
     def _entry(self, kept: Kept) -> Listed:
         spec, known = kept.spec, self.list.jobs.get(kept.id)
-        owner = known.owner if known is not None and known.owner else self.config.node_id
+        owner = known.owner if known is not None and known.owner else kept.accepted or self.config.node_id
         standing = Standing()
         if kept.ended:
             total = kept.known.size if kept.total is None else kept.total

@@ -14,14 +14,13 @@ A malformed frame costs its sender the connection (PeerError); an AssertionError
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from p2pgrid.core import messages as m
-from p2pgrid.core.batch import decode_batch
-from p2pgrid.core.errors import ObjectLost, PeerError
+from p2pgrid.core.errors import PeerError
 from p2pgrid.core.member import ALIVE
-from p2pgrid.core.ranges import RangeSet, Span
+from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.shapes import CRASH, from_peer
 from p2pgrid.core.wire import pack
 from p2pgrid.node import answers
@@ -36,7 +35,7 @@ from p2pgrid.node.doubling import Doubling
 from p2pgrid.node.fitness import Fitness
 from p2pgrid.node.inquiries import LATE, Inquiries
 from p2pgrid.node.inquiries import TIMER as INQUIRY
-from p2pgrid.node.kept import Kept
+from p2pgrid.node.keepers import Candidate
 from p2pgrid.node.listing import TIMER as LISTING
 from p2pgrid.node.listing import Listing
 from p2pgrid.node.members import Members
@@ -47,6 +46,9 @@ from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, MachineConfig, Parts
 from p2pgrid.node.relaying import TIMER as RELAY
 from p2pgrid.node.relaying import Relays
+from p2pgrid.node.replicas import TIMER as COPIES
+from p2pgrid.node.replicas import Replicas
+from p2pgrid.node.restoring import Restoring
 from p2pgrid.node.running import RunInfo
 from p2pgrid.node.thieves import HANDS, SERVE, STEAL, WAKE, Thieves
 
@@ -87,10 +89,11 @@ class Machine(Handler):
         parts.serving = self.relays.serving
         self.listing.is_leaf = self.neighbours.is_leaf
         self.relays.patience_s = self.inquiries.patience_s = self.neighbours.patience_s
+        self.restoring = Restoring(parts, self.outcomes, self.door, self.depending)
+        self.replicas = Replicas(parts, self.outcomes, self.members, self.restoring, self._candidates)
         self.clients = self.door.clients
         self.wall_offset_s = 0.0
         self.loaded = False
-        self._restoring: dict[int, bytes] = {}
         self._stopped = False
         self._timers: dict[str, Callable[..., None]] = {
             "recall": self._on_recall,
@@ -118,6 +121,7 @@ class Machine(Handler):
             LATE: lambda _, number: self.inquiries.too_late(number),
             AWAIT: self.awaiting.again,
             RELAY: lambda now, client, job: self.relays.due(client, job, now),
+            COPIES: self.replicas.tick,
         }
         self._events: dict[type, Callable[[Any, float], None]] = {
             e.Loaded: self._on_loaded,
@@ -163,6 +167,9 @@ class Machine(Handler):
         self._events[kind](event, now)
         if self.awaiting.jobs:
             self.awaiting.attend(now)
+        if parts.regrouped and self.loaded:
+            parts.regrouped = False
+            self.replicas.look(now)
         if parts.hungry and self.loaded:
             self._feed(now)
         if parts.later:
@@ -180,6 +187,7 @@ class Machine(Handler):
             self.listing.settle(now)
         if parts.stopping and self.loaded:
             self._settle_stop(now)
+        self.replicas.flush()
         yield self.relays.addressed(self.out)
 
     def wall(self, now: float) -> float:
@@ -197,6 +205,10 @@ class Machine(Handler):
         """Return every member that is known, as the request `members` shows it."""
         return self.neighbours.rows()
 
+    def _candidates(self) -> list[Candidate]:
+        """Return who might keep records, this node among them; nobody while it belongs to no grid."""
+        return self.neighbours.candidates()
+
     def _name_of(self, peer: str) -> str:
         """Return what people call a member."""
         return next((row["name"] for row in self.neighbours.rows() if row["id"] == peer), peer[-8:])
@@ -211,69 +223,15 @@ class Machine(Handler):
         self.neighbours.loaded(event)
         self.listing.load(event.rows)
         self.loaded = True
-        codes: dict[bytes, list[bytes]] = {}
-        for row in event.rows:
-            if row.kind == "code":
-                codes.setdefault(row.job, []).append(row.key)
         for kept in self.keeping.jobs.values():
+            self.replicas.loaded(kept, now)
             if kept.ended:
                 continue
-            self._restore(kept, codes.get(kept.id, []))
-            if not kept.spec.detach:
+            if not kept.spec.detach and kept.accepted == self.config.node_id:
                 self.parts.timer(("orphan", kept.spec.session), now + self.config.orphan_after_s)
         self._expire(now)
         if self.config.embedded:
             self.parts.timer(("linger",), now + 5 * self.config.linger_s)
-
-    def _restore(self, kept: Kept, codes: Sequence[bytes]) -> None:
-        """Read what the open tasks of a job need; they may have been started before, so their attempt number rises."""
-        self.leases.inherited.add(kept.id)
-        open_tasks = kept.open_tasks
-        self.out += self.keeping.reissued(kept, open_tasks)
-        self.out += self.keeping.settle(kept)
-        if kept.ended:
-            return
-        keys = [(kept.id, "code", code) for code in codes]
-        for lo, inputs in sorted(kept.record.inputs.items()):
-            if open_tasks.within(lo, inputs.hi):
-                keys.append((kept.id, "input", lo.to_bytes(8, "big")))
-        self._restoring[self.parts.token()] = kept.id
-        self.door.held_back[kept.id] = []
-        self.out.append(e.Fetch(self.parts.tokens, keys))
-
-    def _restored(self, kept: Kept, rows: Sequence[e.Row], now: float) -> None:
-        work = self.outcomes.work_of(kept)
-        work.attempts = kept.record.attempts
-        for row in rows:
-            if row.kind == "code":
-                kept.record.codes[row.key] = row.value or b""
-                kept.synced.add(("code", row.key))
-        for row in rows:
-            if row.kind == "input":
-                lo = int.from_bytes(row.key, "big")
-                batch = decode_batch(lo, kept.record.inputs[lo].hi, row.value or b"")
-                if all(run.fn in work.codes for run in batch.runs):
-                    self.pool.append(work, batch)
-        lost: list[Span] = []
-        for lo, hi in kept.open_tasks:
-            at = lo
-            while at < hi:
-                found = work.locate(at)
-                end = min(hi, found[0].hi) if found else at + 1
-                if found is None:
-                    lost.append((at, end))
-                at = end
-            self.pool.make_ready(work, lo, hi)
-        for lo, hi in kept.done | kept.cancelled:
-            self.pool.finished(work, lo, hi)
-        self.depending.hold(kept, [run for run, _ in work.runs], self.config.away_s)
-        if lost:
-            error = ObjectLost("the inputs of this task are damaged on disk", next="submit it again")
-            self.outcomes.fail(kept, lost, error)
-        for task, tries in kept.record.tries.items():
-            if any(one.kind in "wn" for one in tries) and task in kept.open_tasks:
-                self.pool.make_ready(work, task, task + 1, alone=True)
-        self.outcomes.consider(kept, list(work.lanes.values()), now)
 
     # ---- disk -------------------------------------------------------------------------------------------------------
 
@@ -294,14 +252,9 @@ class Machine(Handler):
             self.outcomes.forget(job)
 
     def _on_fetched(self, event: e.Fetched, now: float) -> None:
-        if event.token in self._restoring:
-            job = self._restoring.pop(event.token)
-            kept = self.keeping.jobs.get(job)
-            if kept is not None and not kept.ended:
-                self._restored(kept, event.rows, now)
-            for held_back in self.door.held_back.pop(job):
-                self.door.sent(held_back, now)
-        elif event.token in self.door.log_requests:
+        if self.restoring.fetched(event, now) or self.replicas.fetched(event, now):
+            return
+        if event.token in self.door.log_requests:
             client, id_ = self.door.log_requests.pop(event.token)
             logs = [[int.from_bytes(row.key, "big"), row.value or b""] for row in event.rows]
             self.out.append(self.parts.reply(client, m.ANSWER, id_, {"logs": last_logs(logs)}))
@@ -318,6 +271,7 @@ class Machine(Handler):
         self.relays.up(event.peer, now)
         self.awaiting.up()
         self.inquiries.up(event.peer, now)
+        self.replicas.up(event.peer, now)
 
     def _on_belongs(self, event: e.Belongs, now: float) -> None:
         self.neighbours.belongs(event, now)
@@ -326,6 +280,7 @@ class Machine(Handler):
     def _on_peer_roles(self, event: e.PeerRoles, now: float) -> None:
         self.members.roles_changed(event, now)
         self.relays.roles_changed(event.peer)
+        self.parts.regrouped = True
 
     def _on_peer_down(self, event: e.PeerDown, now: float) -> None:
         self.members.down(event, now)
@@ -334,6 +289,7 @@ class Machine(Handler):
         self.neighbours.down(event, now)
         self.inquiries.gone(event.peer, now)
         self.relays.down(event.peer, now)
+        self.replicas.down(event.peer, now)
 
     def _on_peer_sent(self, event: e.PeerSent, now: float) -> None:
         """Take in a frame; a malformed one is refused as a whole, and its sender loses the connection."""
@@ -357,6 +313,8 @@ class Machine(Handler):
                     self.listing.sent(event, now)
                 case kind if m.P_STEAL <= kind <= m.P_LIFELINE:
                     self.thieves.sent(event, now)
+                case kind if m.P_ROWS <= kind <= m.P_KEEPER:
+                    self.replicas.sent(event, now)
                 case _:
                     self.members.sent(event, now)
         except PeerError as error:
@@ -520,5 +478,7 @@ class Machine(Handler):
             self._stopped = True
             self.members.hand_back()
             self.neighbours.leave(now)
-            waiting = [answers.hand_over(kept) for kept in self.keeping.jobs.values() if not kept.ended]
+            waiting = [
+                answers.hand_over(kept) for kept in self.keeping.jobs.values() if kept.answers and not kept.ended
+            ]
             self.out.append(e.Stopped(waiting))

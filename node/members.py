@@ -80,7 +80,7 @@ class Members(Handler):
         self.holding.gone(event.peer)
         if event.peer in self.holding.debts:
             self.parts.timer(("debt", event.peer), now + self.config.holding.forget_s)
-        for kept in [k for k in self.keeping.jobs.values() if not k.ended]:
+        for kept in [k for k in self.keeping.jobs.values() if k.serving and not k.ended]:
             work = self.pool.works.get(kept.id)
             if work is not None and work.hot:
                 self.outcomes.consider(kept, list(work.lanes.values()), now, known=True)
@@ -156,7 +156,8 @@ class Members(Handler):
     def _granted(self, peer: str, body: Any, now: float) -> None:
         rid, job, name, ranges, codes, batches = body
         before = self.pool.works.get(job)
-        if job in self.keeping.jobs or (before is not None and before.keeper != peer):
+        kept = self.keeping.jobs.get(job)
+        if (kept is not None and kept.answers) or (before is not None and before.keeper != peer):
             return  # not acknowledged, it goes back to the keeper
         if self.parts.stopping or self.parts.refusing:
             return

@@ -14,13 +14,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from p2pgrid.core import messages as m
-from p2pgrid.core.chains import role_names
+from p2pgrid.core.chains import WORK, role_names
 from p2pgrid.core.member import ALIVE, DEAD, LEFT, STATUS_NAMES, SUSPECT, Card, Known, Update, Verdict
 from p2pgrid.core.shapes import from_neighbour
 from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node import events as e
 from p2pgrid.node import liveness, view
 from p2pgrid.node.gridtime import GridTime, GridTimeOptions
+from p2pgrid.node.keepers import Candidate, keeps
 from p2pgrid.node.liveness import Liveness
 from p2pgrid.node.parts import Handler, Parts
 from p2pgrid.node.view import Cloned, Forgotten, View
@@ -225,6 +226,7 @@ class Neighbours(Handler):
                 self._persisted = verdict.incarnation
                 self.out.append(e.Store(0, [e.Row(*LIFE_ROW, pack(verdict.incarnation), b"")]))
             return
+        self.parts.regrouped = True
         suspects = self.parts.suspects
         if verdict.status == SUSPECT:
             suspects.add(verdict.id)
@@ -258,6 +260,7 @@ class Neighbours(Handler):
 
     def _forgotten(self, peer: str) -> None:
         """Out of the view. One that seemed dead is still looked for: a cut may outlast the memory of the dead."""
+        self.parts.regrouped = True
         self.parts.suspects.discard(peer)
         assert self.view is not None, "forgotten without a grid"
         lost = self.view.lost
@@ -308,6 +311,21 @@ class Neighbours(Handler):
         before = self.parts.timers.get((TIMER,))
         if due is not None and (before is None or due < before or due > before + LATER_S):
             self.parts.timer((TIMER,), max(due, now))
+
+    def candidates(self) -> list[Candidate]:
+        """Return the members that are not dead, and this node, as candidates for keeping records."""
+        if self.view is None:
+            return []
+        me = self.config.node_id
+        works = bool(self.parts.own_roles & WORK)
+        card = self.view.card
+        found = [Candidate(me, True, keeps(card.facts, leaf=card.leaf, works=works))]  # noqa: FBT003
+        for node, known in self.view.live():
+            if node != me:
+                works = self.parts.may(node, WORK)
+                eligible = keeps(known.card.facts, leaf=known.card.leaf, works=works)
+                found.append(Candidate(node, known.status == ALIVE and node not in self.parts.suspects, eligible))
+        return found
 
     # ---- answers ----------------------------------------------------------------------------------------------------
 

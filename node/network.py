@@ -51,6 +51,10 @@ if TYPE_CHECKING:
     from p2pgrid.node.net.membership import Membership
     from p2pgrid.node.net.station import Station
 
+_OF_THE_MACHINE = (
+    (m.P_WANT, m.P_CLOCK_IS), (m.P_STEAL, m.P_LIFELINE), (m.P_READ, m.P_JOBS_RECORDS), (m.P_ROWS, m.P_KEEPER),
+)  # fmt: skip
+"""Kinds of frames that go to it, from and to."""
 TOLD_AGAIN_S = 60.0
 LAST_WORDS_S = 0.3
 """For the revocation to reach the one it is about; nothing of what it sends is listened to any more."""
@@ -355,11 +359,7 @@ class Network:
     def frame(self, peer: str, kind: int, body: Any) -> None:
         if peer not in self.members:
             return
-        if (
-            m.P_WANT <= kind <= m.P_CLOCK_IS
-            or m.P_STEAL <= kind <= m.P_LIFELINE
-            or m.P_READ <= kind <= m.P_JOBS_RECORDS
-        ):
+        if any(first <= kind <= last for first, last in _OF_THE_MACHINE):
             self.later(e.PeerSent(peer, kind, body))
         elif m.L_REVOCATIONS <= kind <= m.L_SHOW:
             self.trustees.frame(peer, kind, body)

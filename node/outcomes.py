@@ -177,11 +177,11 @@ class Outcomes(Handler):
             if work is not None:
                 self.pool.remove(work, lo, hi)
                 self.pool.finished(work, lo, hi)
-            self._stop_copies(kept.id, lo, hi, source)
+            self.stop_copies(kept.id, lo, hi, source)
         if fresh.new:
             self.settle(kept)
 
-    def _stop_copies(self, job: bytes, lo: int, hi: int, source: Source | None) -> None:
+    def stop_copies(self, job: bytes, lo: int, hi: int, source: Source | None) -> None:
         """Whoever else runs these tasks need not go on."""
         for peer in self.leases.finished(job, lo, hi):
             if source is None or peer != source.node:

@@ -126,6 +126,8 @@ class Parts:
         self.stopping = False
         self.hungry = False
         """Whether workers may have something new to do."""
+        self.regrouped = False
+        """Whether members came, went, or are seen in another light: then other nodes may be keepers."""
         self._said: dict[tuple[str, str], None] = {}
 
     def token(self) -> int:

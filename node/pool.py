@@ -190,6 +190,23 @@ class Pool:
         if not owner.works:
             del self._owners[work.owner]
 
+    def convert(self, work: Work, owner: OwnerKey, keeper: str | None) -> None:
+        """Let a work be another's from now on: its keeper has changed. What was taken from it stays so."""
+        lanes = [lane for hot in list(work.hot.values()) for lane in hot.values()]
+        ready = [(lane, lane.ready) for lane in lanes]
+        for lane in lanes:
+            lane.ready = RangeSet()
+            self._queue(lane)
+        before = self._owners[work.owner]
+        before.works -= 1
+        if not before.works:
+            del self._owners[work.owner]
+        work.owner, work.keeper = owner, keeper
+        self._owners.setdefault(owner, Owner()).works += 1
+        for lane, spans in ready:
+            lane.ready = spans
+            self._queue(lane)
+
     def append(self, work: Work, batch: InputBatch) -> list[Lane]:
         """Take in a batch of inputs; its tasks are known, none is ready yet. Returns the lanes that are new.
 

@@ -236,7 +236,9 @@ class Thieves(Handler):
     def _opened(self, peer: str, keeper: str, job: bytes, ranges: Any, codes: Any, batches: Any) -> Any:
         """Return what is handed over, read, or None if it is not to be taken in."""
         work = self.pool.works.get(job)
-        if self.parts.stopping or self.parts.refusing or keeper not in self.peers or job in self.keeping.jobs:
+        if self.parts.stopping or self.parts.refusing or keeper not in self.peers:
+            return None
+        if (kept := self.keeping.jobs.get(job)) is not None and kept.answers:
             return None
         if work is not None and work.keeper != keeper:
             return None

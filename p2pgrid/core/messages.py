@@ -150,6 +150,16 @@ L_UNKNOWN = 128  # [version, kind]                I do not know this; once per k
 L_DIAL_ME = 150  # [nonce, [address, …]]         tell me which of these lead to me; see node/reachability.py
 L_DIALLED = 151  # [nonce, [address, …] or None, host]   these do (None: I did not try); I see you come from that host
 
+# ---- copies of job records, between keepers (node/replicas.py); read by `core.keeper_shapes` -------------------------
+# tags: 8 bytes for each row, one after the other; buckets: which of 256, None: all
+P_ROWS = 168  # [no, [[job16, kind, key, meta, value], …]]   rows for you to keep
+P_SYNCED = 169  # [[no, …], [no, …]]                the rows of these frames are fsynced here; of those not taken
+P_COPIES = 170  # [[job16, digest16, serves, asks], …]       my copies of records; asks: say how yours is
+P_BUCKETS = 171  # [job16, [[bucket, digest16], …]]  mine differs from yours: which buckets?
+P_TAGS = 172  # [job16, buckets, tags]              what I have in these: give me the rest, and ask for what you lack
+P_WANTED = 173  # [job16, tags]                     give me these rows
+P_KEEPER = 174  # [[job16, node id], …]             who serves these jobs from now on: claim there, deliver there
+
 # ---- objects (node/objects.py; those with bytes in them on a bulk stream); read by `core.shapes.of_objects` ----------
 # id: 33 bytes (core.pieces); pieces: [lo, hi, …] or, where it says so, None for all of them
 O_FIND = 130  # [[id, …]]                          who has these? Answered by HAVE or LACK for each, and HAVE as news

@@ -119,7 +119,8 @@ def _rid(value: Any) -> tuple[int, int]:
     return _whole(incarnation), _whole(number)
 
 
-def _outcome(value: Any) -> tuple[int, int, int, Any]:
+def read_outcome(value: Any) -> tuple[int, int, int, Any]:
+    """Return (lo, hi, shape, data) of an outcome as it travels (node.events.Outcome). Raises PeerError."""
     lo, hi = _span(value)
     shape, data = _fields(value, 4)[2:]
     match shape:
@@ -220,7 +221,7 @@ def _result(value: Any) -> ResultEntry:
     logs = _optional(value, 4, _each(_log), [])
     busy_s = _optional(value, 5, _seconds, 0.0)
     return ResultEntry(
-        _job(job), _rid(batch), _whole(attempt), [_outcome(one) for one in _list(outcomes)], logs, busy_s
+        _job(job), _rid(batch), _whole(attempt), [read_outcome(one) for one in _list(outcomes)], logs, busy_s
     )
 
 
@@ -424,7 +425,7 @@ def _credit(of: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, int, int | N
 def _entry(value: Any) -> list[Any]:
     """Read a result as a reader gets it."""
     node, attempt = _fields(value, 6)[4:]
-    return [*_outcome(value), _text(node), _whole(attempt)]
+    return [*read_outcome(value), _text(node), _whole(attempt)]
 
 
 _TOLD: dict[int, Callable[[Any], Any]] = {

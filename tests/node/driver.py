@@ -194,7 +194,8 @@ class Node:
         """What this node says of itself."""
         slots = self.config["slots"]
         resources = {"cpu": slots, "mem": 8 << 30, **self.config.get("resources", {})}
-        return {"name": self.name, "slots": slots, "minor": 11, "resources": resources}
+        keeps = self.config.get("keeps", True)
+        return {"name": self.name, "slots": slots, "minor": 11, "resources": resources, "keeps": keeps}
 
     def start(self) -> None:
         """Begin a life: with the rows on disk, and a greeting from every live peer."""
@@ -204,7 +205,7 @@ class Node:
         self._unsynced.clear()
         config = MachineConfig(
             self.name, self.name, "test-grid", self.config["slots"], self.facts,
-            **{key: value for key, value in self.config.items() if key not in ("slots", "resources")},
+            **{key: value for key, value in self.config.items() if key not in ("slots", "resources", "keeps")},
         )  # fmt: skip
         self.machine = Machine(config, random.Random(self.world.rng.random()))
         self.workers = {i: Child(self, i) for i in range(self.config["slots"])}

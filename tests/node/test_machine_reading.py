@@ -36,9 +36,9 @@ def _task(index: int) -> Task:
 
 
 def _grid(seed: int, count: int = 3, faults: Faults | None = None, **config: Any) -> tuple[GridWorld, list[GridNode]]:
-    """Nodes that have met; the links carry frames in order, as connections do."""
+    """Nodes that have met, on links that carry frames in order; nobody keeps copies of what others took."""
     world = GridWorld(seed, faults or Faults(ordered=True))
-    return world, world.grid(count, **config)
+    return world, world.grid(count, keeps=False, **config)
 
 
 def _is_whole(read: Submitted, own: Submitted, count: int = COUNT) -> None:
@@ -355,7 +355,7 @@ def test_a_reader_amid_its_results_is_told_when_they_are_forgotten(monkeypatch: 
 def test_reading_takes_a_role_that_allows_it(roles: int, reads: bool) -> None:  # noqa: FBT001
     """Who observes reads and does not forget; who only works is refused with a reason."""
     world = GridWorld(17, Faults(ordered=True))
-    nodes = [world.join("n0"), world.join("n1", "n0", roles=roles)]
+    nodes = [world.join("n0", keeps=False), world.join("n1", "n0", roles=roles, keeps=False)]
     assert world.run(lambda: all(node.sees("alive") == 2 for node in nodes), 10.0)
     own = _client(nodes[0]).submit(JOB, 5, _task)
     assert world.run(lambda: own.ended, 60)

@@ -1,0 +1,290 @@
+"""Copying: how the rows of records get to the other keepers, and who was promised something that rests on them.
+
+To each keeper rows flow in frames with numbers, a few at a time; it acknowledges a frame once its rows are synced. A
+keeper is *level* in a job when all its rows are there or under way: then only what is new has to be said. It stops to
+be level when its connection ends, its queue overflows or it refuses a frame; anti-entropy makes it level again
+(`replicas`).
+
+A *hold* is promises that wait until one other keeper has what they rest on: a keeper that is level and has acknowledged
+the frame, or one whose copy equals ours.
+
+Rule: this file knows rows by job, peers and numbers; who should be a keeper it is told.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from p2pgrid.core import messages as m
+from p2pgrid.node.events import Row, Send
+from p2pgrid.node.kept import Job, Promise
+
+OVERHEAD = 64
+"""Bytes of a row in a frame besides key, meta and value, about."""
+
+
+@dataclass(frozen=True, slots=True)
+class CopyOptions:
+    """Bytes, or numbers of rows."""
+
+    frame_bytes: int = 48 << 10
+    """Rows in one frame; a single larger one exceeds it and leaves on a bulk stream."""
+    frame_rows: int = 1024
+    window_bytes: int = 4 << 20
+    """Rows under way to one keeper."""
+    queue_bytes: int = 64 << 20
+    """Rows that wait for one keeper; above, it is brought level from the disk later."""
+
+
+@dataclass(slots=True, eq=False)
+class Hold:
+    """Promises that wait for a second copy of the rows of one store."""
+
+    jobs: frozenset[Job]
+    promises: Sequence[Promise]
+    released: bool = False
+
+
+@dataclass(slots=True)
+class _Lot:
+    """Rows of one store on their way to one keeper."""
+
+    rows: Sequence[Row]
+    size: int
+    hold: Hold | None
+    catching_up: Job | None = None
+    """The job that the keeper is brought level in by them."""
+
+
+@dataclass(slots=True)
+class _Flight:
+    size: int
+    lots: list[_Lot]
+
+
+@dataclass(slots=True)
+class _Way:
+    """Everything under way to one keeper."""
+
+    queue: deque[_Lot] = field(default_factory=deque)
+    queued: int = 0
+    flying: dict[int, _Flight] = field(default_factory=dict)
+    in_flight: int = 0
+    number: int = 0
+    level: set[Job] = field(default_factory=set)
+    catching: Counter[Job] = field(default_factory=Counter)
+    """Lots under way, or being read, that bring it level."""
+    unsure: set[Job] = field(default_factory=set)
+    """It was told what is here and asks for what it lacks: that it has all is known when its copy equals ours."""
+    late: dict[Job, list[Hold]] = field(default_factory=dict)
+    """Acknowledged before it was known to have all that came before."""
+
+    def behind(self, job: Job) -> bool:
+        return job in self.unsure or bool(self.catching.get(job))
+
+
+class Copying:
+    """The ways to all connected keepers."""
+
+    def __init__(self, options: CopyOptions) -> None:
+        self.options = options
+        self._ways: dict[str, _Way] = {}
+        self.waiting: dict[Job, dict[Hold, None]] = {}
+
+    # ---- who has what -----------------------------------------------------------------------------------------------
+
+    def up(self, peer: str) -> None:
+        """A member is reachable; what it has is not known."""
+        self._ways[peer] = _Way()
+
+    def down(self, peer: str) -> None:
+        """Its connection ended: what was under way may be lost."""
+        self._ways.pop(peer, None)
+
+    def is_level(self, peer: str, job: Job) -> bool:
+        """Whether a member has all rows of a job, or they are under way."""
+        way = self._ways.get(peer)
+        return way is not None and job in way.level
+
+    def is_known(self, peer: str, job: Job) -> bool:
+        """Whether nothing need be asked of a member: it is level for sure, or what it lacks is on its way."""
+        way = self._ways.get(peer)
+        return way is not None and job in way.level and (job not in way.unsure or bool(way.catching.get(job)))
+
+    def doubt(self, peer: str, job: Job) -> None:
+        """A member is told what is here, and asks for what it lacks."""
+        way = self._ways.get(peer)
+        if way is not None:
+            way.level.add(job)
+            way.unsure.add(job)
+
+    def compared(self, peer: str, job: Job) -> None:
+        """What a member has is known: what it lacks comes, and is all that it lacks."""
+        way = self._ways.get(peer)
+        if way is not None:
+            way.level.add(job)
+            way.unsure.discard(job)
+
+    def has_all(self, peer: str, job: Job) -> bool:
+        """Whether a member acknowledged all rows of a job."""
+        way = self._ways.get(peer)
+        if way is None or job not in way.level or way.behind(job):
+            return False
+        lots = [lot for flight in way.flying.values() for lot in flight.lots]
+        return not any(row.job == job for lot in [*way.queue, *lots] for row in lot.rows)
+
+    def begin(self, peer: str, job: Job) -> None:
+        """A member has nothing of a job yet, and gets all of it from now on."""
+        way = self._ways.get(peer)
+        if way is not None:
+            way.level.add(job)
+
+    def catch_up(self, peer: str, job: Job) -> None:
+        """What a member lacks of a job is known and comes: it is level, but what it acknowledges counts later."""
+        way = self._ways.get(peer)
+        if way is not None:
+            way.level.add(job)
+            way.catching[job] += 1
+
+    def caught_up(self, peer: str, job: Job) -> list[Promise]:
+        """One part of what it lacked is there; return the promises that may be kept with the last of them."""
+        way = self._ways.get(peer)
+        if way is None or not way.catching[job]:
+            return []
+        way.catching[job] -= 1
+        if not way.catching[job]:
+            del way.catching[job]
+        return [] if way.behind(job) else self._release(way.late.pop(job, ()))
+
+    def equal(self, peer: str, job: Job) -> list[Promise]:
+        """The copy of a member equals ours: all that waited for one is kept."""
+        way = self._ways.get(peer)
+        if way is None:
+            return []
+        way.level.add(job)
+        way.catching.pop(job, None)
+        way.unsure.discard(job)
+        way.late.pop(job, None)
+        return self.release_all(job)
+
+    def forget(self, job: Job) -> None:
+        """A job is not kept here any more."""
+        for way in self._ways.values():
+            way.level.discard(job)
+            way.unsure.discard(job)
+            way.catching.pop(job, None)
+            way.late.pop(job, None)
+        self.waiting.pop(job, None)
+
+    # ---- rows -------------------------------------------------------------------------------------------------------
+
+    def hold(self, jobs: Iterable[Job], promises: Sequence[Promise]) -> Hold:
+        """Let promises wait for a second copy."""
+        one = Hold(frozenset(jobs), promises)
+        for job in one.jobs:
+            self.waiting.setdefault(job, {})[one] = None
+        return one
+
+    def push(self, peer: str, rows: Sequence[Row], hold: Hold | None = None, catching_up: Job | None = None) -> None:
+        """Let rows go to a member that is level in their jobs."""
+        way = self._ways.get(peer)
+        if way is None:
+            return
+        size = sum(len(row.key) + len(row.meta) + len(row.value or b"") + OVERHEAD for row in rows)
+        if way.queued and way.queued + size > self.options.queue_bytes and catching_up is None:
+            for row in rows:
+                way.level.discard(row.job)
+            return
+        way.queue.append(_Lot(rows, size, hold, catching_up))
+        way.queued += size
+
+    def frames(self) -> list[Send]:
+        """Return what may leave now: at once if nothing is under way to a member, else in frames as they fill."""
+        out: list[Send] = []
+        for peer, way in self._ways.items():
+            while way.queue and (not way.flying or self._may_leave(way)):
+                out.append(self._frame(peer, way))
+        return out
+
+    def _may_leave(self, way: _Way) -> bool:
+        return way.in_flight < self.options.window_bytes and way.queued >= self.options.frame_bytes
+
+    def _frame(self, peer: str, way: _Way) -> Send:
+        lots = [way.queue.popleft()]
+        size, count = lots[0].size, len(lots[0].rows)
+        while way.queue:
+            size += way.queue[0].size
+            count += len(way.queue[0].rows)
+            if size > self.options.frame_bytes or count > self.options.frame_rows:
+                break
+            lots.append(way.queue.popleft())
+        way.number += 1
+        taken = sum(lot.size for lot in lots)
+        way.flying[way.number] = _Flight(taken, lots)
+        way.in_flight += taken
+        way.queued -= taken
+        rows = [list(row) for lot in lots for row in lot.rows]
+        return Send(peer, m.P_ROWS, [way.number, rows])
+
+    def synced(self, peer: str, number: int) -> list[Promise]:
+        """A member has the rows of a frame on disk; return the promises that may be kept."""
+        way = self._ways.get(peer)
+        flight = way.flying.pop(number, None) if way is not None else None
+        if way is None or flight is None:
+            return []
+        way.in_flight -= flight.size
+        out: list[Promise] = []
+        for lot in flight.lots:
+            if lot.catching_up is not None:
+                out += self.caught_up(peer, lot.catching_up)
+            if lot.hold is None or not lot.hold.jobs <= way.level:
+                continue
+            behind = [job for job in lot.hold.jobs if way.behind(job)]
+            if behind:
+                way.late.setdefault(behind[0], []).append(lot.hold)
+            else:
+                out += self._release([lot.hold])
+        return out
+
+    def refused(self, peer: str, number: int) -> None:
+        """A member did not take the rows of a frame."""
+        way = self._ways.get(peer)
+        flight = way.flying.pop(number, None) if way is not None else None
+        if way is None or flight is None:
+            return
+        way.in_flight -= flight.size
+        for job in {row.job for lot in flight.lots for row in lot.rows}:
+            way.level.discard(job)
+            way.unsure.discard(job)
+            way.catching.pop(job, None)
+            way.late.pop(job, None)
+
+    def is_busy(self, peer: str) -> bool:
+        """Whether rows that bring a member level are under way to it."""
+        way = self._ways.get(peer)
+        if way is None:
+            return False
+        lots = [lot for flight in way.flying.values() for lot in flight.lots]
+        return any(lot.catching_up is not None for lot in [*way.queue, *lots])
+
+    # ---- promises ---------------------------------------------------------------------------------------------------
+
+    def release_all(self, job: Job) -> list[Promise]:
+        """Return all promises that waited for a copy of a job."""
+        return self._release(list(self.waiting.get(job, ())))
+
+    def _release(self, holds: Iterable[Hold]) -> list[Promise]:
+        out: list[Promise] = []
+        for hold in holds:
+            if hold.released:
+                continue
+            hold.released = True
+            for job in hold.jobs:
+                waiting = self.waiting.get(job, {})
+                waiting.pop(hold, None)
+                if not waiting:
+                    self.waiting.pop(job, None)
+            out += hold.promises
+        return out

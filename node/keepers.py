@@ -1,0 +1,57 @@
+"""Keepers: which nodes should hold a job's record, and which of them serves it (DESIGN §7).
+
+They are derived, not elected: the accepting node while it lives, and the eligible nodes closest to the job's key, six
+in all, in each holder's own view. Two views that differ give two sets that overlap; the record is merged, so that costs
+work and loses nothing. First in *serving rank* is the accepting node, then rendezvous decides.
+
+Rule: this file knows names of nodes and their cards, neither records nor frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from blake3 import blake3
+
+K = 6
+KEY_BITS = 128
+
+
+class Candidate(NamedTuple):
+    """A node as it is known here."""
+
+    id: str
+    lives: bool
+    """It is taken for alive; else it is suspected, and what it holds is still waited for."""
+    eligible: bool
+
+
+@lru_cache(4096)
+def place(node: str) -> int:
+    """Return where a node stands among the keys of jobs."""
+    return int.from_bytes(blake3(node.encode()).digest(KEY_BITS // 8), "big")
+
+
+def _rendezvous(job: bytes, node: str) -> bytes:
+    return blake3(job + node.encode()).digest(8)
+
+
+def keepers(job: bytes, accepting: str, candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Return who should hold the record of a job, in serving rank; those that are suspected come last."""
+    key = int.from_bytes(job, "big")
+    known = list(candidates)
+    first = [one for one in known if one.id == accepting]
+    others = [one for one in known if one.eligible and one.id != accepting]
+    if len(others) > K - len(first):
+        others.sort(key=lambda one: place(one.id) ^ key)
+        del others[K - len(first) :]
+    others.sort(key=lambda one: _rendezvous(job, one.id))
+    return sorted([*first, *others], key=lambda one: not one.lives)
+
+
+def keeps(facts: Any, *, leaf: bool, works: bool) -> bool:
+    """Whether a member may be a keeper: it works, can be dialled, keeps what others give it."""
+    said = facts if isinstance(facts, dict) else {}
+    return works and not leaf and said.get("reachable") is not False and said.get("keeps") is not False

@@ -1,0 +1,582 @@
+"""Replicas: copies of job records with other nodes, so that no node's death stops a job or loses it (DESIGN §7).
+
+Whoever should hold a record follows from the members (`keepers`). One of them *serves* the job: it grants its tasks and
+judges what becomes of them. What is synced there goes to the others at once (`copying`); a keeper whose copy may differ
+is asked for its digest, then which buckets of rows differ, then which rows, and both give what the other lacks. When
+the serving node is gone, the next in rank *listens*: it says to all that it serves from now on, so that claims and
+results come to it, compares its copy with the others', and after three seconds at most it makes ready what nobody
+claims. A node that serves and hears one do so that stands before it in rank gives way, and tells its holders.
+
+A keeper does not ask whether it may: two that serve at once, on the two sides of a cut, cost work and lose nothing.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from p2pgrid.core import messages as m
+from p2pgrid.core.chains import SUBMIT, WORK
+from p2pgrid.core.ids import job_name
+from p2pgrid.core.keeper_shapes import Copy, from_keeper
+from p2pgrid.core.ranges import RangeSet
+from p2pgrid.core.record import BatchId, Record, unpack_spec
+from p2pgrid.core.shapes import failure_text
+from p2pgrid.core.wire import unpack
+from p2pgrid.node import events as e
+from p2pgrid.node.copying import Copying, CopyOptions
+from p2pgrid.node.keepers import Candidate, keepers
+from p2pgrid.node.keeping import REASONS_MAX
+from p2pgrid.node.kept import Fresh, Job, Kept, Listening, Promise, Source
+from p2pgrid.node.members import Members
+from p2pgrid.node.outcomes import Outcomes
+from p2pgrid.node.parts import Handler, Parts
+from p2pgrid.node.restoring import Restoring
+from p2pgrid.node.rows import LOCAL, SMALL, Name, Rows
+
+TIMER = "copies"
+ROUND_S = 1.0
+"""How often a keeper that may differ is asked."""
+LISTEN_S = 3.0
+"""How long a keeper that became first in rank waits for the others."""
+LISTEN_ROUND_S = 0.3
+ANNOUNCED_S = 10.0
+"""How long it goes on saying that it serves: some may notice late that the former keeper is gone."""
+DIGESTS_MAX = 512
+"""Copies that are spoken of in one frame."""
+READ_ROWS = 64
+"""Rows read from disk at once for a keeper that lacks them."""
+
+
+class Replicas(Handler):
+    """What a keeper says to keepers."""
+
+    def __init__(
+        self, parts: Parts, outcomes: Outcomes, members: Members, restoring: Restoring,
+        candidates: Callable[[], list[Candidate]],
+    ) -> None:  # fmt: skip
+        super().__init__(parts)
+        self.outcomes = outcomes
+        self.members = members
+        self.restoring = restoring
+        self._candidates = candidates
+        self.copying = Copying(CopyOptions())
+        self._groups: dict[Job, list[Candidate]] = {}
+        """Who should hold a record, as far as that was asked since members changed."""
+        self._members: list[Candidate] | None = None
+        self._announced: OrderedDict[Job, float] = OrderedDict()
+        """Jobs taken over lately, and until when that is said again."""
+        self._reading: dict[int, tuple[str, Job]] = {}
+        self._supplies: dict[str, deque[tuple[Job, list[Name]]]] = {}
+        """Rows that keepers lack, still to be read."""
+        self.keeping.spread = self._spread
+        self.keeping.deleted = self.copying.forget
+        self.keeping.copies_pending = lambda job: job in self.copying.waiting
+
+    # ---- who keeps what ---------------------------------------------------------------------------------------------
+
+    def group(self, kept: Kept) -> list[Candidate]:
+        """Return who should hold a record, in serving rank."""
+        found = self._groups.get(kept.id)
+        if found is None:
+            if self._members is None:
+                self._members = self._candidates()
+            found = self._groups[kept.id] = keepers(kept.id, kept.accepted, self._members)
+        return found
+
+    def others(self, kept: Kept) -> list[str]:
+        """Return the other nodes that should hold a record."""
+        return [one.id for one in self.group(kept) if one.id != self.config.node_id]
+
+    def first(self, kept: Kept) -> str:
+        """Return who should serve a job."""
+        group = self.group(kept)
+        return group[0].id if group else self.config.node_id
+
+    def look(self, now: float) -> None:
+        """Members have changed: see who keeps what, and take over what nobody else serves."""
+        self._groups.clear()
+        self._members = None
+        me = self.config.node_id
+        self.keeping.is_shared = any(one.id != me for one in self._candidates())
+        for kept in list(self.keeping.jobs.values()):
+            if self.first(kept) == me:
+                if not kept.serving and kept.listening is None:
+                    self._listen(kept, now)
+            elif kept.listening is not None and kept.copied:
+                kept.listening = None
+            if not self.others(kept) and kept.id in self.copying.waiting:
+                self.out += self.copying.release_all(kept.id)
+        self._wake(now)
+
+    def _wake(self, now: float) -> None:
+        """Be called again while anybody may lack something."""
+        if any(kept.listening is not None for kept in self.keeping.jobs.values()):
+            self.parts.timer_unless_set((TIMER,), now + LISTEN_ROUND_S)
+        elif self._announced or any(self._unlevel(kept) for kept in self.keeping.jobs.values()):
+            self.parts.timer_unless_set((TIMER,), now + ROUND_S)
+
+    def _unlevel(self, kept: Kept) -> list[str]:
+        """Return the connected keepers whose copy may differ, if it is for this node to see to that."""
+        me = self.config.node_id
+        group = self.group(kept)
+        outside = not any(one.id == me for one in group)
+        if not (kept.answers or outside or (group and kept.server != group[0].id)):
+            return []  # whoever serves it does
+        if kept.listening is None:
+            return [
+                one.id
+                for one in group
+                if one.id != me and one.id in self.peers and not self.copying.is_known(one.id, kept.id)
+            ]
+        return [one.id for one in group if one.id in self.peers and one.id not in kept.listening.heard]
+
+    # ---- what happens -----------------------------------------------------------------------------------------------
+
+    def loaded(self, kept: Kept, now: float) -> None:
+        """A job of a former life: if others had copies, they are heard before it goes on."""
+        if not kept.copied:
+            if not kept.ended:
+                self.restoring.begin(kept)
+            return
+        kept.serving = False
+        self._listen(kept, now)
+
+    def up(self, peer: str, now: float) -> None:
+        self.copying.up(peer)
+        self._supplies.pop(peer, None)
+        ours = [[job, self.config.node_id] for job in self._announced if job in self.keeping.jobs]
+        if ours:
+            self.out.append(e.Send(peer, m.P_KEEPER, ours[-DIGESTS_MAX:]))
+        self.parts.regrouped = True
+
+    def down(self, peer: str, now: float) -> None:
+        self.copying.down(peer)
+        self._supplies.pop(peer, None)
+        self._reading = {token: one for token, one in self._reading.items() if one[0] != peer}
+        self.parts.regrouped = True
+
+    def flush(self) -> None:
+        """Let rows leave that may."""
+        self.out += self.copying.frames()
+
+    def _spread(self, rows: Sequence[e.Row], promises: list[Promise]) -> list[e.Effect]:
+        """Rows are synced here: let the other keepers have them, and promises wait for one of these."""
+        jobs = {row.job: self.keeping.jobs[row.job] for row in rows if row.job in self.keeping.jobs}
+        targets: dict[str, list[Job]] = {}
+        for job, kept in jobs.items():
+            for peer in self.others(kept):
+                targets.setdefault(peer, []).append(job)
+        if not targets:
+            return [*promises]
+        hold = self.copying.hold(jobs, promises) if promises else None
+        # The spec is written first: what comes after it is all there is.
+        new = {row.job for row in rows if row.kind == "spec" and row.job in jobs and not jobs[row.job].copied}
+        for peer, theirs in targets.items():
+            for job in theirs:
+                if job in new:
+                    self.copying.begin(peer, job)
+            level = [job for job in theirs if self.copying.is_level(peer, job)]
+            if level:
+                self.copying.push(peer, [row for row in rows if row.job in level and row.value is not None], hold)
+            if len(level) < len(theirs):
+                self.parts.regrouped = True
+        for kept in jobs.values():
+            self._mark_copied(kept)
+        return []
+
+    def tick(self, now: float) -> None:
+        """Ask those whose copies may differ; see whether a listener has heard enough."""
+        asks: dict[str, list[Kept]] = {}
+        for kept in list(self.keeping.jobs.values()):
+            for peer in self._unlevel(kept):
+                asks.setdefault(peer, []).append(kept)
+            if kept.listening is not None:
+                self._consider(kept, now)
+            elif self._is_surplus(kept):
+                self._give_up(kept)
+        for peer, those in asks.items():
+            for at in range(0, len(those), DIGESTS_MAX):
+                self._say(peer, those[at : at + DIGESTS_MAX], asks=True)
+        self._announce([job for job, until_s in self._announced.items() if until_s > now], self.peers)
+        while self._announced and next(iter(self._announced.values())) <= now:
+            self._announced.popitem(last=False)
+        self._wake(now)
+
+    def _say(self, peer: str, those: Iterable[Kept], *, asks: bool) -> None:
+        copies = [[kept.id, kept.rows.digest(), kept.serving, asks] for kept in those]
+        self.out.append(e.Send(peer, m.P_COPIES, copies))
+
+    def _announce(self, jobs: Sequence[Job], peers: Iterable[str]) -> None:
+        rows = [[job, self.config.node_id] for job in jobs if job in self.keeping.jobs]
+        for peer in sorted(peers):
+            for at in range(0, len(rows), DIGESTS_MAX):
+                self.out.append(e.Send(peer, m.P_KEEPER, rows[at : at + DIGESTS_MAX]))
+
+    # ---- taking over and giving way ---------------------------------------------------------------------------------
+
+    def _listen(self, kept: Kept, now: float) -> None:
+        kept.listening = Listening(now + LISTEN_S)
+        self.leases.inherited.add(kept.id)
+        if kept.accepted == self.config.node_id:
+            self.restoring.door.held_back.setdefault(kept.id, [])
+        peers = [peer for peer in self.others(kept) if peer in self.peers]
+        for peer in peers:
+            self._say(peer, [kept], asks=True)
+        self._announced[kept.id] = now + ANNOUNCED_S
+        self._announced.move_to_end(kept.id)
+        self._announce([kept.id], self.peers)
+        self.parts.timer((TIMER,), now + LISTEN_ROUND_S)
+
+    def _consider(self, kept: Kept, now: float) -> None:
+        """Serve a job once all keepers that live were heard, or three seconds have passed."""
+        assert kept.listening is not None
+        living = {one.id for one in self.group(kept) if one.lives and one.id != self.config.node_id}
+        if now >= kept.listening.until_s or (living and living <= kept.listening.heard):
+            self._serve(kept, now)
+
+    def _serve(self, kept: Kept, now: float) -> None:
+        kept.listening = None
+        kept.serving = True
+        if kept.ended:
+            self.restoring.release(kept.id, now)
+            return
+        work = self.pool.works.get(kept.id)
+        if work is not None and work.keeper is not None:
+            before = work.keeper
+            self.pool.convert(work, (kept.spec.owner, kept.spec.session), None)
+            for entry in self.holding.settle(before, kept.id):
+                self._own(kept, entry)
+        if kept.accepted != self.config.node_id:
+            self.out.append(e.Log("info", f"{kept.name}: its keeper is gone, this node goes on with it"))
+            if not kept.spec.detach:
+                self.parts.timer(("orphan", kept.spec.session), now + self.config.orphan_after_s)
+        self.restoring.begin(kept)
+        self.parts.hungry = True
+
+    def _own(self, kept: Kept, entry: list[Any]) -> None:
+        """Results of this node that were on their way to the former keeper."""
+        _, (incarnation, number), attempt, outcomes, logs, _ = entry
+        parsed = [e.Outcome(*one) for one in outcomes]
+        source = Source(self.config.node_id, self.config.name, incarnation, number)
+        effect = self.keeping.log(kept, [(index, text) for index, text in logs])
+        if effect is not None:
+            self.out.append(effect)
+        self.outcomes.accept(kept, parsed, attempt, source)
+
+    def _give_way(self, kept: Kept, peer: str, now: float) -> None:
+        """Another node serves a job that stands before this one in rank."""
+        kept.serving = False
+        kept.listening = None
+        kept.server = peer
+        self._announced.pop(kept.id, None)
+        work = self.pool.works.get(kept.id)
+        for holder in self.leases.forget(kept.id):
+            self.out.append(e.Send(holder, m.P_KEEPER, [[kept.id, peer]]))
+        self.outcomes.on_out(kept.id, kept.open_tasks)
+        if work is not None:
+            running = self.running.spans(kept.id)
+            for lane in list(work.lanes.values()):
+                for lo, hi in list(lane.ready):
+                    self.pool.remove(work, lo, hi)
+            if running and not kept.ended:
+                self.pool.convert(work, (peer.encode(), kept.id), peer)
+                self.holding.take(peer, kept.id, list(running))
+                self.out += self.members.claim(peer)
+                self.parts.timer_unless_set(("beat",), now + self.config.holding.beat_s)
+            else:
+                self.pool.close(kept.id)
+        self.restoring.release(kept.id, now)
+
+    def _is_surplus(self, kept: Kept) -> bool:
+        """Whether others keep a job, and all of those that live have all that is here."""
+        group = self.group(kept)
+        if not group or kept.listening or any(one.id == self.config.node_id for one in group):
+            return False
+        living = [one.id for one in group if one.lives]
+        return bool(living) and not kept.watches and all(self.copying.has_all(peer, kept.id) for peer in living)
+
+    def _give_up(self, kept: Kept) -> None:
+        self.out += self.keeping.delete(kept.id, "")
+
+    # ---- what keepers say -------------------------------------------------------------------------------------------
+
+    def sent(self, event: e.PeerSent, now: float) -> None:
+        """Take in a frame about copies. Raises PeerError if it is malformed, before anything has changed."""
+        body = from_keeper(event.kind, event.body)
+        peer = event.peer
+        if not self.parts.may(peer, WORK | SUBMIT):
+            self.parts.log_once(peer, "speaks of job records, which its certificate does not allow")
+            return
+        match event.kind:
+            case m.P_ROWS:
+                self._rows(peer, body[0], body[1], now)
+            case m.P_SYNCED:
+                self._synced(peer, *body)
+            case m.P_COPIES:
+                self._copies(peer, body, now)
+            case m.P_BUCKETS:
+                self._tags(peer, body[0], lambda rows: rows.differing(body[1]))
+            case m.P_TAGS:
+                self._compare(peer, *body)
+            case m.P_WANTED:
+                self._wanted(peer, *body)
+            case m.P_KEEPER:
+                self._keeper(peer, body, now)
+
+    def _synced(self, peer: str, done: list[int], refused: list[int]) -> None:
+        for number in done:
+            self.out += self.copying.synced(peer, number)
+        for number in refused:
+            self.copying.refused(peer, number)
+            self.parts.regrouped = True
+        self._supply(peer)
+
+    def _copies(self, peer: str, copies: list[Copy], now: float) -> None:
+        same: list[Kept] = []
+        for copy in copies:
+            kept = self.keeping.jobs.get(copy.job)
+            if kept is None:
+                if copy.asks and not self.restoring.door.listing.forgotten(copy.job):
+                    self.out.append(e.Send(peer, m.P_TAGS, [copy.job, None, b""]))
+                continue
+            if copy.serves:
+                self._serves(kept, peer, now)
+            if kept.rows.digest() == copy.digest:
+                self.out += self.copying.equal(peer, kept.id)
+                self._mark_copied(kept)
+                if kept.listening is not None:
+                    kept.listening.heard.add(peer)
+                    self._consider(kept, now)
+                if copy.asks:
+                    same.append(kept)
+            elif copy.asks:
+                if len(kept.rows) <= SMALL:
+                    self._tags(peer, kept.id, lambda _: None)
+                else:
+                    self.out.append(e.Send(peer, m.P_BUCKETS, [kept.id, [list(one) for one in kept.rows.buckets()]]))
+        if same:
+            self._say(peer, same, asks=False)
+
+    def _serves(self, kept: Kept, peer: str, now: float) -> None:
+        """Another node serves a job; if this one does as well, who comes later in rank gives way."""
+        kept.server = peer
+        rank = {one.id: at for at, one in enumerate(self.group(kept))}
+        mine = rank.get(self.config.node_id, len(rank))
+        theirs = rank.get(peer, len(rank))
+        if kept.serving and theirs < mine:
+            self._give_way(kept, peer, now)
+        elif kept.serving and mine < theirs:
+            self._say(peer, [kept], asks=False)
+
+    def _tags(self, peer: str, job: Job, buckets: Callable[[Rows], list[int] | None]) -> None:
+        """Say what is here: the other gives what is missing, and asks for what it lacks."""
+        kept = self.keeping.jobs.get(job)
+        if kept is None:
+            return
+        chosen = buckets(kept.rows)
+        if chosen is not None and not chosen:
+            return
+        self.copying.doubt(peer, job)  # what it lacks it asks for; what is new from now on it gets
+        self.out.append(e.Send(peer, m.P_TAGS, [job, chosen, kept.rows.tags(chosen)]))
+
+    def _compare(self, peer: str, job: Job, buckets: list[int] | None, tags: list[bytes]) -> None:
+        kept = self.keeping.jobs.get(job)
+        if kept is None:
+            return
+        lacks = kept.rows.lacks(tags)
+        if lacks:
+            self.out.append(e.Send(peer, m.P_WANTED, [job, b"".join(lacks)]))
+        self.copying.compared(peer, job)
+        self._give(peer, job, kept.rows.besides(buckets, tags))
+
+    def _wanted(self, peer: str, job: Job, tags: list[bytes]) -> None:
+        kept = self.keeping.jobs.get(job)
+        if kept is not None:
+            self._give(peer, job, kept.rows.named(tags))
+
+    def _give(self, peer: str, job: Job, names: list[Name]) -> None:
+        """Let a member have rows, which are read from disk a few at a time; it is level when the last of them is there.
+
+        The spec comes first: without it nothing can be kept.
+        """
+        names.sort(key=lambda name: (name[0] != "spec", name[0] != "code"))
+        lots = [names[at : at + READ_ROWS] for at in range(0, len(names), READ_ROWS)]
+        queue = self._supplies.setdefault(peer, deque())
+        for lot in lots:
+            self.copying.catch_up(peer, job)
+            queue.append((job, lot))
+        self._supply(peer)
+
+    def _supply(self, peer: str) -> None:
+        """Read the next rows for a member, unless some are being read or under way."""
+        queue = self._supplies.get(peer)
+        if not queue or any(one[0] == peer for one in self._reading.values()) or self.copying.is_busy(peer):
+            return
+        job, names = queue.popleft()
+        if not queue:
+            del self._supplies[peer]
+        token = self.parts.token()
+        self._reading[token] = (peer, job)
+        self.out.append(e.Fetch(token, [(job, kind, key) for kind, key in names]))
+
+    def fetched(self, event: e.Fetched, now: float) -> bool:
+        """Rows for a keeper were read from disk; False: they were not asked for here."""
+        found = self._reading.pop(event.token, None)
+        if found is None:
+            return False
+        peer, job = found
+        rows = [row for row in event.rows if row.value is not None]
+        if rows:
+            self.copying.push(peer, rows, None, job)
+        else:
+            self.out += self.copying.caught_up(peer, job)
+        self._supply(peer)
+        return True
+
+    # ---- rows of others ---------------------------------------------------------------------------------------------
+
+    def _rows(self, peer: str, number: int, rows: list[tuple[bytes, str, bytes, bytes, bytes]], now: float) -> None:
+        lots: dict[Job, list[e.Row]] = {}
+        for row in rows:
+            lots.setdefault(row[0], []).append(e.Row(*row))
+        fresh: list[e.Row] = []
+        for job, those in lots.items():
+            kept = self.keeping.jobs.get(job) or self._opened(job, those)
+            if kept is None:
+                self.out.append(e.Send(peer, m.P_SYNCED, [[], [number]]))
+                return
+            fresh += self._merge(kept, those, now)
+        promise = e.Send(peer, m.P_SYNCED, [[number], []])
+        self.out.append(self.keeping.store(fresh, [promise], copied=False)[1])
+        told = {row.job for row in fresh}
+        for job in lots:
+            kept = self.keeping.jobs[job]
+            self._mark_copied(kept)
+            for watch in list(kept.watches.values()) if job in told else ():
+                watch.behind = True
+                self.out += self.keeping.readers.catch_up(kept, watch)
+
+    def _opened(self, job: Job, rows: Sequence[e.Row]) -> Kept | None:
+        """Begin a copy, if its spec is there."""
+        spec = next((row for row in rows if row.kind == "spec"), None)
+        if (
+            spec is None
+            or self.restoring.door.listing.forgotten(job)
+            or len(self.keeping.jobs) >= self.config.keeping.jobs_max
+        ):
+            return None
+        said = unpack_spec(spec.meta)
+        kept = self.keeping.jobs[job] = Kept(job, job_name(job), said, Record(), serving=False)
+        kept.accepted = kept.server = said.owner.decode(errors="replace")
+        kept.record.spec = spec.meta
+        kept.record.expires = said.submitted_s + said.ttl_s
+        kept.synced.add(("spec", b""))
+        self.keeping.changed(kept)
+        self.parts.regrouped = True
+        return kept
+
+    def _mark_copied(self, kept: Kept) -> None:
+        if not kept.copied:
+            kept.copied = True
+            self.out.append(e.Store(0, [e.Row(kept.id, "copied", b"", b"", b"")]))
+
+    def _merge(self, kept: Kept, rows: Sequence[e.Row], now: float) -> list[e.Row]:
+        """Take in what is new of these rows; return them, to be stored."""
+        fresh = []
+        done: list[tuple[int, int]] = []
+        batches: list[tuple[BatchId, e.Outcome]] = []
+        before = kept.state
+        for row in rows:
+            if row.kind in LOCAL or not kept.rows.wants(row):
+                continue
+            fresh.append(row)
+            kept.rows.put(row)
+            if row.kind == "spec":
+                continue
+            if row.kind == "result":
+                node, incarnation, number, lo, hi, failed = unpack(row.meta)[:6]
+                shape, data = unpack(row.value or b"")
+                if kept.done.missing(lo, hi):
+                    done += kept.done.missing(lo, hi)
+                    batches.append((BatchId(node, incarnation, number), e.Outcome(lo, hi, shape, data)))
+                if failed and len(kept.reasons) < REASONS_MAX:
+                    kept.reasons[lo] = failure_text(data)
+            was = kept.cancelled.copy() if row.kind == "cancel" else None
+            self.keeping.merge(kept, row)
+            if was is not None:
+                self._cancelled(kept, row, was)
+        kept.order.sort()
+        if fresh:
+            self._follow(kept, rows, done, before, now)
+        if batches and kept.id in self.outcomes.watched:  # tasks wait for some of these
+            self.parts.later.append(lambda: self.outcomes.on_results(kept, Fresh(0, seal=False, batches=batches)))
+        return fresh
+
+    def _cancelled(self, kept: Kept, row: e.Row, was: RangeSet) -> None:
+        """Somebody cancelled tasks at another keeper: whoever serves them stops them, readers are told."""
+        flat, reason = unpack(row.meta)[:2]
+        if not kept.serving:
+            fresh = kept.cancelled - was
+            if fresh:
+                self.out += [e.Reply(one, m.CANCELLED, 0, [kept.id, fresh.flat()]) for one in kept.watches]
+            return
+        spans = None if flat is None else RangeSet.from_flat(flat)
+        self.restoring.door.stop_tasks(kept, spans, reason)
+
+    def _follow(
+        self, kept: Kept, rows: Sequence[e.Row], done: Sequence[tuple[int, int]], before: str, now: float
+    ) -> None:  # fmt: skip
+        """Draw the consequences of what another keeper has told."""
+        if not kept.serving:
+            pass
+        elif kept.ended and before != kept.state:
+            self.outcomes.forget(kept.id)
+        else:
+            work = self.pool.works.get(kept.id)
+            for lo, hi in done:
+                if work is not None:
+                    self.pool.remove(work, lo, hi)
+                    self.pool.finished(work, lo, hi)
+                self.outcomes.stop_copies(kept.id, lo, hi, None)
+            if any(row.kind in ("code", "input") for row in rows) and not kept.ended:
+                self.restoring.begin(kept)
+            self.outcomes.settle(kept)
+
+    # ---- as a holder ------------------------------------------------------------------------------------------------
+
+    def _keeper(self, peer: str, jobs: list[tuple[Job, str]], now: float) -> None:
+        """Another node serves jobs from now on: what is held of them is held for that one."""
+        told = set()
+        for job, keeper in jobs:
+            kept = self.keeping.jobs.get(job)
+            if kept is not None and keeper == peer:
+                self._serves(kept, peer, now)
+            if kept is not None and kept.answers:
+                continue
+            work = self.pool.works.get(job)
+            if work is None or work.keeper in (None, keeper) or keeper == self.config.node_id:
+                continue
+            old = str(work.keeper)
+            redirected = peer == old
+            orphaned = peer == keeper and (old not in self.peers or old in self.parts.suspects)
+            if not redirected and not orphaned and not self._outranks(job, keeper, old):
+                continue
+            self.holding.move(job, old, keeper)
+            self.pool.convert(work, (keeper.encode(), job), keeper)
+            told.add(keeper)
+        for keeper in sorted(told):
+            if keeper in self.peers:
+                self.holding.back(keeper)
+                self.out += self.members.claim(keeper)
+                self.parts.timer(("beat",), now)
+            else:
+                self.holding.gone(keeper)
+
+    def _outranks(self, job: Job, keeper: str, old: str) -> bool:
+        kept = self.keeping.jobs.get(job)
+        if kept is None:
+            return False
+        rank = {one.id: at for at, one in enumerate(self.group(kept))}
+        return rank.get(keeper, len(rank)) < rank.get(old, len(rank))

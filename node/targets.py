@@ -1,0 +1,41 @@
+"""Targets: which of the jobs that this node answers for a text names."""
+
+from __future__ import annotations
+
+from p2pgrid.core.errors import NotFound
+from p2pgrid.core.ids import match, parse_target
+from p2pgrid.core.ranges import Span
+from p2pgrid.node.keeping import Keeping
+from p2pgrid.node.kept import Kept
+
+
+def targets(keeping: Keeping, text: str) -> list[tuple[Kept, Span | None]]:
+    """Return the jobs (and the tasks in them) that a target names. Raises NotFound; ambiguous ones as well."""
+    try:
+        target = parse_target(text)
+    except ValueError as error:
+        raise NotFound(str(error), next="p2pgrid jobs lists what there is") from error
+    span = None if target.lo is None or target.hi is None else (target.lo, target.hi)
+    jobs = newest(keeping)
+    if target.job_text == "all":
+        return [(kept, span) for kept in jobs]
+    if target.job_text == "last":
+        if not jobs:
+            msg = "there is no job yet"
+            raise NotFound(msg, next="submit one: p2pgrid.Grid().map(f, xs)")
+        return [(jobs[0], span)]
+    found = match(target.job_text, {kept.id: kept.spec.name or None for kept in jobs})
+    if not found:
+        msg = f"no job {text!r} here"
+        raise NotFound(msg, next="p2pgrid jobs lists what there is")
+    if len(found) > 1:
+        names = ", ".join(sorted(keeping.jobs[job].name for job in found))
+        msg = f"{text!r} is ambiguous: {names}"
+        raise NotFound(msg, next="use one of these ids", code="ambiguous")
+    return [(keeping.jobs[found[0]], span)]
+
+
+def newest(keeping: Keeping) -> list[Kept]:
+    """Return the jobs that this node answers for, the newest first; of others it may have copies."""
+    ours = (kept for kept in keeping.jobs.values() if kept.answers)
+    return sorted(ours, key=lambda kept: (-kept.spec.submitted_s, kept.id))

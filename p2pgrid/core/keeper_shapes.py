@@ -1,0 +1,222 @@
+"""What keepers of job records say to each other, read: malformed frames raise PeerError before anything has changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
+
+from p2pgrid.core import messages as m
+from p2pgrid.core.batch import binding, content_id
+from p2pgrid.core.errors import PeerError
+from p2pgrid.core.ids import JOB_ID_LENGTH
+from p2pgrid.core.ranges import RangeSet
+from p2pgrid.core.record import unpack_spec
+from p2pgrid.core.shapes import read_outcome
+from p2pgrid.core.wire import unpack
+
+ROWS_MAX = 65_536
+JOBS_MAX = 4096
+TAGS_MAX = 1 << 24
+KEY_MAX = 4096
+META_MAX = 1 << 20
+NODE_MAX = 128
+DIGEST_LENGTH = 16
+TAG_LENGTH = 8
+BUCKETS = 256
+KIND_MAX = 16
+INDEX_LENGTH = 8
+_KINDS = frozenset({"code", "input", "result", "close", "seal", "cancel", "state", "try", "attempt", "expiry"})
+"""Kinds of rows whose meaning is known; others are kept for a later version."""
+
+
+class Copy(NamedTuple):
+    """How a member's copy of a record is."""
+
+    job: bytes
+    digest: bytes
+    serves: bool
+    asks: bool
+
+
+def _refuse(what: str) -> NoReturn:
+    msg = f"a malformed {what}"
+    raise PeerError(msg)
+
+
+def _job(value: Any) -> bytes:
+    if not isinstance(value, bytes) or len(value) != JOB_ID_LENGTH:
+        _refuse("job id")
+    return value
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        _refuse("number")
+    return value
+
+
+def _digest(value: Any) -> bytes:
+    if not isinstance(value, bytes) or len(value) != DIGEST_LENGTH:
+        _refuse("digest")
+    return value
+
+
+def _each(read: Callable[[Any], Any], most: int) -> Callable[[Any], list[Any]]:
+    def each(value: Any) -> list[Any]:
+        if not isinstance(value, list) or len(value) > most:
+            _refuse("list")
+        return [read(one) for one in value]
+
+    return each
+
+
+def _row(value: Any) -> tuple[bytes, str, bytes, bytes, bytes]:
+    match value:
+        case [job, str(kind), bytes(key), bytes(meta), bytes(data), *_] if (
+            0 < len(kind) <= KIND_MAX and len(key) <= KEY_MAX and len(meta) <= META_MAX
+        ):
+            _check(kind, key, meta, data)
+            return _job(job), kind, key, meta, data
+    _refuse("row")
+
+
+def _check(kind: str, key: bytes, meta: bytes, data: bytes) -> None:
+    """See whether a row says something that can be taken in, and whether its value is what its key or meta names."""
+    match kind, None if kind in ("spec", "code") else unpack(meta):
+        case "spec", _:
+            unpack_spec(meta)
+        case "code", _ if content_id(data) == key:
+            binding(data)
+        case "input", [int(hi), bytes(content), *_] if len(key) == INDEX_LENGTH and content_id(data) == content:
+            if not int.from_bytes(key, "big") < hi:
+                _refuse("row of inputs")
+        case "result", [str(), int(), int(), int(lo), int(hi), bool(), int(), bytes(content), bool(), int(), *_]:
+            if content_id(data) != content:
+                _refuse("row of results")
+            read_outcome([lo, hi, *_pair(unpack(data))])
+        case "close", int(count) if count >= 0:
+            pass
+        case "seal", [int(lo), int(hi), [str(), int(), int()], *_] if 0 <= lo < hi:
+            pass
+        case "cancel", [flat, str(), *_]:
+            _flat([] if flat is None else flat)
+        case "state", [str(), str(), *_]:
+            pass
+        case "try", [int(), str(), str(), int(), int()]:
+            pass
+        case "attempt", [int(lo), int(hi), int()] if 0 <= lo < hi:
+            pass
+        case "expiry", (int() | float()) as until if math.isfinite(until):
+            pass
+        case _ if kind in _KINDS:
+            _refuse(f"row of kind {kind}")
+
+
+def _flat(value: Any) -> None:
+    try:
+        RangeSet.from_flat(_each(_number, META_MAX)(value))
+    except ValueError as error:
+        msg = f"malformed ranges: {error}"
+        raise PeerError(msg) from error
+
+
+def _pair(value: Any) -> list[Any]:
+    if not isinstance(value, list) or len(value) != 2:  # noqa: PLR2004 - shape and data
+        _refuse("result")
+    return value
+
+
+def _rows(body: Any) -> tuple[int, list[tuple[bytes, str, bytes, bytes, bytes]]]:
+    match body:
+        case [number, rows, *_]:
+            return _number(number), _each(_row, ROWS_MAX)(rows)
+    _refuse("lot of rows")
+
+
+def _synced(body: Any) -> tuple[list[int], list[int]]:
+    match body:
+        case [done, refused, *_]:
+            return _each(_number, ROWS_MAX)(done), _each(_number, ROWS_MAX)(refused)
+    _refuse("acknowledgement")
+
+
+def _copy(value: Any) -> Copy:
+    match value:
+        case [job, digest, bool(serves), bool(asks), *_]:
+            return Copy(_job(job), _digest(digest), serves, asks)
+    _refuse("copy")
+
+
+def _bucket(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < BUCKETS:
+        _refuse("bucket")
+    return value
+
+
+def _bucket_digest(value: Any) -> tuple[int, bytes]:
+    match value:
+        case [bucket, digest, *_]:
+            return _bucket(bucket), _digest(digest)
+    _refuse("bucket")
+
+
+def _buckets(body: Any) -> tuple[bytes, list[tuple[int, bytes]]]:
+    match body:
+        case [job, buckets, *_]:
+            return _job(job), _each(_bucket_digest, BUCKETS)(buckets)
+    _refuse("list of buckets")
+
+
+def _tags(value: Any) -> list[bytes]:
+    if not isinstance(value, bytes) or len(value) % TAG_LENGTH or len(value) > TAGS_MAX:
+        _refuse("list of tags")
+    return [value[at : at + TAG_LENGTH] for at in range(0, len(value), TAG_LENGTH)]
+
+
+def _tagged(body: Any) -> tuple[bytes, list[int] | None, list[bytes]]:
+    match body:
+        case [job, buckets, tags, *_]:
+            return _job(job), None if buckets is None else _each(_bucket, BUCKETS)(buckets), _tags(tags)
+    _refuse("list of tags")
+
+
+def _wanted(body: Any) -> tuple[bytes, list[bytes]]:
+    match body:
+        case [job, tags, *_]:
+            return _job(job), _tags(tags)
+    _refuse("list of tags")
+
+
+def _keeper(value: Any) -> tuple[bytes, str]:
+    match value:
+        case [job, str(node), *_] if 0 < len(node) <= NODE_MAX:
+            return _job(job), node
+    _refuse("keeper")
+
+
+def _copies(body: Any) -> list[Copy]:
+    return _each(_copy, JOBS_MAX)(body)
+
+
+def _keepers(body: Any) -> list[tuple[bytes, str]]:
+    return _each(_keeper, JOBS_MAX)(body)
+
+
+_READ: dict[int, Callable[[Any], Any]] = {
+    m.P_ROWS: _rows,
+    m.P_SYNCED: _synced,
+    m.P_COPIES: _copies,
+    m.P_BUCKETS: _buckets,
+    m.P_TAGS: _tagged,
+    m.P_WANTED: _wanted,
+    m.P_KEEPER: _keepers,
+}
+
+
+def from_keeper(kind: int, body: Any) -> Any:
+    """Return the body of a frame about copies, read. Raises PeerError if it is malformed or of another type."""
+    read = _READ.get(kind)
+    if read is None:
+        _refuse(f"frame of type {kind}")
+    return read(body)
