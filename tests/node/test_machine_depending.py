@@ -393,7 +393,7 @@ def test_a_chain_goes_on_without_its_client() -> None:
 
 def two_clients(world: GridWorld, count: int = 3) -> tuple[Client, Client]:
     """Nodes that see each other, a client at each of the first two."""
-    nodes = world.grid(count)
+    nodes = world.grid(count, keeps=False)
     clients = Client(nodes[0], 1, b"s" * 16), Client(nodes[1], 1, b"t" * 16)
     for client in clients:
         client.connect()
