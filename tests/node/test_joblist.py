@@ -165,7 +165,7 @@ def _job(number: int) -> bytes:
 def test_all_nodes_have_the_same_list() -> None:
     """Within a second of the last job's end, at a node that joins later at once; then nothing more is told."""
     world = GridWorld(1, Faults(ordered=True))
-    nodes = world.grid(6)
+    nodes = world.grid(6, keeps=False)
     own = [_client(node, i).submit(_job(i), 5, lambda _: Task(0.1)) for i, node in enumerate(nodes, 1)]
     assert world.run(lambda: all(one.ended for one in own), 60)
     assert world.run(lambda: _agree(nodes, 6), 1.0)
@@ -182,7 +182,7 @@ def test_all_nodes_have_the_same_list() -> None:
 def test_a_grid_without_jobs_says_nothing_of_them() -> None:
     """Not even that there are none."""
     world = GridWorld(2)
-    world.grid(4)
+    world.grid(4, keeps=False)
     world.run(lambda: False, 120.0)
 
     assert not any(world.sent[kind] for kind in (m.P_JOBS, m.P_JOBS_DIGEST, m.P_JOBS_RECORDS))
@@ -191,7 +191,7 @@ def test_a_grid_without_jobs_says_nothing_of_them() -> None:
 def test_what_gossip_lost_is_mended() -> None:
     """A third of all frames is lost: all have the same list after some rounds of anti-entropy."""
     world = GridWorld(3, Faults(loss=0.3))
-    nodes = world.grid(8)
+    nodes = world.grid(8, keeps=False)
     for i, node in enumerate(nodes, 1):
         _client(node, i).submit(_job(i), 1, lambda _: Task(0.1), detach=True)
 
@@ -201,7 +201,7 @@ def test_what_gossip_lost_is_mended() -> None:
 def test_halves_list_the_same_jobs_when_they_have_met_again() -> None:
     """A job on either side of a cut."""
     world = GridWorld(4, Faults(ordered=True))
-    nodes = world.grid(6)
+    nodes = world.grid(6, keeps=False)
     world.part(nodes[:3], nodes[3:])
     world.run(lambda: False, 10.0)
     one = _client(nodes[0], 1).submit(_job(1), 5, lambda _: Task(0.1))
@@ -216,7 +216,7 @@ def test_halves_list_the_same_jobs_when_they_have_met_again() -> None:
 def test_jobs_are_listed_when_the_node_that_has_them_is_away() -> None:
     """With what was heard last; and found by name, prefix and `last`."""
     world = GridWorld(5, Faults(ordered=True))
-    nodes = world.grid(3)
+    nodes = world.grid(3, keeps=False)
     own = _client(nodes[0]).submit(JOB, 5, lambda _: Task(0.1))
     assert world.run(lambda: own.ended, 60)
     world.run(lambda: False, 1.0)
@@ -234,7 +234,7 @@ def test_jobs_are_listed_when_the_node_that_has_them_is_away() -> None:
 def test_expired_jobs_leave_every_list() -> None:
     """And do not come back by one who drops them later."""
     world = GridWorld(6, Faults(ordered=True))
-    nodes = world.grid(4)
+    nodes = world.grid(4, keeps=False)
     own = _client(nodes[0]).submit(JOB, 2, lambda _: Task(0.1), ttl_s=100.0)
     assert world.run(lambda: own.ended, 60)
     assert world.run(lambda: _agree(nodes, 1), 2.0)
@@ -248,7 +248,7 @@ def test_expired_jobs_leave_every_list() -> None:
 def test_who_may_only_work_hears_of_no_jobs() -> None:
     """Reading takes a role that allows it."""
     world = GridWorld(7, Faults(ordered=True))
-    nodes = [world.join("n0"), world.join("n1", "n0"), world.join("n2", "n0", roles=WORK)]
+    nodes = [world.join("n0"), world.join("n1", "n0"), world.join("n2", "n0", roles=WORK, keeps=False)]
     assert world.run(lambda: all(node.sees("alive") == 3 for node in nodes), 10.0)
     own = _client(nodes[0]).submit(JOB, 2, lambda _: Task(0.1))
     assert world.run(lambda: own.ended, 60)
@@ -263,7 +263,7 @@ def test_who_may_only_work_hears_of_no_jobs() -> None:
 def _forgotten_while_away(seed: int, ttl_s: float = 86400.0) -> tuple[GridWorld, list[GridNode]]:
     """Three nodes; the first had a job that was forgotten at another while it was off."""
     world = GridWorld(seed, Faults(ordered=True))
-    nodes = world.grid(3)
+    nodes = world.grid(3, keeps=False)
     own = _client(nodes[0]).submit(JOB, 20, lambda _: Task(1.0), detach=True, ttl_s=ttl_s)
     assert world.run(lambda: len(own.got) > 3, 60)
     nodes[0].crash()
@@ -303,7 +303,7 @@ def test_tombstones_outlive_a_restart_of_all() -> None:
 def test_a_client_that_sends_a_forgotten_job_again_is_told() -> None:
     """It reconnects and says everything again: the job does not begin anew."""
     world = GridWorld(12, Faults(ordered=True))
-    nodes = world.grid(2)
+    nodes = world.grid(2, keeps=False)
     owner = _client(nodes[0])
     owner.submit(JOB, 20, lambda _: Task(1.0))
     world.run(lambda: False, 3.0)
@@ -331,7 +331,7 @@ def test_tombstones_end_when_the_job_would_have_expired() -> None:
 def test_who_may_not_submit_makes_nobody_forget() -> None:
     """A device says that a job was forgotten: nobody believes it, and its owner keeps it."""
     world = GridWorld(14, Faults(ordered=True))
-    nodes = [world.join("n0"), world.join("n1", "n0"), world.join("n2", "n0", roles=WORK)]
+    nodes = [world.join("n0"), world.join("n1", "n0"), world.join("n2", "n0", roles=WORK, keeps=False)]
     assert world.run(lambda: all(node.sees("alive") == 3 for node in nodes), 10.0)
     _client(nodes[0]).submit(JOB, 2, lambda _: Task(100.0))
     world.run(lambda: False, 1.0)
