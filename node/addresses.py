@@ -280,6 +280,8 @@ def networks() -> list[IPv4Network | IPv6Network]:
 def advertised(listening: Iterable[str], here: Iterable[tuple[str, str]], told: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the multiaddrs at which others can dial a node that listens there, the likeliest first.
 
+    Bridges of containers, and then loopback, only where there is nothing better.
+
     Args:
         listening: multiaddrs, wildcards among them.
         here: (interface, address) of this machine.
@@ -290,8 +292,11 @@ def advertised(listening: Iterable[str], here: Iterable[tuple[str, str]], told: 
         port = places[0][1] if places else 0
         dialled = [place(address) for address in told]
         return tuple(dict.fromkeys(multiaddr(host, at or port) for host, at in dialled))[:ADDRESSES_MAX]
-    found = list(dict.fromkeys(_expanded(places, list(here))))
+    here = list(here)
+    found = list(dict.fromkeys(_expanded(places, [one for one in here if not one[0].startswith(BRIDGES)])))
     outside = [(host, port) for host, port in found if not _is_loopback(host)]
+    if not outside:  # only containers of this machine, if anybody, can reach it
+        outside = [one for one in dict.fromkeys(_expanded(places, here)) if not _is_loopback(one[0])]
     ordered = sorted(outside or found, key=lambda one: ip_address(one[0]).version)
     return tuple(multiaddr(host, port) for host, port in ordered[:ADDRESSES_MAX])
 
@@ -305,7 +310,7 @@ def _expanded(places: Iterable[tuple[str, int]], here: Sequence[tuple[str, str]]
             continue
         mine = [(name, ip_address(text.partition("%")[0])) for name, text in here]
         same = [(name, other) for name, other in mine if other.version == ip.version and not _is_local_to_link(other)]
-        yield from ((str(other), port) for name, other in same if not name.startswith(BRIDGES))
+        yield from ((str(other), port) for _, other in same)
 
 
 def _is_local_to_link(ip: IPv4Address | IPv6Address) -> bool:

@@ -71,6 +71,13 @@ def test_loopback_is_advertised_when_there_is_nothing_else() -> None:
     assert advertised(EVERYWHERE, HERE[:2]) == ("/ip4/127.0.0.1/tcp/9471", "/ip6/::1/tcp/9471")
 
 
+def test_a_bridge_is_advertised_when_there_is_only_loopback_besides() -> None:
+    """A laptop on a train: the containers on it are machines, too."""
+    here = [("lo", "127.0.0.1"), ("docker0", "172.17.0.1")]
+    assert advertised(EVERYWHERE, here) == ("/ip4/172.17.0.1/tcp/9471",)
+    assert advertised(["/ip4/127.0.0.1/tcp/9471"], here) == ("/ip4/127.0.0.1/tcp/9471",)
+
+
 def test_who_listens_on_loopback_only_says_so() -> None:
     """No address of the network leads there."""
     assert advertised(["/ip4/127.0.0.1/tcp/5"], HERE) == ("/ip4/127.0.0.1/tcp/5",)

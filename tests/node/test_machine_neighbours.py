@@ -96,6 +96,25 @@ def test_two_halves_find_each_other_after_longer_than_the_dead_are_remembered() 
     assert _all_alive(world, nodes)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_two_halves_that_meet_through_any_single_pair_become_one_view(seed: int) -> None:
+    """Seven and seven that know nothing of each other; one of these dials one of those, and all see fourteen."""
+    world = GridWorld(seed)
+    halves = [[world.join(f"{half}{i}", *([f"{half}0"] if i else [])) for i in range(7)] for half in "ab"]
+    for half in halves:
+        assert world.run(lambda half=half: all(node.sees("alive") == 7 for node in half), 10.0)  # type: ignore[misc]
+    one, other = (world.rng.choice(half) for half in halves)
+    met = world.now
+    one.wanted.add(other.name)
+    nodes = [*halves[0], *halves[1]]
+
+    assert world.run(lambda: all(node.sees("alive") == 14 for node in nodes), 60.0)
+    print(f"{one.name} met {other.name}: one view after {world.now - met:.1f} s")
+    world.run(lambda: False, 60.0)
+    assert all(node.sees("alive") == 14 for node in nodes)
+    assert all(len(node.up) == 13 for node in nodes), "some were heard of and never dialled"
+
+
 def test_a_node_that_stood_still_is_suspected_and_forgiven() -> None:
     """SIGSTOP for 20 s: afterwards all are alive in all views, its own included."""
     world = GridWorld(6)

@@ -1,9 +1,11 @@
 """A wire that takes its time: two TUN devices in two network namespaces, and this process, which carries the packets.
 
-    python -m tests.system.far_wire NETNS ADDRESS NETNS ADDRESS DEVICE MBIT_S DELAY_MS
+    python -m tests.system.far_wire NETNS ADDRESS NETNS ADDRESS DEVICE MBIT_S DELAY_MS [firewall]
 
 What `tc` does with netem where the kernel has it, and the test machines' has not. Each direction is a link of that rate
-with a queue of QUEUE_S in front, then the delay. Prints `ready`; ends when its standard input does.
+with a queue of QUEUE_S in front, then the delay. With `firewall` the second machine is behind one: TCP connections
+that the first begins are dropped without a word, as most routers at home do. Prints `ready`; ends when its standard
+input does.
 """
 
 from __future__ import annotations
@@ -24,13 +26,15 @@ CLONE_NEWNET = 0x40000000
 MTU = 1500
 QUEUE_S = 0.1
 LOT = 64
+IPV4, TCP, SYN, ACK = 4, 6, 0x02, 0x10
 
 
 class Direction:
     """Packets from one device to the other."""
 
-    def __init__(self, source: int, sink: int, bytes_s: float, delay_s: float) -> None:
+    def __init__(self, source: int, sink: int, bytes_s: float, delay_s: float, *, firewall: bool = False) -> None:
         self.source = source
+        self._firewall = firewall
         self._sink = sink
         self._bytes_s = bytes_s
         self._delay_s = delay_s
@@ -44,6 +48,8 @@ class Direction:
                 packet = os.read(self.source, MTU + 100)
             except (BlockingIOError, OSError):
                 return
+            if self._firewall and begins_a_connection(packet):
+                continue
             now = time.monotonic()
             begins = max(now, self._sent_s)
             if begins - now < QUEUE_S:
@@ -61,6 +67,12 @@ class Direction:
         return 1.0
 
 
+def begins_a_connection(packet: bytes) -> bool:
+    """Say whether this is the first packet of a TCP connection (RFC 9293): SYN without ACK, over IPv4."""
+    head = (packet[0] & 0xF) * 4
+    return packet[0] >> 4 == IPV4 and packet[9] == TCP and packet[head + 13] & (SYN | ACK) == SYN
+
+
 def device(netns: str, name: str, address: str) -> int:
     """Make a TUN device in a namespace and return its descriptor; this process stays in that namespace."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -76,11 +88,11 @@ def device(netns: str, name: str, address: str) -> int:
 
 def main() -> None:
     """Carry packets until nobody wants them any more."""
-    near_ns, near_address, far_ns, far_address, name, mbit_s, delay_ms = sys.argv[1:]
+    near_ns, near_address, far_ns, far_address, name, mbit_s, delay_ms, *firewall = sys.argv[1:]
     near = device(near_ns, f"{name}a", near_address)
     far = device(far_ns, f"{name}b", far_address)
     link = float(mbit_s) * 1e6 / 8, float(delay_ms) / 1e3
-    ways = [Direction(near, far, *link), Direction(far, near, *link)]
+    ways = [Direction(near, far, *link, firewall=bool(firewall)), Direction(far, near, *link)]
     with selectors.DefaultSelector() as selector:
         for way in ways:
             selector.register(way.source, selectors.EVENT_READ, way)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,6 @@ from tests.system.wires import ADDRESSES, Room, WhyNot, Wire
 pytestmark = pytest.mark.slow
 
 EIGHT = "abcdefgh"
-ELSEWHERE = "10.88.0.1"
 
 
 @pytest.fixture
@@ -45,7 +44,8 @@ def see_the_same(nodes: Nodes, names: str) -> None:
     alive = {each.id for each in nodes.all if each.name in names}
     assert len(alive) == len(names)
     for node in (each for each in nodes.all if each.runs):
-        assert {each["id"] for each in node.members() if each["status"] == "alive"} == alive, node.name
+        shown = json.loads(node.command("members", "--json").stdout)["members"]
+        assert {each["id"] for each in shown if each["status"] == "alive"} == alive, node.name
 
 
 def all_signed(nodes: Nodes) -> None:
@@ -121,15 +121,16 @@ def reachable(node: Node) -> str:
     return str(node.network()["reachable"])
 
 
-def test_a_node_that_can_only_dial_out(nodes: Nodes) -> None:
-    """It says so, everybody knows it, and it works, submits and collects all the same."""
+def test_a_node_behind_a_firewall(nodes: Nodes) -> None:
+    """It can only dial out: it says so, everybody knows it, and it works, submits and collects all the same."""
     try:
-        wire = Wire()
-        with wire:
-            subprocess.run(["ip", "-n", wire.names[1], "addr", "add", f"{ELSEWHERE}/32", "dev", "lo"], check=True)
-            near = nodes.node("near", netns=wire.names[0], listen=f"{ADDRESSES[0]}:0").start()
-            # It dials from ADDRESSES[1], where it does not listen; where it listens, no route leads to.
-            far = nodes.node("far", netns=wire.names[1], listen=f"{ELSEWHERE}:0").start(near.invite())
+        with Wire(firewall=True) as wire:
+            near, far = (
+                nodes.node(name, netns=netns, listen=f"{address}:0")
+                for name, netns, address in zip(("near", "far"), wire.names, ADDRESSES, strict=True)
+            )
+            near.start()
+            far.start(near.invite())
             nodes.wait_all_alive()
             wait(lambda: reachable(far) == f"outbound only (firewall? open tcp {far.port})", 30, "far knows")
             wait(lambda: reachable(near) == "yes", 30, "near is reached")
@@ -137,7 +138,7 @@ def test_a_node_that_can_only_dial_out(nodes: Nodes) -> None:
             assert "outbound only" in near.command("members").stdout
             assert "reachable: outbound only (firewall? open tcp" in far.log()
             assert "reachable: yes" in near.command("status").stdout
-            assert far.addresses[0].startswith(f"/ip4/{ELSEWHERE}/")
+            assert far.addresses[0].startswith(f"/ip4/{ADDRESSES[1]}/")
             for node in (near, far):
                 with node.grid() as session:
                     assert shares(Running(session, 100, 4.0).right()).keys() == {"near", "far"}

@@ -1,8 +1,8 @@
 """Two machines' worth of network on one: two network namespaces with a wire between them.
 
-At once it is a veth pair that `tc` (tbf) slows down; with a delay it is `far_wire`. Needs root, iproute2, and a kernel
-with veth and tbf, or TUN; whoever lacks one of them is told which (`WhyNot`). Nothing outside the two namespaces is
-touched, and nothing can leave them.
+At once it is a veth pair that `tc` (tbf) slows down; with a delay or a firewall it is `far_wire`. Needs root, iproute2,
+and a kernel with veth and tbf, or TUN; whoever lacks one of them is told which (`WhyNot`). Nothing outside the two
+namespaces is touched, and nothing can leave them.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ class Wire:
 
     Attributes:
         names: of the namespaces; machine 0 has ADDRESSES[0].
+        firewall: machine 1 is behind one: it can dial and is never reached.
     """
 
-    def __init__(self, mbit_s: float = 50, delay_ms: float = 0) -> None:
+    def __init__(self, mbit_s: float = 50, delay_ms: float = 0, *, firewall: bool = False) -> None:
         self.mbit_s = mbit_s
         self.delay_ms = delay_ms
+        self.firewall = firewall
         self.names = (f"p2pgrid{os.getpid()}a", f"p2pgrid{os.getpid()}b")
         self._devices = (f"pg{os.getpid()}a", f"pg{os.getpid()}b")
         self._carrier: subprocess.Popen[bytes] | None = None
@@ -65,7 +67,7 @@ class Wire:
         for name in self.names:
             _run("ip", "netns", "add", name)
             _run("ip", "-n", name, "link", "set", "lo", "up")
-        if self.delay_ms:
+        if self.delay_ms or self.firewall:
             self._lay_far()
         else:
             self._lay_near()
@@ -83,6 +85,7 @@ class Wire:
     def _lay_far(self) -> None:
         ends = [word for pair in zip(self.names, ADDRESSES, strict=True) for word in pair]
         link = [self._devices[0].removesuffix("a"), str(self.mbit_s), str(self.delay_ms)]
+        link += ["firewall"] if self.firewall else []
         self._carrier = subprocess.Popen(
             [sys.executable, "-m", "tests.system.far_wire", *ends, *link],
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -11,17 +11,42 @@ from pathlib import Path
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from libp2p.abc import IHost
+from libp2p.custom_types import TProtocol
+from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
 from p2pgrid.core.chains import public_of
 from p2pgrid.core.wire import frame
 from p2pgrid.dht import events as e
 from p2pgrid.dht.records import GRID_NAMESPACE, Namespace, Signed, own_key
+from p2pgrid.dht.wire import PROTOCOL, Message, Splitter, decode, framed
 from p2pgrid.node.addresses import listen
+from p2pgrid.node.net.control import BULK, CONTROL
 from p2pgrid.node.net.host import plain_host
 from p2pgrid.node.net.station import Station, build
 from tests.node.net.grids import OURS, admit, issue
 from tests.node.net.linked import Told
+
+ELSE = (
+    CONTROL, BULK, "/ipfs/id/push/1.0.0", "/ipfs/kad/1.0.0", "/p2pgrid/anything/1.0.0",
+    "/libp2p/circuit/relay/0.2.0/hop", "/meshsub/1.1.0", "/libp2p/autonat/1.0.0", "/libp2p/dcutr",
+)  # fmt: skip
+"""Protocols that a stranger must not get."""
+
+
+async def ask(stranger: IHost, peer: ID, message: Message) -> Message | None:
+    """Return the answer; None: the stream was reset."""
+    stream = await stranger.new_stream(peer, [TProtocol(PROTOCOL)])
+    try:
+        await stream.write(framed(message))
+        splitter = Splitter()
+        while True:
+            for answer in splitter.feed(await stream.read(65536)):
+                return decode(answer)
+    except Exception:  # noqa: BLE001 - many types
+        return None
+    finally:
+        await stream.close()
 
 
 @dataclass

@@ -8,41 +8,20 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from libp2p.abc import IHost
 from libp2p.custom_types import TProtocol
 
 from p2pgrid.core.chains import public_of
 from p2pgrid.dht import events as e
 from p2pgrid.dht.records import Reason, own_key
-from p2pgrid.dht.wire import PROTOCOL, Contact, Kind, Message, Record, Splitter, decode, framed
+from p2pgrid.dht.wire import PROTOCOL, Contact, Kind, Message, Record
 from p2pgrid.node.net import entrance
 from p2pgrid.node.net.control import BULK, CONTROL
 from p2pgrid.node.net.dial import NoConnection, dial_any
 from p2pgrid.node.net.host import plain_host, running
 from tests.node.net.grids import LOOPBACK, run, until
-from tests.node.net.open_node import OpenNode, open_node
+from tests.node.net.open_node import ELSE, ask, open_node
 
 pytestmark = pytest.mark.slow
-
-ELSE = (
-    CONTROL, BULK, "/ipfs/id/push/1.0.0", "/ipfs/kad/1.0.0", "/p2pgrid/anything/1.0.0",
-    "/libp2p/circuit/relay/0.2.0/hop", "/meshsub/1.1.0", "/libp2p/autonat/1.0.0", "/libp2p/dcutr",
-)  # fmt: skip
-
-
-async def ask(stranger: IHost, of: OpenNode, message: Message) -> Message | None:
-    """Return the answer; None: the stream was reset."""
-    stream = await stranger.new_stream(of.host.get_id(), [TProtocol(PROTOCOL)])
-    try:
-        await stream.write(framed(message))
-        splitter = Splitter()
-        while True:
-            for answer in splitter.feed(await stream.read(65536)):
-                return decode(answer)
-    except Exception:  # noqa: BLE001 - many types
-        return None
-    finally:
-        await stream.close()
 
 
 def test_a_stranger_asks_and_leaves_nothing(tmp_path: Path) -> None:
@@ -56,21 +35,21 @@ def test_a_stranger_asks_and_leaves_nothing(tmp_path: Path) -> None:
             await dial_any(stranger, ours.host.get_id(), ours.addresses)
             me, kad = stranger.get_id().to_bytes(), ours.station.kad
 
-            found = await ask(stranger, ours, Message(Kind.FIND_NODE, ours.host.get_id().to_bytes()))
+            found = await ask(stranger, ours.host.get_id(), Message(Kind.FIND_NODE, ours.host.get_id().to_bytes()))
             assert found is not None
             assert [each.id for each in found.closer] == [ours.host.get_id().to_bytes()]
-            got = await ask(stranger, ours, Message(Kind.GET_VALUE, ours.key))
+            got = await ask(stranger, ours.host.get_id(), Message(Kind.GET_VALUE, ours.key))
             assert got is not None
             assert got.record is not None
-            assert (await ask(stranger, ours, Message(Kind.PING))) == Message(Kind.PING)
-            providers = await ask(stranger, ours, Message(Kind.GET_PROVIDERS, b"x" * 34))
+            assert (await ask(stranger, ours.host.get_id(), Message(Kind.PING))) == Message(Kind.PING)
+            providers = await ask(stranger, ours.host.get_id(), Message(Kind.GET_PROVIDERS, b"x" * 34))
             assert providers is not None
             assert providers.providers == ()
 
             again = Message(Kind.PUT_VALUE, ours.key, Record(ours.key, got.record.value))
-            assert await ask(stranger, ours, again) is None
+            assert await ask(stranger, ours.host.get_id(), again) is None
             provided = Message(Kind.ADD_PROVIDER, b"x" * 34, providers=(Contact(me, (LOOPBACK[0].to_bytes(),)),))
-            assert await ask(stranger, ours, provided) is None
+            assert await ask(stranger, ours.host.get_id(), provided) is None
             assert kad.machine.refused == {Reason.STRANGER: 2}
             assert (len(kad.machine.values), len(kad.machine.providers), len(kad.machine.table)) == (1, 0, 0)
             assert not asked
@@ -101,7 +80,7 @@ def test_a_stranger_comes_to_nothing_else(tmp_path: Path, *, is_members_key: boo
             for name in ELSE:
                 with pytest.raises(Exception, match=r".*"):
                     await stranger.new_stream(ours.host.get_id(), [TProtocol(name)])
-            assert await ask(stranger, ours, Message(Kind.PING)) == Message(Kind.PING)
+            assert await ask(stranger, ours.host.get_id(), Message(Kind.PING)) == Message(Kind.PING)
             assert not connection.is_closed
             assert ours.host.get_network().get_connections() == []
             assert ours.station.links.peers() == []
