@@ -73,6 +73,8 @@ class Door(Handler):
         """Inputs that came before the functions of their job were read from disk."""
         self.elsewhere: Callable[[e.ClientSent, str, dict[str, Any], float], bool] = lambda *_: False
         """Whether a request is being answered with the help of other nodes."""
+        self.watched: Callable[[Kept], None] = lambda _: None
+        """Told that somebody began or stopped to watch a job."""
         self.log_requests: dict[int, tuple[int, int]] = {}
         self._frames: dict[int, Callable[[int, Any, float], None]] = {
             m.OPEN: self._open,
@@ -100,8 +102,11 @@ class Door(Handler):
 
     def gone(self, event: e.ClientGone, now: float) -> None:
         client = self.clients.pop(event.client, None)
+        left = [kept for kept in self.keeping.jobs.values() if event.client in kept.watches]
         self.keeping.readers.unwatch(event.client)
         self.relays.gone(event.client)
+        for kept in left:
+            self.watched(kept)
         if client is None:
             return
         if client.session and not any(c.session == client.session for c in self.clients.values()):
@@ -264,17 +269,21 @@ class Door(Handler):
             self.outcomes.settle(kept)
 
     def _watch(self, client: int, body: Any, now: float) -> None:
-        job, had, _ = body
+        job, had, _, show = body
         if self.parts.serving(job) == self.config.node_id:
-            self.out += self.keeping.readers.watch(self.keeping.jobs[job], client, had)
+            kept = self.keeping.jobs[job]
+            self.out += self.keeping.readers.watch(kept, client, had)
+            kept.watches[client].show = show
+            self.watched(kept)
         else:
-            self.relays.watch(client, body, now)
+            self.relays.watch(client, body[:3], now)
 
     def _unwatch(self, client: int, body: Any, now: float) -> None:
         self.relays.unwatch(client, body[0])
         kept = self.keeping.jobs.get(body[0])
         if kept is not None:
             self.keeping.readers.unwatch(client, kept)
+            self.watched(kept)
 
     def _got(self, client: int, body: Any, now: float) -> None:
         kept = self.keeping.jobs.get(body[0])

@@ -209,6 +209,7 @@ class Node:
             e.Store: self._store,
             e.Fetch: lambda effect: journal.fetch(effect.token, effect.keys),
             e.Run: self.pool.run,
+            e.Show: self.pool.show,
             e.Recall: lambda effect: self.pool.recall(effect.worker),
             e.Kill: self.pool.kill,
             e.SetTimer: self._set_timer,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from p2pgrid.core.chains import ALL_ROLES
 from p2pgrid.core.member import Card
+from p2pgrid.core.prints import Line, Said
 from p2pgrid.core.segments import Outcome as Outcome  # noqa: PLC0414 - shells and machine know them by this file
 from p2pgrid.core.segments import Segment as Segment  # noqa: PLC0414
 
@@ -129,11 +130,27 @@ class WorkerDone:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerPrinted:
+    """What tasks of a run print while they run: lines and progress only if somebody watches (see Show).
+
+    There were `more` lines than these. `logs`: (index, last bytes of all it printed so far), now and then.
+    """
+
+    worker: int
+    run: int
+    lines: Sequence[Line] = ()
+    more: int = 0
+    progress: Sequence[Said] = ()
+    logs: Sequence[tuple[int, bytes]] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerDied:
     """A worker child ended. `index` is the task that its progress page named as running, or None.
 
     cause: "signal" | "exit" | "timeout" | "memory" | "killed" (we asked for it); `detail` is one line for people,
     `stderr` the last lines it wrote. Runs that were with it and not `final` are gone; a new child follows.
+    `logs` is what their tasks had printed, a list of (run, index, text).
     """
 
     worker: int
@@ -142,6 +159,7 @@ class WorkerDied:
     cause: str
     detail: str
     stderr: str = ""
+    logs: Sequence[tuple[int, int, bytes]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,8 +260,8 @@ class Stop:
 
 Event = (
     Loaded | Stored | StoreFailed | Fetched | ClientJoined | ClientSent | ClientGone | WorkerReady | WorkerDone
-    | WorkerDied | TimerFired | PeerUp | PeerDown | PeerRoles | PeerSent | Belongs | Listens | Reachable | Leaving
-    | Stalled | WallClock | Stop
+    | WorkerPrinted | WorkerDied | TimerFired | PeerUp | PeerDown | PeerRoles | PeerSent | Belongs | Listens | Reachable
+    | Leaving | Stalled | WallClock | Stop
 )  # fmt: skip
 
 
@@ -328,7 +346,7 @@ class Run:
 
     `codes` maps a function id to its union as packed by `core.batch` (a view of the job's own table, not a copy; the
     shell sends an entry to a child once). `context` goes to the child: {"job", "name", "attempt", "node", "prints",
-    "env"}; `timeout_s` is per task, `memory` in bytes, None: no own limit.
+    "env", "cpu", "show"}; `timeout_s` is per task, `memory` in bytes, None: no own limit.
     """
 
     worker: int
@@ -344,6 +362,17 @@ class Run:
     puts a fresh child in its place, which the machine need not know."""
     python: int = 0
     """Which interpreter of the node, by its place among those it was given; where another child is there, likewise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Show:
+    """From now on this (core.prints: PRINTS, PROGRESS) is wanted of what tasks of a job that run here print.
+
+    Of runs that follow their context says it, as "show".
+    """
+
+    job: Job
+    what: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,6 +418,6 @@ class Stopped:
 
 
 Effect = (
-    Reply | Send | Connect | Disconnect | Drop | Introduce | GridClock | Store | Fetch | Run | Recall | Kill
+    Reply | Send | Connect | Disconnect | Drop | Introduce | GridClock | Store | Fetch | Run | Show | Recall | Kill
     | SetTimer | Log | Stopped
 )  # fmt: skip

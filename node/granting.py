@@ -171,6 +171,7 @@ class Granting(Handler):
         if len(self._began_s) > PEERS_KEPT:
             del self._began_s[next(iter(self._began_s))]
         self._send(peer, rid, body)
+        self.parts.tell_shown(peer, taken.work.job)
         self.watch()
 
     def _send(self, peer: str, rid: tuple[int, int], body: Any) -> None:
@@ -300,6 +301,7 @@ class Granting(Handler):
         for lapsed in dropped:
             self._uncover(lapsed, now)
         for job, said in named.items():
+            self.parts.tell_shown(peer, job)
             for thief, spans in said.handed.items():
                 back, why = self.leases.early(thief, job, spans, now)
                 kept, work = self.keeping.jobs.get(job), self.pool.works.get(job)
@@ -409,10 +411,11 @@ class Granting(Handler):
         """Keep the output of tasks that ran elsewhere, and note how long they took there."""
         fresh = [(lo, hi) for lo, hi, _, _ in entry.outcomes if kept.done.missing(lo, hi)]
         logs = [(i, text) for i, text in entry.logs if i in kept.known]
+        told = {i for i, _ in logs}
         if entry.outcomes and not fresh:
             return  # told again
         for lo, _, shape, data in entry.outcomes:
-            if shape == CRASH and lo not in kept.done:  # its last words are its log
+            if shape == CRASH and lo not in kept.done and lo not in told:  # its last words are its log
                 logs.append((lo, unpack(data)[2].encode() + b"\n"))
         effect = self.keeping.log(kept, logs)
         if effect is not None:

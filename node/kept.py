@@ -71,6 +71,8 @@ class Watch:
     behind: bool = False
     fetching: int = 0
     ended: bool = False
+    show: int = 0
+    """What it wants to see of tasks while they run (core.prints: PRINTS, PROGRESS)."""
 
 
 @dataclass(slots=True)

@@ -36,6 +36,8 @@ READ_BYTES = 64 * 1024
 SOCKET_BUFFER_BYTES = 1024 * 1024
 OUT_BYTES_MAX = 512 * 1024 * 1024
 """Unsent bytes a client may leave lying before it is dropped: one largest result and as much again."""
+PRINTS_BYTES_MAX = 256 * 1024
+"""A client that has more to read than that is shown no more lines of tasks: nothing of them is owed."""
 CLIENTS_MAX = 512
 HELLO_WITHIN_S = 10.0
 TAKE_OVER_S = 10.0
@@ -150,7 +152,7 @@ class LocalServer:
     def reply(self, effect: Reply) -> None:
         """Queue one frame; it leaves with the next `flush`. A client that is gone gets nothing."""
         client = self._clients.get(effect.client)
-        if client is None:
+        if client is None or (effect.kind == m.PRINTED and client.size > PRINTS_BYTES_MAX):
             return
         data = frame(effect.kind, effect.body, effect.id)
         client.out.append(data)

@@ -44,6 +44,7 @@ from p2pgrid.node.neighbours import CLONED, CONNECTED_MAX, Neighbours
 from p2pgrid.node.neighbours import TIMER as NEIGHBOURS
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, MachineConfig, Parts
+from p2pgrid.node.prints import Prints
 from p2pgrid.node.relaying import TIMER as RELAY
 from p2pgrid.node.relaying import Relays
 from p2pgrid.node.replicas import TIMER as COPIES
@@ -80,6 +81,8 @@ class Machine(Handler):
             parts, self.outcomes, self.depending, self.relays, self.listing, self._feed,
             lambda *asked: answers.answer(self, *asked), self._on_stop,
         )  # fmt: skip
+        self.prints = Prints(parts)
+        self.door.watched = self.prints.watches_changed
         self.doubling = Doubling(parts, self.fitness, self.members.granting)
         self.thieves = Thieves(parts, self.fitness, self.outcomes, self.members)
         self.neighbours = Neighbours(parts, rng)
@@ -133,6 +136,7 @@ class Machine(Handler):
             e.ClientGone: self.door.gone,
             e.WorkerReady: self._on_worker_ready,
             e.WorkerDone: self._on_worker_done,
+            e.WorkerPrinted: self.prints.printed,
             e.WorkerDied: self._on_worker_died,
             e.TimerFired: self._on_timer,
             e.PeerUp: self._on_peer_up,
@@ -285,6 +289,7 @@ class Machine(Handler):
     def _on_peer_down(self, event: e.PeerDown, now: float) -> None:
         self.members.down(event, now)
         self.thieves.down(event, now)
+        self.prints.down(event.peer)
         self.doubling.gone(event.peer)
         self.neighbours.down(event, now)
         self.inquiries.gone(event.peer, now)
@@ -311,6 +316,8 @@ class Machine(Handler):
                     self.relays.sent(event, now)
                 case kind if m.P_JOBS <= kind <= m.P_JOBS_RECORDS:
                     self.listing.sent(event, now)
+                case m.P_SHOW | m.P_PRINTED:
+                    self.prints.sent(event.peer, event.kind, event.body, now)
                 case kind if m.P_STEAL <= kind <= m.P_LIFELINE:
                     self.thieves.sent(event, now)
                 case kind if m.P_ROWS <= kind <= m.P_KEEPER:
@@ -383,6 +390,7 @@ class Machine(Handler):
         runs = self.running.died(event.worker)
         for position, info in enumerate(runs):
             left = info.left
+            printed = {index: text for run, index, text in event.logs if run == info.run}
             culprit = None
             if event.cause != "killed":
                 if event.index is not None and event.run == info.run and event.index in left:
@@ -395,6 +403,10 @@ class Machine(Handler):
             wanted = self.outcomes.wanted(work, list(left))
             unknown = position == 0 and culprit is None and event.cause != "killed"
             kept = None if work.keeper else self.keeping.jobs.get(work.job)
+            if culprit is not None and event.stderr:  # its last words are its log: nobody else can send it any more
+                printed.setdefault(culprit, event.stderr.encode() + b"\n")
+            last = [(culprit, printed.pop(culprit))] if culprit is not None and culprit in printed else []
+            self.prints.left(work, list(printed.items()), now)
             if unknown and kept is not None and wanted:
                 self.outcomes.reissue(kept, wanted, alone=True)  # one of them has begun
                 continue
@@ -403,11 +415,11 @@ class Machine(Handler):
             if culprit is not None:
                 data = pack([event.cause, event.detail, event.stderr[-4096:]])
                 crash = e.Outcome(culprit, culprit + 1, CRASH, data)
-                if kept is not None and event.stderr:  # its last words are its log: nobody else can send it any more
-                    effect = self.keeping.log(kept, [(culprit, event.stderr.encode() + b"\n")])
+                if kept is not None:
+                    effect = self.keeping.log(kept, last)
                     self.out += [effect] if effect is not None else []
                 if work.keeper is not None:
-                    self.outcomes.owe(work, [crash], info.taken.attempt, now)
+                    self.outcomes.owe(work, [crash], info.taken.attempt, now, last)
                 else:
                     self.outcomes.report(work, [crash], info.taken.attempt)
 

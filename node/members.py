@@ -214,6 +214,7 @@ class Members(Handler):
     def admit(self, keeper: str, job: bytes, name: str, opened: Opened, ranges: Any) -> int:
         """Hold these ranges from now on, and let them run; return how many tasks are new here."""
         work = self.pool.open(job, name, (keeper.encode(), job), keeper)
+        work.shown = self.parts.announced.get((keeper, job), 0)
         work.codes.update(opened.codes)
         fresh = self._take_in(work, opened.inputs, ranges)
         self.tidy(keeper, job)

@@ -11,6 +11,8 @@
     7     child   index of the task that said it: a task's progress ends with the task, and nobody has to wipe it
     8     child   length in bytes of the text that starts at word 9 (at most TEXT_MAX)
     80    child   1 while it runs several tasks at once (async): the index is then that of the oldest
+    81    child   bytes in the file that takes its output (descriptor 1), when tasks ended last
+    82    child   the same of its errors (descriptor 2)
 
 A child always writes the index first and looks for a recall then; whoever recalls writes first and reads the index
 then. So one of the two sees the other (Dekker), and the daemon may take back what lies behind the index although the
@@ -32,7 +34,7 @@ NONE = (1 << 64) - 1
 TEXT_MAX = 512
 
 RUN, INDEX, RECALL, LOOK, START, DONE, TOTAL, SAID_BY, TEXT_LENGTH, TEXT = range(10)
-MANY = 80
+MANY, OUT_SIZE, ERR_SIZE = 80, 81, 82
 
 
 class Progress(NamedTuple):

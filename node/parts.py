@@ -6,7 +6,7 @@ Rule: nothing is decided here.
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,6 +121,10 @@ class Parts:
         """Where tasks of a function have ended lately, beside here."""
         self.now = 0.0
         """When the event came that is being handled."""
+        self.tell_shown: Callable[[str, bytes], None] = lambda *_: None
+        """Told that a member has tasks of a job: somebody may watch it."""
+        self.announced: OrderedDict[tuple[str, bytes], int] = OrderedDict()
+        """What keepers have said is watched of their jobs."""
         self.timers: dict[tuple[Any, ...], float] = {}
         self.tokens = 1 << 40  # apart from those of `keeping`
         self.stopping = False

@@ -94,6 +94,8 @@ class Work:
     unfinished: list[RangeSet] = field(default_factory=list)
     """Which tasks of each run have no result yet: with the last of them its inputs are let go."""
     attempts: RangeMap[int] = field(default_factory=lambda: RangeMap(max))
+    shown: int = 0
+    """What somebody watches of it (core.prints: PRINTS, PROGRESS)."""
 
     def ready(self) -> int:
         """Return how many tasks are ready."""

@@ -299,6 +299,7 @@ class Running:
                     "prints": options.prints,
                     "env": dict(options.env or {}),
                     "cpu": lane.cpus,
+                    "show": lane.work.shown,
                 },
                 timeout_s=options.timeout_s,
                 memory=None if memory is None else int(memory),

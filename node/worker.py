@@ -187,15 +187,20 @@ class Worker:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run as a worker child: socket, output file and page as descriptor numbers, the daemon's pid, a title."""
-    sock_fd, output_fd, page_fd, daemon = (int(argument) for argument in arguments[:4])
-    for fd in (sock_fd, output_fd, page_fd):
+    """Run as a worker child: socket, output files and page as descriptor numbers, the daemon's pid, a title."""
+    sock_fd, out_fd, err_fd, page_fd, daemon = (int(argument) for argument in arguments[:5])
+    for fd in (sock_fd, out_fd, err_fd, page_fd):
         os.set_inheritable(fd, False)  # noqa: FBT003 - the function's own signature
     _die_with(daemon, sock_fd)
     _be_modest()
     page = Page(page_fd)
     page.clear()
-    output = Output(output_fd, current.running_index)
+
+    def writes() -> tuple[int, int] | None:
+        index = current.running_index()
+        return None if index is None else (page.words[RUN], index)
+
+    output = Output(out_fd, err_fd, writes, page.words)
     faulthandler.enable(file=2, all_threads=False)
     gc.collect()
     gc.freeze()  # what is loaded now lives as long as the child: the collector need not look at it again

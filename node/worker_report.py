@@ -30,7 +30,6 @@ class Report:
         self._sent_at = monotonic()
         self._bytes = 0
         self._outcomes: list[Outcome] = []
-        self._logs: list[tuple[int, bytes]] = []
         # Adjacent tasks that are not an Outcome yet: from _lo on, either pickles, or values that are pickled together
         # when they leave. One of the two lists is empty.
         self._lo = 0
@@ -58,11 +57,6 @@ class Report:
         self._close_range()
         self._outcomes.append(Outcome(index, index + 1, results.FAILED, data))
         self._grow(len(data))
-
-    def logs(self, logs: Sequence[tuple[int, bytes]]) -> None:
-        """Tasks printed this."""
-        self._logs += logs
-        self._bytes += sum(len(text) for _, text in logs)
 
     def send_if_due(self, now: float) -> None:
         """Send what there is if the last report is old enough."""
@@ -92,6 +86,6 @@ class Report:
 
     def _leave(self, *, final: bool, returned: Sequence[tuple[int, int]], unfit: str) -> None:
         self._close_range()
-        body = [self._run, self._outcomes, final, returned, self.busy_s, self._logs, unfit]
-        self._outcomes, self._logs, self.busy_s, self._bytes = [], [], 0.0, 0
+        body = [self._run, self._outcomes, final, returned, self.busy_s, (), unfit]
+        self._outcomes, self.busy_s, self._bytes = [], 0.0, 0
         self._send(frame(W_DONE, body))

@@ -61,7 +61,7 @@ class Work:
         if self.forked:
             # A task forked and the child of the fork came back as if it were the task: it may not speak for us.
             os._exit(0)
-        damaged = self.output.restore()
+        damaged = self.output.settle(self.number, first)
         try:
             lost = os.getcwd() != self.home  # noqa: PTH109 - three times as fast
         except FileNotFoundError:  # the task removed the folder it went to
@@ -70,9 +70,6 @@ class Work:
             os.makedirs(self.home, exist_ok=True)  # noqa: PTH103
             os.chdir(self.home)
         signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm that a task set must not hit the next one
-        logs = self.output.settle(first)
-        if logs:
-            self.report.logs(logs)
         if current.scratch_made:
             for folder in current.scratch_made:
                 shutil.rmtree(folder, ignore_errors=True)

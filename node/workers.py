@@ -34,7 +34,7 @@ import trio
 from p2pgrid.core.errors import PeerError
 from p2pgrid.core.wire import Frame
 from p2pgrid.node import reaper, workers_memory
-from p2pgrid.node.events import Event, Kill, Log, Run, WorkerDied, WorkerDone
+from p2pgrid.node.events import Event, Kill, Log, Run, Show, WorkerDied, WorkerDone
 from p2pgrid.node.page import LOOK, START, Progress
 from p2pgrid.node.workers_child import Birth, Child, Verdict
 from p2pgrid.node.workers_home import Interpreter, ask_versions, fresh_home, link_packages
@@ -156,6 +156,13 @@ class WorkerPool:
         child.queue(effect)
         self._dirty[effect.worker] = None
         self._busy.set()
+
+    def show(self, effect: Show) -> None:
+        """From now on somebody watches what the tasks of a job print, or nobody does."""
+        for child in filter(None, self._children):
+            for run in child.runs.values():
+                if run.job == effect.job:
+                    child.show(run.run, effect.what)
 
     def recall(self, worker: int) -> None:
         """Ask a worker to give back what it has not started. Takes effect at once."""
@@ -382,7 +389,8 @@ class WorkerPool:
             events = []
         child.condemn(None)
         await trio.to_thread.run_sync(reaper.kill_marked, child.mark)
-        died = child.obituary()
+        *printed, died = child.obituary()
+        assert isinstance(died, WorkerDied)
         self._living.remove(child)
         if child.worker == SPARE:
             self._spares = {place: spare for place, spare in self._spares.items() if spare is not child}
@@ -394,7 +402,7 @@ class WorkerPool:
         if not child.ready and child.runs:  # it was to take another's place, and did not come to it
             died = replace(died, run=None, index=None, cause="killed")
         if (child.ready or child.runs) and child.worker != SPARE and not child.replaced and not self._kill_all:
-            self._deliver([*events, died])
+            self._deliver([*events, *printed, died])
         if child.birth.worker == SPARE:
             await trio.to_thread.run_sync(partial(shutil.rmtree, child.birth.home, ignore_errors=True))
         return died
@@ -430,9 +438,10 @@ class WorkerPool:
         while True:
             children = [child for child in self._children if child is not None]
             busy = [child for child in children if child.runs]
-            for child in children:
-                child.trim_output()
             now = monotonic()
+            events = [event for child in children for event in child.look(now)]
+            if events:
+                self._deliver(events)
             for child in busy:
                 child.page.words[LOOK] = 1  # a slice that turned out slow reports what it has, and sees a recall
                 check_time(child, now)

@@ -10,12 +10,9 @@ import os
 import signal
 import socket
 import subprocess
-import sys
-import tempfile
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fcntl import F_GETFL, F_SETFL, fcntl
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,13 +20,15 @@ import trio
 
 from p2pgrid.core.errors import PeerError
 from p2pgrid.core.messages import W_BLOB, W_BLOBS, W_CODE, W_DONE, W_LET_GO, W_NEED, W_READY, W_RUN, W_TREE
+from p2pgrid.core.prints import PRINTS, PROGRESS, Said
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.wire import Frame, Splitter, frame
 from p2pgrid.node import page as shared
-from p2pgrid.node.events import Event, Outcome, Run, WorkerDied, WorkerDone, WorkerReady
+from p2pgrid.node.events import Event, Outcome, Run, WorkerDied, WorkerDone, WorkerPrinted, WorkerReady
 from p2pgrid.node.page import Page
 from p2pgrid.node.reaper import MARK, kill_group
 from p2pgrid.node.worker_recent import CODES_MAX, Recent
+from p2pgrid.node.workers_output import WorkerOutput, anonymous_file
 from p2pgrid.node.workers_trees import folder_of
 
 RECV = 1 << 16
@@ -39,8 +38,9 @@ JOIN_MAX = 1 << 18
 REPORT_FIELDS = 7
 SOCKET_BUFFER = 1 << 20
 """A grain's results or a blob in one go: else each side waits for the other in slices of 200 KiB."""
-OUTPUT_MAX = 1 << 20
 OUTPUT_KEPT = 64 * 1024
+LOGS_EVERY_S = 5.0
+"""How often what a task printed so far is handed on while it runs."""
 
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from p2pgrid.node.worker import main; main(sys.argv[2:])"
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -101,9 +101,12 @@ class Child:
         """What it said about objects, for whoever keeps them."""
         self.blocked = trio.Event()  # set while the socket is full
         self._out: deque[bytes | memoryview] = deque()
-        self._output_fd = _anonymous_file("p2pgrid-output", birth.home)
-        fcntl(self._output_fd, F_SETFL, fcntl(self._output_fd, F_GETFL) | os.O_APPEND)
-        page_fd = _anonymous_file("p2pgrid-page", birth.home)
+        self.shown: dict[int, int] = {}
+        """What of each run somebody watches: PRINTS, PROGRESS."""
+        self._said: dict[int, Said] = {}
+        self._logs_due_s = 0.0
+        self.output = WorkerOutput(birth.home, lambda run: bool(self.shown.get(run, 0) & PRINTS))
+        page_fd = anonymous_file("p2pgrid-page", birth.home)
         os.ftruncate(page_fd, shared.SIZE)
         self.page = Page(page_fd)
         self.page.clear()
@@ -112,7 +115,8 @@ class Child:
         for end in (self.sock, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
         try:
-            self.process = _spawn(birth, (theirs.fileno(), self._output_fd, page_fd))
+            files = self.output.out_fd, self.output.err_fd
+            self.process = _spawn(birth, (theirs.fileno(), *files, page_fd))
         except OSError:
             self.close()
             raise
@@ -126,6 +130,7 @@ class Child:
         """Queue a run, before it the functions and blobs that the child does not have."""
         assert self.serves(run)
         self.runs[run.run] = run
+        self.show(run.run, run.context.get("show", 0))
         self.last_run = max(self.last_run, run.run)
         if run.tree is not None and self.tree is None:
             self._queue_tree(run.tree, run.codes)
@@ -266,8 +271,13 @@ class Child:
         return events
 
     def _events(self, data: bytes) -> list[Event]:
-        frames = self._splitter.feed(data)
-        return [event for received in frames if (event := self._event(received)) is not None]
+        events: list[Event] = []
+        for received in self._splitter.feed(data):
+            event = self._event(received)
+            if event is not None:
+                events += self._printed()  # what a task printed goes before what became of it
+                events.append(event)
+        return events
 
     def _recv(self) -> bytes | None:
         """Return what has come: None if nothing yet, b"" if nothing will."""
@@ -296,32 +306,42 @@ class Child:
         if not right or type(unfit) is not str or run not in self.runs:
             raise PeerError("a worker sent something that is no report")
         back = [_pair(entry, int, int) for entry in returned]
+        outcomes = [_outcome(entry) for entry in done]
+        self.output.tasks_ended(self.page.words)
+        captured = self.output.logs(run, outcomes, final=final)
         if final:
             del self.runs[run]
+            self.shown.pop(run, None)
+            self._said.pop(run, None)
             taken = self._taken.pop(run, None)
             if taken:
                 back = list(RangeSet(back) - taken)
-        outcomes = [_outcome(entry) for entry in done]
-        return WorkerDone(
-            self.worker, run, outcomes, final, back, busy_s, [_pair(entry, int, bytes) for entry in logs], unfit
-        )
+        return WorkerDone(self.worker, run, outcomes, final, back, busy_s, captured, unfit)
 
     # ---- its output and its end -----------------------------------------------------------------------------------
 
-    def trim_output(self) -> None:
-        """Cut the output file to its last lines where a task prints faster than it ends."""
-        if os.fstat(self._output_fd).st_size > OUTPUT_MAX:
-            tail = self._tail(OUTPUT_KEPT)
-            os.ftruncate(self._output_fd, 0)
-            os.write(self._output_fd, tail)
+    def show(self, run: int, what: int) -> None:
+        """Note what somebody watches of a run."""
+        self.shown[run] = what if self.runs[run].context.get("prints", True) else what & ~PRINTS
 
-    def last_lines(self) -> str:
-        """Return what the child wrote last, at most OUTPUT_KEPT bytes."""
-        return self._tail(OUTPUT_KEPT).decode(errors="replace").strip()
+    def look(self, now: float) -> list[Event]:
+        """Return what is new of running tasks: lines and progress if somebody watches, now and then their logs."""
+        running = self.running()
+        wanted = self.shown.get(running[0], 0) if running is not None else 0
+        due = now >= self._logs_due_s
+        self.output.look(running, watched=due or bool(wanted & PRINTS))
+        events = self._printed()
+        if wanted & PROGRESS and running is not None:
+            events += self._progress(*running)
+        if due:
+            self._logs_due_s = now + LOGS_EVERY_S
+            for run, index, text in self.output.logs_so_far():
+                if run in self.runs:
+                    events.append(WorkerPrinted(self.worker, run, logs=[(index, text)]))
+        return events
 
-    def _tail(self, size: int) -> bytes:
-        end = os.fstat(self._output_fd).st_size
-        return os.pread(self._output_fd, size, max(0, end - size))
+    def _printed(self) -> list[Event]:
+        return [WorkerPrinted(self.worker, run, lines, more) for run, lines, more in self.output.printed()]
 
     def step_down(self) -> None:
         """Leave the slot to another, and end: it has nothing to do."""
@@ -330,10 +350,21 @@ class Child:
         self.vacated.set()
         self.condemn(None)
 
-    def obituary(self) -> WorkerDied:
-        """Return what is to be said of a process that ended."""
+    def _progress(self, run: int, index: int) -> list[Event]:
+        progress = self.page.progress()
+        if progress is None:
+            return []
+        said = Said(index, progress.done, -1.0 if progress.total is None else progress.total, progress.text)
+        if self._said.get(run) == said:
+            return []
+        self._said[run] = said
+        return [WorkerPrinted(self.worker, run, progress=[said])]
+
+    def obituary(self) -> list[Event]:
+        """Return what is to be said of a process that ended: its last lines, and how it ended."""
         code = self.process.wait()
         running = self.running()
+        self.output.last_look(running)
         if self.verdict is not None:
             cause, detail = self.verdict.cause, self.verdict.detail
             running = self.verdict.running or running
@@ -342,7 +373,9 @@ class Child:
         else:
             cause, detail = "signal", f"killed by signal {_signal_name(-code)}"
         run, index = running or (None, None)
-        return WorkerDied(self.worker, run, index, cause, detail, self.last_lines())
+        words = self.output.last_words(running, OUTPUT_KEPT)
+        left = self.output.logs_left()
+        return [*self._printed(), WorkerDied(self.worker, run, index, cause, detail, words, left)]
 
     def running(self) -> tuple[int, int] | None:
         """Return (run, index) of the task it works on; None between runs and before the first."""
@@ -353,7 +386,7 @@ class Child:
         """Let go of the descriptors."""
         self.sock.close()
         self.page.close()
-        os.close(self._output_fd)
+        self.output.close()
 
 
 def _outcome(entry: Any) -> Outcome:
@@ -371,13 +404,6 @@ def _pair(entry: Any, first: type[A], second: type[B]) -> tuple[A, B]:
     raise PeerError("a worker sent something that is no pair")
 
 
-def _anonymous_file(name: str, folder: Path) -> int:
-    if sys.platform == "linux":
-        return os.memfd_create(name)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        return os.dup(file.fileno())
-
-
 def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
@@ -386,12 +412,11 @@ def _signal_name(number: int) -> str:
 
 
 def _spawn(birth: Birth, fds: Sequence[int]) -> subprocess.Popen[bytes]:
-    output_fd = fds[1]
     return subprocess.Popen(
         [birth.python, "-P", "-c", _BOOT, birth.packages, *map(str, fds), str(os.getpid()), birth.title],
         stdin=subprocess.DEVNULL,
-        stdout=output_fd,
-        stderr=output_fd,
+        stdout=fds[1],
+        stderr=fds[2],
         pass_fds=fds,
         cwd=birth.home,
         env=_environment(birth.mark),

@@ -30,6 +30,7 @@ from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
 from p2pgrid.core.chains import Refused
+from p2pgrid.core.messages import P_PRINTED
 from p2pgrid.core.wire import VERSION, frame_pieces
 from p2pgrid.node.net.control import BULK, CONTROL, PARTING_S, Ending, Link, LinkOptions
 from p2pgrid.node.net.dial import NoConnection, answers_at, dial_any
@@ -44,6 +45,8 @@ STABLE_S = 5.0
 ANSWER_S = 2.0
 """An old connection that is silent for so long after a new one has answered is dead. Where all is slow, both are."""
 LOG_INTERVAL_S = 60.0
+PRINTS_BYTES_MAX = 64 * 1024
+"""What waits for a peer, from which on lines of tasks are thrown away."""
 LOGGED_MAX = 1024
 
 
@@ -183,6 +186,9 @@ class Links:
     def send(self, peer: str, kind: int, body: Any) -> None:
         """Queue a frame until `flush`; for somebody who is not connected it is dropped."""
         if (link := self._used(peer)) is None:
+            self._dropped += 1
+            return
+        if kind == P_PRINTED and link.queued_bytes > PRINTS_BYTES_MAX:  # nothing of it is owed, and results go first
             self._dropped += 1
             return
         link.send(*frame_pieces(kind, body))

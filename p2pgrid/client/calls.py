@@ -16,6 +16,7 @@ from p2pgrid.client.table import FutureTable
 from p2pgrid.client.upload import Upload
 from p2pgrid.core.batch import CALLS, encode_batch
 from p2pgrid.core.deps import DEPENDENT, TaskId, table
+from p2pgrid.core.prints import PRINTS
 from p2pgrid.core.record import Spec
 
 HELD_TASKS_MAX = 256
@@ -30,6 +31,7 @@ class Calls(FutureTable):
     """One open job of single calls."""
 
     mine = True
+    show = PRINTS
 
     def __init__(self, session: Session, job: bytes, spec: Spec) -> None:
         """Hold tasks of a job that `Session.add` opens."""

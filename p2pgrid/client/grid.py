@@ -207,7 +207,7 @@ class Grid(Executor):
         timeout: float | None = None,
         chunksize: int | Literal["auto"] = "auto",
         buffersize: int | None = None,
-        progress: None = None,
+        progress: bool | str | None = None,
     ) -> Results:
         """Call `fn` on every item (on the items of several iterables side by side); return the Results in order.
 
@@ -217,7 +217,7 @@ class Grid(Executor):
             timeout: seconds from now until iterating raises TimeoutError.
             chunksize: how many items are pickled together; it does not bound how work is divided.
             buffersize: how many tasks may be ahead of the consumer (unsized inputs: 100,000).
-            progress: comes later.
+            progress: show a bar on stderr, with this label if it is a text; tasks move theirs with `pg.progress`.
         """
         way = MapWay(timeout, chunksize, buffersize, progress)
         if len(iterables) == 1:
@@ -233,7 +233,7 @@ class Grid(Executor):
         timeout: float | None = None,
         chunksize: int | Literal["auto"] = "auto",
         buffersize: int | None = None,
-        progress: None = None,
+        progress: bool | str | None = None,
     ) -> Results:
         """Call `fn(*arguments)` for every tuple of arguments; otherwise as `map`."""
         way = MapWay(timeout, chunksize, buffersize, progress)
@@ -248,7 +248,7 @@ class Grid(Executor):
         timeout: float | None = None,
         chunksize: int | Literal["auto"] = "auto",
         buffersize: int | None = None,
-        progress: None = None,
+        progress: bool | str | None = None,
     ) -> Results:
         """As `map`, but results come in the order in which they are made."""
         way = MapWay(timeout, chunksize, buffersize, progress, ordered=False)
@@ -267,6 +267,11 @@ class Grid(Executor):
         upload = Upload(job, self._spec("map"))
         stream = Stream(session, job, mine=True, ordered=way.ordered)
         stream.detach = self._options.detach
+        if way.progress:
+            from p2pgrid.client.bars import bar
+
+            label = way.progress if isinstance(way.progress, str) else getattr(fn, "__name__", "map")
+            stream.follow(bar(label, total))
         feed = Feed(
             session, upload, Call(function, self._wire), source, lambda: session.add(stream, upload), shape=shape,
             total=total, items_per_list=None if way.chunksize == "auto" else way.chunksize,

@@ -13,13 +13,14 @@ class MapWay:
     timeout: float | None
     chunksize: int | Literal["auto"]
     buffersize: int | None
-    progress: None
+    progress: bool | str | None
     ordered: bool = True
 
     def check(self) -> None:
-        """Raise ValueError or GridError for what is not accepted."""
-        if self.progress is not None:
-            not_yet("progress=", "Fast")
+        """Raise TypeError or ValueError for what is not accepted."""
+        if self.progress is not None and not isinstance(self.progress, bool | str):
+            msg = f"progress={self.progress!r}: expected True, False or a label for the bar"
+            raise TypeError(msg)
         for name, value in (("chunksize", self.chunksize), ("buffersize", self.buffersize)):
             if isinstance(value, int) and value < 1:
                 msg = f"{name}={value!r}: expected a whole number of at least 1"

@@ -22,6 +22,8 @@ class Receiver(Protocol):
     job: bytes
     had: RangeSet
     """The tasks whose results are here; a result that comes again is passed over."""
+    show: int
+    """What it wants to see of tasks while they run: core.prints, PRINTS and PROGRESS."""
     mine: bool
     """Whether this client submitted the job and waits for it before it leaves."""
 
@@ -31,6 +33,9 @@ class Receiver(Protocol):
 
     def results(self, segments: list[Segment]) -> int:
         """Take results; return how many bytes of them are consumed already."""
+
+    def said(self, node: str, said: list[Any]) -> None:
+        """Take what tasks say of their progress."""
 
     def ended(self, state: str, reason: str) -> None:
         """Take the end of the job; nothing comes after it."""

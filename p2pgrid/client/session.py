@@ -33,6 +33,7 @@ from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.wire import Frame, frame, pack
 
 if TYPE_CHECKING:
+    from p2pgrid.client.prints import Prints
     from p2pgrid.client.sharing import Sharing
 
 SESSION_ID_BYTES = 16
@@ -97,6 +98,7 @@ class Session:
         self._credit: dict[bytes, int] = {}
         self._requests = Requests()
         self._sharing: Sharing | None = None
+        self._prints: Prints | None = None
         self._leaving = False
         self._leaves_when_idle = False
         self.program = Path(sys.argv[0] or "python").name if getattr(sys, "argv", None) else "python"
@@ -219,7 +221,10 @@ class Session:
         for receiver in self._receivers[job]:
             had = receiver.had if had is None else had & receiver.had
         assert had is not None
-        return frame(WATCH, [job, had.flat(), self.timeout_s])
+        show = 0
+        for receiver in self._receivers[job]:
+            show |= receiver.show
+        return frame(WATCH, [job, had.flat(), self.timeout_s, show] if show else [job, had.flat(), self.timeout_s])
 
     def cancel(self, job: bytes, flat: list[int] | None) -> None:
         """Cancel tasks of a job of our own, or all of it."""
@@ -395,6 +400,8 @@ class Session:
                     self._give_up(said)
             case messages.REFUSED:
                 self._take_refusal(body)
+            case messages.PRINTED:
+                self._take_prints(*body[:5])
             case messages.NOTICE:
                 print(f"p2pgrid: {body[1]}", file=sys.stderr)
 
@@ -416,6 +423,17 @@ class Session:
             size = sum(map(size_of, segments))
         if size:
             self.consumed(job, size)
+
+    def _take_prints(self, job: bytes, node: str, lines: list[Any], more: int, said: list[Any]) -> None:
+        if lines or more:
+            if self._prints is None:
+                from p2pgrid.client.prints import Prints
+
+                self._prints = Prints(self._finder.flags)
+            self._prints.took(job, node, lines, more)
+        if said:
+            for receiver in list(self._receivers.get(job, ())):
+                receiver.said(node, said)
 
     def _take_ack(self, job: bytes, what: str, lo: int) -> None:
         upload = self._uploads.get(job)
@@ -559,6 +577,8 @@ class Session:
             connection.close()
         if self._sharing is not None:
             self._sharing.close()
+        if self._prints is not None:
+            self._prints.close()
         for receiver in left:
             receiver.lost(GridError(f"this program left the grid before job {job_name(receiver.job)} ended"))
         _sessions.discard(self)

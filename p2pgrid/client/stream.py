@@ -10,9 +10,11 @@ import weakref
 from collections import deque
 from typing import Any, NamedTuple, Protocol
 
+from p2pgrid.client.bars import Bar
 from p2pgrid.client.receiver import FAILED, Segment, failure, size_of, values, why_none
 from p2pgrid.client.session import Session
 from p2pgrid.core.errors import TaskCancelled
+from p2pgrid.core.prints import PRINTS, PROGRESS, Said
 from p2pgrid.core.ranges import RangeSet
 
 HELD_STEP_BYTES = 1 << 20
@@ -23,6 +25,8 @@ class Feed(Protocol):
     """Whoever sends the inputs of the job."""
 
     exhausted: bool
+    sent: int
+    """How many tasks it has sent."""
 
     def all(self) -> None:
         """Send all that is left."""
@@ -59,6 +63,8 @@ class Stream:
         self.job = job
         self.had = RangeSet()
         self.mine = mine
+        self.show = PRINTS if mine else 0
+        self.bar: Bar | None = None
         self.state = ""
         self.reason = ""
         self.at = 0
@@ -77,6 +83,7 @@ class Stream:
         """Of results that wait for one before them."""
         self._said = (-1, 0)
         """For which one the node was asked last, and how many bytes waited then."""
+        self._done = self._failed = 0
         self._wakers: list[Any] = []
 
     # ---- for the reader thread ---------------------------------------------------------------------------------------
@@ -105,6 +112,8 @@ class Stream:
                     self._held_bytes += size
                 else:
                     self._queue.append(part)
+            if self.bar is not None:
+                self._move(self.bar, segment, fresh)
         self._wake()
         if self._waiting or self._wakers:
             self._say_what_is_missing()
@@ -117,18 +126,44 @@ class Stream:
             self._said = at, self._held_bytes
             self._session.starves(self.job, at)
 
+    def follow(self, bar: Bar) -> None:
+        """Show on a bar how far it is."""
+        self.bar = bar
+        self.show |= PROGRESS
+
+    def _move(self, bar: Bar, segment: Segment, fresh: list[tuple[int, int]]) -> None:
+        self._done += sum(hi - lo for lo, hi in fresh)
+        self._failed += segment[2] == FAILED and bool(fresh)
+        if self.feed is not None and self.feed.exhausted:
+            bar.grew(self.feed.sent)
+        bar.over(segment[0], segment[1])
+        bar.moved(self._done, self._failed)
+
+    def said(self, node: str, said: list[Any]) -> None:
+        """Show what tasks say of their progress."""
+        if self.bar is not None:
+            for one in said:
+                self.bar.said(node, Said(*one))
+
+    def _end_bar(self) -> None:
+        bar, self.bar = self.bar, None
+        if bar is not None:
+            bar.ended()
+
     def ended(self, state: str, reason: str) -> None:
         """Take the end of the job."""
         self.reason = reason
         self.state = state
         if state == "unknown" and self._error is None:  # a node that refused a job does not know it; it has said why
             self._error = why_none(self.job, state, reason)
+        self._end_bar()
         self._wake()
         self._session.remove(self, ended=True)
 
     def lost(self, error: Exception, lo: int = 0, hi: int | None = None) -> None:
         """Give up: whoever waits is told."""
         self._error = error
+        self._end_bar()
         self._wake()
 
     def _nobody_takes(self) -> bool:
@@ -225,5 +260,6 @@ class Stream:
         if self.idle:
             return
         self.state = "cancelled"
+        self._end_bar()
         self._session.remove(self, cancel=cancel)
         self._wake()

@@ -16,6 +16,7 @@ class FutureTable:
     """The undecided futures of one job: a `Receiver` for the session and `Tasks` for its futures."""
 
     mine = False
+    show = 0
 
     def __init__(self, session: Session, job: bytes) -> None:
         """Start empty."""
@@ -89,6 +90,9 @@ class FutureTable:
             future = self.futures.pop(index, None)
             if future is not None:
                 future.decide(None if error else got[index - lo], error, place)
+
+    def said(self, node: str, said: list[Any]) -> None:
+        """Nobody sees a bar of single calls."""
 
     def ended(self, state: str, reason: str) -> None:
         """Decide what is left: nothing more comes."""

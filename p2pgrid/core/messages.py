@@ -12,7 +12,8 @@ CODE = 3  # [job16, code_id16, union bytes]    a function; before the batches th
 INPUT = 4  # [job16, lo, hi, batch bytes]      core.batch; re-sent byte for byte until acknowledged
 CLOSE = 5  # [job16, n]                        the job has n tasks and gets no more
 # seconds: how long the node looks for a job that nobody it reaches has (missing: WATCH_S); then STATE "unknown"
-WATCH = 6  # [job16, [lo, hi, lo, hi, …] already had, seconds]   results flow as RESULT from now on, STATE at the end
+# show: bits of core.prints, what to show of tasks while they run: 1 lines as PRINTED, 2 progress
+WATCH = 6  # [job16, [lo, hi, lo, hi, …] already had, seconds, show]   results flow as RESULT from now on, then STATE
 WATCH_S = 10.0
 CANCEL = 7  # [job16, [lo, hi, …] or None]     None: the whole job
 # index: the reader holds later results and waits for this one, which comes whatever is under way; nil or missing: none
@@ -31,6 +32,9 @@ ANSWER = 37  # answer of a REQUEST
 ERROR = 38  # {"code", "message", "next"}      of a REQUEST (id), or of the connection (id 0)
 REFUSED = 39  # [job16, what, lo, {"code", "message", "next"}]   an OPEN, CODE, INPUT, CLOSE or WATCH was not accepted
 CANCELLED = 41  # [job16, [lo, hi, …]]         these tasks will have no result: somebody cancelled them, the job goes on
+# lines: [index, 1 output | 2 errors, text, level or 0, name of the logger], `more` were left out; said: [index, done,
+# total or -1, text] of pg.progress. Nothing of it is owed: a client that does not read it loses it
+PRINTED = 43  # [job16, node name, lines, more, said]
 
 REQUESTS = {
     "status": "{}",
@@ -71,7 +75,7 @@ W_TREE = 72  # [tree id, folder, union bytes or None: it is there]      once in 
 
 # ---- worker child -> daemon -----------------------------------------------------------------------------------------
 W_READY = 80  # {"pid", "python": [major, minor, micro]}
-W_DONE = 81  # [run, [outcome, …], final, [[lo, hi], …] returned, busy_s, [[index, output], …], unfit]
+W_DONE = 81  # [run, [outcome, …], final, [[lo, hi], …] returned, busy_s, [], unfit]   output: node/workers_output.py
 W_NEED = 82  # [number, id, [holder, …]]     an object, mapped; the first W_AT brings the descriptor of the memory
 W_LET_GO = 83  # [[id, times], …]             views that ended
 
@@ -103,6 +107,9 @@ P_HANDOVER = 145  # [rid, keeper id, …]           then as in P_GRANT; you hold
 P_HANDED = 146  # [rid, taken]                    I hold it, and told its keeper; or I do not want it
 P_NOTHING = 147  # [rid, hints]                   nothing (more) for you; what you keep yourself came by P_RETURN
 P_LIFELINE = 148  # [rid, seconds, rates, has]    if you have more than you need within that time: hand it over unasked
+# what tasks print while they run (core.prints); nothing of it is owed
+P_SHOW = 180  # [job16, show]                     to holders: what is watched of this job from now on, as in WATCH
+P_PRINTED = 181  # [job16, lines, more, said, [[index, last 64 KiB], …]]   to the keeper; the last are to be kept
 
 OBJECT_REQUESTS = frozenset({"arena", "place", "written", "want", "let_go"})
 """`arena` goes over a connection of its own: when that ends, so do pins and views (node/sharing.py)."""

@@ -409,9 +409,10 @@ def _buckets(value: Any) -> list[int]:
     return list(value)
 
 
-def _watch(body: Any) -> tuple[bytes, RangeSet, float]:
+def _watch(body: Any) -> tuple[bytes, RangeSet, float, int]:
     job, had = _fields(body, 2)
-    return _job(job), _ranges(had), min(_optional(body, 2, _seconds, m.WATCH_S), WATCH_S_MAX)
+    patience_s = min(_optional(body, 2, _seconds, m.WATCH_S), WATCH_S_MAX)
+    return _job(job), _ranges(had), patience_s, _optional(body, 3, _whole, 0)
 
 
 def _credit(of: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, int, int | None]]:

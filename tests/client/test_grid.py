@@ -848,10 +848,10 @@ def test_found_node_is_named_once(node: ScriptedNode, connect: Connect, capfd: p
     assert capfd.readouterr().err.count("grid blue-otter: 1 node, 2 slots\n") == 1
 
 
-def test_reserved_names_say_when(connect: Connect) -> None:
-    """What comes later says with what."""
-    with pytest.raises(GridError, match="comes with"):
-        connect().map(square, [1], progress=True)  # type: ignore[arg-type]
+def test_progress_is_yes_no_or_a_label(connect: Connect) -> None:
+    """Anything else is refused before a task is sent."""
+    with pytest.raises(TypeError, match="a label for the bar"):
+        connect().map(square, [1], progress=3)  # type: ignore[arg-type]
 
 
 def test_a_function_captures_no_ref(connect: Connect) -> None:

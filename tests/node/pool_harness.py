@@ -21,7 +21,7 @@ import trio
 
 from p2pgrid.core.failure import decode_exception
 from p2pgrid.core.wire import pack, unpack
-from p2pgrid.node.events import Event, Kill, Log, Run, Segment, WorkerDied, WorkerDone, WorkerReady
+from p2pgrid.node.events import Event, Kill, Log, Run, Segment, WorkerDied, WorkerDone, WorkerPrinted, WorkerReady
 from p2pgrid.node.workers import PoolOptions, WorkerPool
 
 DEADLINE_S = 30.0
@@ -76,6 +76,7 @@ class Harness:
         self.pool = WorkerPool(slots, python, folder, "n0", self._deliver, log=self.log_lines.append, options=options)
         self.ready = [0] * slots
         self.reports: dict[int, Report] = {}
+        self.printed: list[WorkerPrinted] = []
         self._moved = trio.Event()
 
     def _deliver(self, events: Sequence[Event]) -> None:
@@ -85,6 +86,8 @@ class Harness:
                     self.ready[worker] += 1
                 case WorkerDied():
                     self.died.append(event)
+                case WorkerPrinted():
+                    self.printed.append(event)
                 case WorkerDone():
                     self.reports[event.run].add(event)
         self._moved.set()

@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from p2pgrid.node import reaper
+from p2pgrid.node.events import Event
 from p2pgrid.node.workers import PoolOptions
 from tests.node.pool_harness import CALLS, MIB, Gate, Harness, all_gone, at_gate, pooled, spin, start_family
 
@@ -113,18 +114,20 @@ def test_endless_output_fills_no_memory(tmp_path: Path, task: Any) -> None:
         child = h.pool._children[0]
         assert child is not None
         sizes = []
-        trim = child.trim_output
+        look = child.look
 
-        def watched() -> None:
-            sizes.append(os.fstat(child._output_fd).st_size)
-            trim()
+        def watched(now: float) -> list[Event]:
+            events = look(now)
+            sizes.append(512 * os.fstat(child.output.out_fd).st_blocks)
+            return events
 
-        child.trim_output = watched  # type: ignore[method-assign]
+        child.look = watched  # type: ignore[method-assign]
         died = await h.death()
 
         assert died.cause == "timeout"
         assert "xxxx" in died.stderr
-        assert sum(size > MIB for size in sizes) > 3
+        assert len(sizes) > 3
+        assert max(sizes[1:]) < 64 * MIB
 
     listen(tmp_path)
 
