@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import click
@@ -10,6 +11,7 @@ from p2pgrid.cli.link import open_link
 from p2pgrid.cli.output import ago, clip, count, emit, plain, table, talk, warn, when, write_raw
 from p2pgrid.cli.reading import mapping, rows, text, texts, whole
 from p2pgrid.cli.verb import Setting, Verb
+from p2pgrid.core.units import parse_duration
 
 TARGET = "JOB[/TASK]"
 NAME_WIDTH = 40
@@ -21,17 +23,18 @@ TASK_STATES = ("done", "failed", "running", "queued", "waiting", "cancelled")
 target_argument = click.argument("target", metavar=TARGET)
 
 
-def _ask(setting: Setting, verb: str, **arguments: Any) -> dict[str, Any]:
+def ask(setting: Setting, verb: str, **arguments: Any) -> dict[str, Any]:
     """Ask the node, and say which other nodes it asked in vain; `--json` says so in the object."""
     with open_link(setting.dir, f"p2pgrid {verb}") as link:
-        found = {"nodes": link.welcome.get("nodes"), **link.ask(verb, **arguments)}
+        said = link.about(verb, **arguments) if "target" in arguments else link.ask(verb, **arguments)
+        found = {"nodes": link.welcome.get("nodes"), **said}
     silent = texts(found.get("unanswered"))
     if silent and not setting.json:
         warn(f"no answer from {', '.join(silent)}: what only they know is missing here")
     return found
 
 
-def _emit(found: dict[str, Any], body: dict[str, Any]) -> None:
+def emit_found(found: dict[str, Any], body: dict[str, Any]) -> None:
     emit(body | {"unanswered": texts(found.get("unanswered"))})
 
 
@@ -39,10 +42,10 @@ def _emit(found: dict[str, Any], body: dict[str, Any]) -> None:
 @click.pass_obj
 def jobs(setting: Setting) -> None:
     """List the jobs of all nodes, the newest first."""
-    answer = _ask(setting, "jobs", mine=None)
+    answer = ask(setting, "jobs", mine=None)
     found = rows(answer.get("jobs"))
     if setting.json:
-        _emit(answer, {"jobs": [job_json(job) for job in found]})
+        emit_found(answer, {"jobs": [job_json(job) for job in found]})
     elif not found:
         talk("no jobs yet; in Python: pg.Grid().map(f, xs)")
     else:
@@ -62,7 +65,7 @@ def jobs(setting: Setting) -> None:
 @click.pass_obj
 def show(setting: Setting, target: str) -> None:
     """Show a job and the states of its tasks; JOB/17 or JOB/3-9: those tasks."""
-    found = _ask(setting, "show", target=target)
+    found = ask(setting, "show", target=target)
     job, states = mapping(found.get("job")), mapping(found.get("tasks"))
     tasks = rows(found.get("listed", [found.get("task")]))
     if setting.json:
@@ -70,7 +73,7 @@ def show(setting: Setting, target: str) -> None:
         body: dict[str, Any] = {"job": job_json(job), "tasks": {one: whole(states.get(one)) for one in TASK_STATES}}
         body["moves"] = moves
         listed = [task_json(task) for task in tasks]
-        _emit(found, body | ({"task": listed[0], "listed": listed} if listed else {}))
+        emit_found(found, body | ({"task": listed[0], "listed": listed} if listed else {}))
     elif tasks:
         click.echo("\n".join(_task_line(job, task) for task in tasks))
     else:
@@ -82,10 +85,10 @@ def show(setting: Setting, target: str) -> None:
 @click.pass_obj
 def explain(setting: Setting, target: str) -> None:
     """Say why a job or a task waits, clause by clause; which node has which of its tasks, and how they came there."""
-    found = _ask(setting, "explain", target=target)
+    found = ask(setting, "explain", target=target)
     lines = texts(found.get("lines"))
     if setting.json:
-        _emit(found, {"target": target, "lines": lines})
+        emit_found(found, {"target": target, "lines": lines})
     else:
         click.echo("\n".join(plain(line) for line in lines))
 
@@ -95,10 +98,10 @@ def explain(setting: Setting, target: str) -> None:
 @click.pass_obj
 def logs(setting: Setting, target: str) -> None:
     """Print what tasks that have ended wrote: the last 64 KiB of each."""
-    answer = _ask(setting, "logs", target=target)
+    answer = ask(setting, "logs", target=target)
     found = _logs(answer.get("logs"))
     if setting.json:
-        _emit(answer, {"logs": [{"index": index, "text": data.decode(errors="replace")} for index, data in found]})
+        emit_found(answer, {"logs": [{"index": index, "text": data.decode(errors="replace")} for index, data in found]})
     elif not found:
         talk(f"there is no output of {target}: a task's output is here once it has ended, not if it was cancelled")
     elif len(found) == 1:
@@ -126,13 +129,51 @@ def _log(pair: object) -> tuple[int, bytes | None]:
 @click.pass_obj
 def cancel(setting: Setting, target: str) -> None:
     """Cancel a job, some of its tasks, or `all`; what runs is killed."""
-    found = _ask(setting, "cancel", target=target)
+    found = ask(setting, "cancel", target=target)
     cancelled = whole(found.get("cancelled"))
     if setting.json:
-        _emit(found, {"cancelled": cancelled})
+        emit_found(found, {"cancelled": cancelled})
     else:
         done = f"cancelled {count(cancelled, 'task')} of {target}"
         click.echo(done if cancelled else f"nothing of {target} was left to cancel")
+
+
+@click.command("forget", cls=Verb, example="p2pgrid forget last")
+@click.argument("target", metavar="JOB")
+@click.pass_obj
+def forget(setting: Setting, target: str) -> None:
+    """Remove a job, or `all`, with its results from the grid; what still runs is cancelled."""
+    _whole_job(target, "forget")
+    found = ask(setting, "forget", target=target)
+    forgotten = whole(found.get("forgotten"))
+    if setting.json:
+        emit_found(found, {"forgotten": forgotten})
+    else:
+        click.echo(f"forgot {count(forgotten, 'job')}")
+
+
+@click.command("keep", cls=Verb, example="p2pgrid keep last --for 30d")
+@click.argument("target", metavar="JOB")
+@click.option("--for", "duration", required=True, metavar="DURATION", help="How long from now, like 12h or 30d.")
+@click.pass_obj
+def keep(setting: Setting, target: str, duration: str) -> None:
+    """Keep a job and its results for longer; the time only grows."""
+    _whole_job(target, "keep")
+    try:
+        seconds = parse_duration(duration)
+    except ValueError as error:
+        raise click.UsageError(f"--for: {error}") from error
+    found = ask(setting, "keep", target=target, until=time.time() + seconds)
+    expires = when(found.get("expires"))
+    if setting.json:
+        emit_found(found, {"expires": expires})
+    else:
+        click.echo(f"kept until {expires}")
+
+
+def _whole_job(target: str, verb: str) -> None:
+    if "/" in target:
+        raise click.UsageError(f"{verb} takes a whole job, not tasks of it: {target.partition('/')[0]}")
 
 
 # ---- forms -----------------------------------------------------------------------------------------------------------

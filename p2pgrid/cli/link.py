@@ -20,6 +20,8 @@ from p2pgrid.core.locate import default_dirs, socket_of
 from p2pgrid.core.wire import VERSION, Frame, Splitter, frame
 
 TIMEOUT_S = 10.0
+ROUNDS_S = 5.0
+"""How long after the end of all patience a node may take to say that nobody knows a job."""
 RECEIVE_BYTES = 256 * 1024
 NO_SESSION = b""
 
@@ -54,6 +56,11 @@ class Link:
             raise VersionMismatch(f"the node in {self.dir} speaks another version of the local protocol")
         self.welcome = first.body
 
+    def about(self, verb: str, target: str, **arguments: Any) -> dict[str, Any]:
+        """As `ask`, about jobs: the node asks whom it can reach for some seconds before it knows none."""
+        patience_s = TIMEOUT_S + ROUNDS_S
+        return self.ask(verb, within_s=patience_s, target=target, within=TIMEOUT_S, **arguments)
+
     def ask(self, verb: str, *, within_s: float | None = None, **arguments: Any) -> dict[str, Any]:
         """Return the answer to a request; `within_s` is for what takes a node longer than TIMEOUT_S.
 
@@ -66,6 +73,41 @@ class Link:
         if answer.kind != m.ANSWER or not isinstance(answer.body, dict):
             raise VersionMismatch(f"the node in {self.dir} gave an answer to {verb!r} that is none")
         return answer.body
+
+    def send(self, kind: int, body: Any) -> None:
+        """Send a frame that is no question."""
+        self._sock.settimeout(TIMEOUT_S)
+        try:
+            self._sock.sendall(frame(kind, body))
+        except OSError as error:
+            raise NodeGone("", f"the node in {self.dir} ended: {error.strerror}") from error
+
+    def next_frames(self, timeout_s: float | None) -> list[Frame]:
+        """Return the frames that come next, at least one.
+
+        Raises:
+            TimeoutError: none came in that time.
+            NodeGone: the node ended.
+            GridError: the node refused something.
+        """
+        frames, self._frames = self._frames, []
+        try:
+            while not frames:
+                self._sock.settimeout(None if timeout_s is None else max(timeout_s, 0.001))
+                data = self._sock.recv(RECEIVE_BYTES)
+                if not data:
+                    raise NodeGone("", f"the node in {self.dir} ended")
+                frames = self._splitter.feed(data)
+        except TimeoutError:
+            raise
+        except PeerError as error:
+            raise VersionMismatch(f"what listens for {self.dir} does not speak as a node does: {error}") from error
+        except OSError as error:
+            raise NodeGone("", f"the node in {self.dir} ended: {error.strerror}") from error
+        for one in frames:
+            if one.kind == m.ERROR and not one.id:
+                raise _told(one.body)
+        return frames
 
     def wait_closed(self, timeout_s: float) -> bool:
         """Wait until the node closes the connection; False if it has not in that time."""

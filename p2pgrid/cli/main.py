@@ -34,6 +34,10 @@ VERBS = {
     "explain": "p2pgrid.cli.jobs:explain",
     "logs": "p2pgrid.cli.jobs:logs",
     "cancel": "p2pgrid.cli.jobs:cancel",
+    "wait": "p2pgrid.cli.result:wait",
+    "result": "p2pgrid.cli.result:result",
+    "forget": "p2pgrid.cli.jobs:forget",
+    "keep": "p2pgrid.cli.jobs:keep",
     "members": "p2pgrid.cli.members:members",
     "top": "p2pgrid.cli.members:top",
     "invite": "p2pgrid.cli.membership:invite",
@@ -49,7 +53,7 @@ VERBS = {
 LATER = {
     verb: milestone
     for milestone, verbs in {
-        "No owner to lose": "wait result forget keep drain",
+        "No owner to lose": "drain",
         "At home": "submit map run service",
         "Fast": "bench",
         "": "retry events dashboard metrics trace doctor plan put get fs stream cron actors env policy config upgrade",
@@ -63,6 +67,10 @@ MEANT = {
     "list": "jobs",
     "ps": "jobs",
     "kill": "cancel",
+    "results": "result",
+    "fetch": "result",
+    "delete": "forget",
+    "rm": "forget",
     "start": "node",
     "run-node": "node",
     "up": "node",

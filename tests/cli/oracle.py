@@ -26,6 +26,7 @@ class Oracle:
         answers: with a key "code" it is sent as an ERROR; None hangs up; a verb that is absent is never answered.
         raw: answers that are sent as they are, whatever they are.
         heard: the requests, as [verb, arguments].
+        frames: what follows a WATCH, as (kind, body).
         greeting: what is sent for a HELLO, as raw bytes.
     """
 
@@ -34,6 +35,9 @@ class Oracle:
         self.answers: dict[str, dict[str, Any] | None] = {}
         self.raw: dict[str, Any] = {}
         self.heard: list[Any] = []
+        self.frames: list[tuple[int, Any]] = []
+        self.told: list[tuple[int, Any]] = []
+        """What it was told besides requests."""
         self.hello: Any = None
         self.greeting = frame(m.WELCOME, WELCOME)
         self._listener = socket.socket(socket.AF_UNIX)
@@ -70,6 +74,11 @@ class Oracle:
         if one.kind == m.HELLO:
             self.hello = one.body
             sock.sendall(self.greeting)
+            return True
+        if one.kind != m.REQUEST:
+            self.told.append((one.kind, one.body))
+            if one.kind == m.WATCH:
+                sock.sendall(b"".join(frame(kind, body) for kind, body in self.frames))
             return True
         self.heard.append(one.body)
         verb = one.body[0]

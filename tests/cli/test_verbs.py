@@ -102,6 +102,8 @@ CASES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "explain": (["explain", "last"], {"lines": ["bold-acre-7 is queued", "tasks wait: 0 of 1 nodes: gpu ≥ 1"]}),
     "logs": (["logs", "last"], {"logs": [[3, b"one\ntwo\n"], [4, "café".encode()]]}),
     "cancel": (["cancel", "last"], {"cancelled": 83}),
+    "forget": (["forget", "last"], {"forgotten": 1}),
+    "keep": (["keep", "last", "--for", "30d"], {"expires": 4105728000.25, "at": "red-crow"}),
     "status": (["status"], STATUS),
     "status-grid": (["status"], IN_GRID),
     "jobs-grid": (["jobs"], {"jobs": [JOB, ELSEWHERE], "unanswered": ["old-owl", "wet-cat"]}),
@@ -194,7 +196,7 @@ def test_every_key_is_documented(path: Path) -> None:
     assert keys - documented == set()
 
 
-TARGETED = ["show", "explain", "logs", "cancel", "promote", "revoke"]
+TARGETED = ["show", "explain", "logs", "cancel", "forget", "keep", "promote", "revoke"]
 
 
 @pytest.mark.parametrize("verb", [*TARGETED, "jobs", "status", "stop", "members", "top"])
@@ -204,7 +206,10 @@ def test_the_node_resolves_targets(run: Run, told: Oracle, verb: str, target: st
     told.answers["stop"] = {}
     with_target = verb in TARGETED
 
-    run(verb, *([target] if with_target else []))
+    if verb in ("forget", "keep") and "/" in target:
+        assert run(verb, target, *(["--for", "1d"] if verb == "keep" else [])).code == 2
+        return
+    run(verb, *([target] if with_target else []), *(["--for", "1d"] if verb == "keep" else []))
 
     asked, arguments = told.heard[-1]
     assert asked == verb
@@ -225,6 +230,16 @@ def test_errors_of_the_node_are_passed_on(run: Run, oracle: Oracle, code: str, e
     assert (plain.code, plain.out) == (exit_code, "")
     assert plain.err == "p2pgrid: 'c' is ambiguous: calm-river-42, cold-sun-1; next: more\n"
     assert json.loads(as_json.err) == {"v": 1, "error": oracle.answers["show"]}
+
+
+@pytest.mark.parametrize("given", ["", "7 moons", "-1d"])
+def test_how_long_to_keep_is_a_duration(run: Run, told: Oracle, given: str) -> None:
+    """Else nothing is asked."""
+    ran = run("keep", "last", "--for", given)
+
+    assert (ran.code, ran.out) == (2, "")
+    assert "--for" in ran.err
+    assert told.heard == []
 
 
 def test_no_jobs_is_no_output(run: Run, oracle: Oracle) -> None:

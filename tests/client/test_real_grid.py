@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import json
 import os
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -174,6 +176,28 @@ def test_large_results_are_read_at_another_node(shared: LocalGrid) -> None:
         job = grid.start(block, range(12))
 
         assert [value == block(i) for i, value in enumerate(other.job(job.id).results(SOON_S))] == [True] * 12
+
+
+def test_the_command_line_prints_the_serial_answer_at_another_node(shared: LocalGrid) -> None:
+    """While the job runs there: every index once, in order; then the same again, and a job that failed."""
+    with shared.grid(0) as grid:
+        job = grid.start(slow_square, range(60))
+        failing = grid.start(third_fails, range(6))
+
+    def p2pgrid(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "p2pgrid", *words, "--dir", str(shared.nodes[2].dir)]
+        return subprocess.run(command, check=False, capture_output=True, text=True, timeout=SOON_S)
+
+    serial = "".join(f"{x * x}\n" for x in range(60))
+    for _ in range(2):
+        ran = p2pgrid("result", job.id)
+        assert (ran.returncode, ran.stdout) == (0, serial), ran.stderr
+    assert p2pgrid("wait", failing.id).returncode == 1
+    failed = p2pgrid("result", failing.id, "--format", "jsonl")
+    assert [json.loads(line)["state"] for line in failed.stdout.splitlines()] == ["done"] * 3 + ["failed"] + [
+        "done"
+    ] * 2
+    assert failed.returncode == 1
 
 
 def test_an_id_nobody_knows_is_not_found_at_once_where_all_are_there(shared: LocalGrid) -> None:
