@@ -36,6 +36,7 @@ import trio
 from p2pgrid import __version__
 from p2pgrid.core import messages as m
 from p2pgrid.core.errors import ExitCode, GridError, PeerError, error_to_wire
+from p2pgrid.core.interpreters import fact
 from p2pgrid.core.locate import NODE_FILE
 from p2pgrid.core.wire import frame
 from p2pgrid.node import events as e
@@ -54,6 +55,7 @@ from p2pgrid.node.seal import CardSeal
 from p2pgrid.node.timers import Lag, Timers
 from p2pgrid.node.vitals import Standstill
 from p2pgrid.node.workers import WorkerPool
+from p2pgrid.node.workers_home import Interpreter
 
 if TYPE_CHECKING:
     from p2pgrid.core.wire import Frame
@@ -443,7 +445,10 @@ class Node:
 
     async def _mind(self, make: MakeMind) -> Mind:
         config, identity = self.config, self.identity
-        version = (await self.pool.interpreters())[0].version if config.work else sys.version_info[:3]
+        pythons = (
+            await self.pool.interpreters() if config.work else [Interpreter(config.python[0], sys.version_info[:3])]
+        )
+        version = pythons[0].version
         options = MachineConfig(
             node_id=identity.id,
             name=identity.name,
@@ -451,10 +456,11 @@ class Node:
             slots=config.slots if config.work else 0,
             facts={
                 **config.facts(version),
+                "interpreter": str(pythons[0].path),
                 "id": identity.id,
                 "name": identity.name,
                 "version": __version__,
-                "pythons": [{"path": str(config.python[0]), "version": ".".join(map(str, version))}],
+                "pythons": [fact(str(one.path), one.version) for one in pythons],
             },
             seal=CardSeal(self.charter, identity.key, identity.id),
             preset=config.preset,

@@ -75,6 +75,7 @@ class Granting(Handler):
         """When a member was given something first: it has not been busy for longer."""
         self._known: dict[str, tuple[int, OrderedDict[Key, None]]] = {}
         """What a member has, in which of its lives."""
+        parts.ran_at = lambda fn: [peer for peer, of in self._rates if of == fn]
 
     def up(self, peer: str, now: float) -> None:
         """A member is reachable (again)."""

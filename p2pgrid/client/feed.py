@@ -11,10 +11,13 @@ from typing import Any
 
 from p2pgrid.client.future import Future
 from p2pgrid.client.pickling import (
+    NOTHING,
     VALUE_BYTES_MAX,
     Call,
-    Dependent,
+    Function,
     HasFutures,
+    Needs,
+    Packed,
     TooLarge,
     pickled_call,
     pickled_items,
@@ -77,9 +80,9 @@ class Feed:
             self._cap = max(1, min(ITEMS_MAX, -(-total // (LISTS_PER_SLOT * max(1, session.welcome.slots)))))
         self._step = min(self._cap, ITEMS_FIRST)
         self._packed = 0
-        self._runs: list[tuple[int, int, int, int, Any]] = []
+        self._runs: list[tuple[Function, int, int, Any]] = []
         self._run_bytes = 0
-        self._unsure: list[tuple[int, int, bytes]] | None = []
+        self._unsure: list[tuple[int, int, bytes, list[Function]]] | None = []
         self._unsure_bytes = 0
         self._lock = threading.Lock()
 
@@ -135,7 +138,7 @@ class Feed:
         lo = self._packed
         one = len(items) == 1
         try:
-            data = pickled_items(items, lo, VALUE_BYTES_MAX if one else LIST_BYTES_MAX)
+            data, needs, _ = pickled_items(items, lo, VALUE_BYTES_MAX if one else LIST_BYTES_MAX)
         except HasFutures:
             self._pack_calls(items)
             return
@@ -151,7 +154,7 @@ class Feed:
         self._step = max(1, min(self._cap, LIST_BYTES_GOAL // weight, GROWTH_MAX * len(items)))
         if self._run_bytes and self._run_bytes + len(data) > LIST_BYTES_MAX:
             self._flush()
-        self._runs.append((len(items), 0, 0, self._shape, data))
+        self._runs.append((self._call.serving(needs), len(items), self._shape, data))
         self._run_bytes += len(data)
         if self._unsure is not None and type(items[0]) in _PLAIN and type(items[-1]) in _PLAIN:
             self._be_sure()
@@ -161,27 +164,29 @@ class Feed:
     def _pack_calls(self, items: Sequence[Any]) -> None:
         """Pack items among which are futures one by one: each waits for its own."""
         calls: list[tuple[bytes, Sequence[TaskId]]] = []
-        size = 0
+        size, needs = 0, NOTHING
         senders: dict[bytes, Future] = {}
         for item in items:
             call = pickled_call((item,) if self._shape == ITEMS else tuple(item), {})
-            if isinstance(call, Dependent):
+            if isinstance(call, Packed):
                 calls.append((call.data, call.tasks))
                 senders |= {future.task[0]: future for future in call.futures}
+                needs |= call.needs
             else:
                 calls.append((call, ()))
             size += len(calls[-1][0])
             if size > LIST_BYTES_GOAL:
-                self._add_calls(calls, size)
+                self._add_calls(calls, size, needs)
                 calls, size = [], 0
         for future in senders.values():  # of each job one is enough to have all of it sent
             future.sent()
-        self._add_calls(calls, size)
+        self._add_calls(calls, size, needs)
 
-    def _add_calls(self, calls: list[tuple[bytes, Sequence[TaskId]]], size: int) -> None:
+    def _add_calls(self, calls: list[tuple[bytes, Sequence[TaskId]]], size: int, needs: Needs) -> None:
         if calls:
             self._packed += len(calls)
-            self._runs.append((len(calls), 0, 0, DEPENDENT, table(calls, self._upload.job)))
+            said = table(calls, self._upload.job)
+            self._runs.append((self._call.serving(needs), len(calls), DEPENDENT, said))
             self._run_bytes += size
             if self._run_bytes >= BATCH_BYTES_GOAL:
                 self._flush()
@@ -190,15 +195,18 @@ class Feed:
         """Make a batch of the lists gathered."""
         if not self._runs:
             return
-        count = sum(run[0] for run in self._runs)
-        batch = encode_batch([self._call.function.id], [self._call.options], self._runs)
+        count = sum(tasks for _, tasks, _, _ in self._runs)
+        functions = {function.id: function for function, *_ in self._runs}
+        places = {id_: place for place, id_ in enumerate(functions)}
+        runs = [(tasks, places[function.id], 0, shape, data) for function, tasks, shape, data in self._runs]
+        batch = encode_batch(list(functions), [self._call.options], runs)
         self._runs, self._run_bytes = [], 0
         lo = self.sent
         self.sent = lo + count
         if self._unsure is None:
-            self._send(lo, self.sent, batch)
+            self._send(lo, self.sent, batch, functions.values())
             return
-        self._unsure.append((lo, self.sent, batch))
+        self._unsure.append((lo, self.sent, batch, list(functions.values())))
         self._unsure_bytes += len(batch)
         if self._unsure_bytes > UNSURE_BYTES_MAX:
             self._be_sure()
@@ -209,14 +217,12 @@ class Feed:
         if unsure is None:
             return
         self._begin()
-        with self._session.lock:
-            self._session.say(self._upload.code(self._call.function))
-        for lo, hi, batch in unsure:
-            self._send(lo, hi, batch)
+        for lo, hi, batch, functions in unsure:
+            self._send(lo, hi, batch, functions)
 
-    def _send(self, lo: int, hi: int, batch: bytes) -> None:
+    def _send(self, lo: int, hi: int, batch: bytes, functions: Iterable[Function]) -> None:
         session = self._session
         session.wait_for_room()
         with session.lock:
             session.keep(len(batch))
-            session.say(self._upload.append(lo, hi, batch))
+            session.say(b"".join(map(self._upload.code, functions)) + self._upload.append(lo, hi, batch))

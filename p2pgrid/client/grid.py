@@ -22,7 +22,7 @@ from p2pgrid.client.future import Future
 from p2pgrid.client.job import Job, find, future_of
 from p2pgrid.client.mapping import MapWay, not_yet, total_of
 from p2pgrid.client.members import Member, call_of, chosen, connected, members_from, only
-from p2pgrid.client.pickling import Call, Dependent, Function, Functions, pickled_call
+from p2pgrid.client.pickling import Call, Function, Functions, Packed, pickled_call
 from p2pgrid.client.results import NoResults, Results
 from p2pgrid.client.session import LEAVE_S, Session, sessions
 from p2pgrid.client.stream import Stream
@@ -133,8 +133,12 @@ class Grid(Executor):
         function = self._functions.get(fn)
         data = pickled_call(args, kwargs)
         session.wait_for_room()
-        if not isinstance(data, bytes):
-            return self._submit_after(function, data)
+        if isinstance(data, Packed):
+            if not function.serves(data.needs):
+                function = self._functions.get(fn, data.needs)
+            if data.futures:
+                return self._submit_after(function, data)
+            data = data.data
         while True:
             calls = self._calls
             if calls is None or calls.over:
@@ -148,7 +152,7 @@ class Grid(Executor):
             self._own.append(future)
         return future
 
-    def _submit_after(self, function: Function, call: Dependent) -> Future:
+    def _submit_after(self, function: Function, call: Packed) -> Future:
         """Submit a call among whose arguments are futures; it leaves after what it waits for."""
         tasks = call.tasks
         while True:
@@ -259,9 +263,10 @@ class Grid(Executor):
     ) -> Results:
         self._check()
         way.check()
-        function = self._functions.get(fn)
+        function = self._functions.get(fn, look=True)
         if total == 0:
             return NoResults()
+        call = Call(function, self._wire, self._functions.widened(fn))
         job = os.urandom(JOB_ID_BYTES)
         session = self._session
         upload = Upload(job, self._spec("map"))
@@ -273,7 +278,7 @@ class Grid(Executor):
             label = way.progress if isinstance(way.progress, str) else getattr(fn, "__name__", "map")
             stream.follow(bar(label, total))
         feed = Feed(
-            session, upload, Call(function, self._wire), source, lambda: session.add(stream, upload), shape=shape,
+            session, upload, call, source, lambda: session.add(stream, upload), shape=shape,
             total=total, items_per_list=None if way.chunksize == "auto" else way.chunksize,
         )  # fmt: skip
         buffer = way.buffersize or BUFFER_DEFAULT
@@ -303,7 +308,8 @@ class Grid(Executor):
 
     def _start(self, fn: Callable[..., Any], iterables: tuple[Iterable[Any], ...]) -> Job:
         session = self._session
-        function = self._functions.get(fn)
+        function = self._functions.get(fn, look=True)
+        call = Call(function, self._wire, self._functions.widened(fn))
         job = os.urandom(JOB_ID_BYTES)
         upload = Upload(job, self._spec("map" if iterables else "calls", detach=True))
         try:
@@ -311,7 +317,7 @@ class Grid(Executor):
                 one = len(iterables) == 1
                 source = iterables[0] if one else zip(*iterables, strict=False)
                 feed = Feed(
-                    session, upload, Call(function, self._wire), source, lambda: session.open(upload),
+                    session, upload, call, source, lambda: session.open(upload),
                     shape=ITEMS if one else TUPLES, total=total_of(iterables),
                 )  # fmt: skip
                 feed.all()

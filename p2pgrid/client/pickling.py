@@ -1,34 +1,39 @@
-"""How functions and values become bytes: cloudpickle, with the user's own modules by value.
+"""How functions and values become bytes: by name where they can be imported, else by cloudpickle.
 
-Bytes made here are read by `pickle.loads` in a worker that has cloudpickle and what is installed there.
+Bytes made here are read by `pickle.loads` in a worker that has cloudpickle, what is installed there, and the source
+tree with the program's own modules (`trees`).
 
 Rule: whatever fails here raises NotSerializable with the path to the culprit, before anything is sent.
 """
 
+from __future__ import annotations
+
 import io
 import pickle
 import sys
-import threading
 import types
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Future as PlainFuture
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import cloudpickle
 
 from p2pgrid.client.future import Future
-from p2pgrid.client.modules import travels_by_value
-from p2pgrid.client.reach import Captured, Reach
+from p2pgrid.client.modules import is_own
+from p2pgrid.client.reach import Captured, Reach, imported_name, imports_of
 from p2pgrid.client.unpicklable import explain
 from p2pgrid.core import deps
-from p2pgrid.core.batch import BATCH_BYTES_MAX, content_id, pickled_function
+from p2pgrid.core.batch import BATCH_BYTES_MAX, content_id, imported_function, pickled_function
 from p2pgrid.core.deps import TaskId
 from p2pgrid.core.errors import NotSerializable, QuotaExceeded
 from p2pgrid.core.ref import Ref
 from p2pgrid.core.units import format_size
+
+if TYPE_CHECKING:
+    from p2pgrid.client.trees import Tree
 
 PROTOCOL = 5
 ENVELOPE_BYTES = 4096
@@ -41,9 +46,9 @@ INLINE_BYTES_MAX = 1024
 
 _PLAIN = frozenset({int, float, str, bytes, bool, type(None), complex})
 _CONTAINERS = frozenset({list, tuple, dict, set, frozenset, bytearray})
-_MODULE_TEXTS = frozenset({"__name__", "__doc__", "__package__", "__file__"})
+VARIANTS_MAX = 64
+"""Ways in which one function travels that are remembered."""
 _STACK_GLOBAL = pickle.STACK_GLOBAL
-_lock = threading.RLock()  # cloudpickle's list of modules by value is one for the process; user code may come back here
 
 
 class Misplaced(TypeError):
@@ -81,24 +86,64 @@ class _Sink:
         return self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
 
 
-class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle, to which each module of the user's is made known when it is first reached.
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What unpickling something takes."""
 
-    Atoms and plain containers never enter Python code here: for a list of 20,000 numbers it is as fast as `pickle`.
+    modules: frozenset[str] = frozenset()
+    """Modules of the program's own."""
+    same_minor: bool = False
+    """Code went by value, which only the Python minor version reads that made it."""
+
+    def __bool__(self) -> bool:
+        """Say whether it takes anything that is not everywhere."""
+        return self.same_minor or bool(self.modules)
+
+    def __or__(self, other: Needs) -> Needs:
+        """Return what both take."""
+        return Needs(self.modules | other.modules, self.same_minor or other.same_minor)
+
+
+NOTHING = Needs()
+
+
+_reached: set[str] = set()
+"""Modules of the program's own that anything needed so far: what a Ref or a Future stands for may need any of them."""
+
+
+class Packed(NamedTuple):
+    """A pickle that needs something, or in which futures are placeholders."""
+
+    data: bytes
+    needs: Needs
+    futures: Sequence[Future] = ()
+
+    @property
+    def tasks(self) -> list[TaskId]:
+        """What the placeholders stand for, in their order."""
+        return [TaskId(*future.task) for future in self.futures]
+
+
+class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """cloudpickle, which notes what it takes to read its pickle.
+
+    Modules of the program's own, and what can be imported from them, go by name. Atoms and plain containers never enter
+    Python code here: for a list of 20,000 numbers it is as fast as `pickle`.
     """
 
     def __init__(
         self,
         sink: Any,
-        names: AbstractSet[str] | None = None,
         buffers: Callable[[pickle.PickleBuffer], Any] | None = None,
+        *,
+        of_function: bool = False,
     ) -> None:
-        """Write to `sink`, which needs only `write`; of the user's modules only `names` are wanted (None: all).
+        """Write to `sink`, which needs only `write`; large parts to `buffers`, where given (pickle's buffer_callback).
 
-        Large parts go to `buffers`, where that is given (pickle's buffer_callback).
+        `of_function`: it is a function that is pickled, which may not capture a Ref.
         """
         super().__init__(sink, PROTOCOL, buffers)
-        self._names = names
+        self._of_function = of_function
         self._puts = buffers is not None
         self.refs: dict[bytes, Ref] = {}
         """Those among the arguments."""
@@ -107,49 +152,67 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         self.is_list = False
         """Whether this is a list of the arguments of several tasks."""
         self._numbers: dict[tuple[bytes, int], int] = {}
-        self._registered: list[types.ModuleType] = []
+        self._modules: set[str] = set()
+        self._same_minor = False
+        self._kinds: set[type] = set()
+        self._stands_for = False
+        """Whether there is a Ref or a Future in it, which arrives as a value."""
+
+    @property
+    def needs(self) -> Needs:
+        """What it takes to read what was pickled."""
+        if self._stands_for:
+            self._modules |= _reached
+        else:
+            _reached.update(self._modules)
+        return Needs(frozenset(self._modules), self._same_minor) if self._modules or self._same_minor else NOTHING
 
     def reducer_override(self, obj: Any) -> Any:
-        """Let a class, function or module of the user's travel by value."""
+        """Note what is reached; let Refs travel as what they stand for."""
         if isinstance(obj, types.ModuleType):
-            return self._reduced_module(obj) if travels_by_value(obj.__name__) else NotImplemented
-        if isinstance(obj, type | types.FunctionType):
-            self._reach(getattr(obj, "__module__", None))
-        elif isinstance(obj, PlainFuture):
+            self._note(obj.__name__)
+            return NotImplemented
+        if isinstance(obj, PlainFuture):
             return self._reduced_future(obj)
-        elif isinstance(obj, Ref):
+        if isinstance(obj, Ref):
             return self._reduced_ref(obj)
-        return super().reducer_override(obj)
+        reduced = super().reducer_override(obj)
+        if isinstance(obj, type | types.FunctionType | types.BuiltinFunctionType):
+            if reduced is NotImplemented:  # by its name
+                self._note(getattr(obj, "__module__", None))
+            elif isinstance(obj, types.FunctionType):
+                self._same_minor = True
+                for name in imports_of(obj):
+                    self._note(name)
+        elif type(obj) not in self._kinds:
+            self._kinds.add(type(obj))
+            if imported_name(type(obj)) is not None:  # it may say of itself that it goes by a name in its module
+                self._note(type(obj).__module__)
+        return reduced
 
-    def _reduced_module(self, module: types.ModuleType) -> Any:
-        """Return a module by value. Not as cloudpickle does: modules refer to each other in circles.
-
-        The empty module is made and remembered first, and filled afterwards.
-        """
-        wanted = {
-            name: value
-            for name, value in vars(module).items()
-            if name in _MODULE_TEXTS or (not name.startswith("__") and (self._names is None or name in self._names))
-        }
-        return cloudpickle.cloudpickle.dynamic_subimport, (module.__name__, {}), wanted
+    def _note(self, name: object) -> None:
+        if isinstance(name, str) and name not in self._modules and is_own(name):
+            self._modules.add(name)
 
     def _reduced_ref(self, ref: Ref) -> Any:
         """Let a Ref among arguments arrive as its value, one within a value that is put as a Ref."""
         if self._puts:
             return NotImplemented
-        if self._names is not None:
+        if self._of_function:
             raise Misplaced("a function cannot capture a Ref: pass it as an argument")
         self.refs[ref.raw] = ref
+        self._stands_for = True
         return ref.as_argument()
 
-    def _reduced_future(self, future: "PlainFuture[Any]") -> Any:
+    def _reduced_future(self, future: PlainFuture[Any]) -> Any:
         """Let a future among arguments arrive as its value: the small one of a task that has ended travels itself."""
         if not isinstance(future, Future):
             raise Misplaced("only a Future of a Grid can be an argument: pass the value of this one, use .result()")
         if self._puts:
             raise Misplaced("a value that is put cannot hold a Future: pass it as an argument")
-        if self._names is not None:
+        if self._of_function:
             raise Misplaced("a function cannot capture a Future: pass it as an argument")
+        self._stands_for = True
         known = future.known(INLINE_BYTES_MAX)
         if known:
             return deps.itself, known
@@ -160,29 +223,13 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             self.futures.append(future)
         return deps.argument, (number,)
 
-    def _reach(self, name: object) -> None:
-        if isinstance(name, str) and travels_by_value(name):
-            module = sys.modules.get(name)
-            if module is not None and name not in cloudpickle.list_registry_pickle_by_value():
-                cloudpickle.register_pickle_by_value(module)
-                self._registered.append(module)
 
-    def dump(self, obj: Any) -> None:
-        """Pickle `obj`; afterwards cloudpickle's list of modules is as it was."""
-        with _lock:
-            try:
-                super().dump(obj)
-            finally:
-                for module in self._registered:
-                    cloudpickle.unregister_pickle_by_value(module)
-                self._registered.clear()
-
-
-def dump(obj: object, limit: int | None = None, names: AbstractSet[str] | None = None) -> bytes:
-    """Return the pickle of `obj`, whatever error that gives. Raises TooLarge beyond `limit` bytes."""
-    sink = _Sink(VALUE_BYTES_MAX if limit is None else limit)
-    Pickler(sink, names).dump(obj)
-    return sink.joined()
+def dump(obj: object, *, of_function: bool = False) -> Packed:
+    """Return the pickle of `obj`, whatever error that gives. Raises TooLarge if it is more than a task may carry."""
+    sink = _Sink(VALUE_BYTES_MAX)
+    pickler = Pickler(sink, of_function=of_function)
+    pickler.dump(obj)
+    return Packed(sink.joined(), pickler.needs, pickler.futures)
 
 
 def probe(obj: object) -> Exception | None:
@@ -204,24 +251,11 @@ def refuse(error: Exception, what: str, obj: object) -> NoReturn:
     raise NotSerializable(explain(what, obj, error, probe)) from error
 
 
-@dataclass(frozen=True, slots=True)
-class Dependent:
-    """Pickled arguments in which futures are placeholders."""
-
-    data: bytes
-    futures: Sequence[Future]
-
-    @property
-    def tasks(self) -> list[TaskId]:
-        """What the placeholders stand for, in their order."""
-        return [TaskId(*future.task) for future in self.futures]
-
-
-def pickled_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes | Dependent:
-    """Return the pickle of `(args, kwargs)`, b"" for none.
+def pickled_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes | Packed:
+    """Return the pickle of `(args, kwargs)`, b"" for none; with what it needs, if it needs anything.
 
     Numbers and texts take the plain pickler, which is three times as fast. So do containers; but where what comes out
-    may name a class (the opcode's byte is in it), only ours knows whether that class has to travel as well.
+    may name a class (the opcode's byte is in it), only ours knows whether its module has to travel as well.
     """
     if not kwargs:
         if not args:
@@ -245,12 +279,9 @@ def pickled_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes | De
     return data
 
 
-def _pickled_slowly(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes | Dependent:
+def _pickled_slowly(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes | Packed:
     try:
-        sink = _Sink(VALUE_BYTES_MAX)
-        pickler = Pickler(sink)
-        pickler.dump((args, kwargs))
-        return Dependent(sink.joined(), pickler.futures) if pickler.futures else sink.joined()
+        packed = dump((args, kwargs))
     except TooLarge as error:
         refuse(error, "the arguments", args)
     except Exception as error:  # noqa: BLE001 - see probe
@@ -261,10 +292,11 @@ def _pickled_slowly(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes |
             if (why := probe(arg)) is not None:
                 refuse(why, name, arg)
         refuse(error, "the arguments together", args)
+    return packed if packed.needs or packed.futures else packed.data
 
 
-def pickled_items(items: Sequence[Any], lo: int, limit: int) -> bytes:
-    """Return the pickle of a list of items, the first of which is item `lo` of its map.
+def pickled_items(items: Sequence[Any], lo: int, limit: int) -> Packed:
+    """Return the pickle of a list of items, the first of which is item `lo` of its map, and what it needs.
 
     Raises:
         TooLarge: they need more than `limit` bytes.
@@ -278,7 +310,7 @@ def pickled_items(items: Sequence[Any], lo: int, limit: int) -> bytes:
         refs = pickler.refs.values()
         if len(refs) > 1 and len(items) > 1 and sum(ref.size for ref in refs) > LIST_REFS_BYTES_MAX:
             raise TooLarge  # a worker maps all that a list refers to
-        return sink.joined()
+        return Packed(sink.joined(), pickler.needs)
     except (TooLarge, HasFutures):
         raise
     except Exception as error:  # noqa: BLE001 - see probe
@@ -290,18 +322,46 @@ def pickled_items(items: Sequence[Any], lo: int, limit: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A function as it travels: its content id and its union (`core.batch`)."""
+    """A function as it travels: its content id, its union (`core.batch`), and the source tree that goes before it."""
 
     id: bytes
     union: bytes
+    tree: Tree | None = None
+    same_minor: bool = True
+
+    def serves(self, needs: Needs) -> bool:
+        """Say whether whatever needs this can be read where the function is loaded."""
+        if needs.same_minor and not self.same_minor:
+            return False
+        return not needs.modules or (self.tree is not None and needs.modules <= self.tree.places.keys())
+
+    def is_current(self, *, look: bool) -> bool:
+        """Say whether the files of its tree are as they were."""
+        return self.tree is None or self.tree.is_current(look=look)
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What is called, and with which options (`core.options`, as they travel)."""
+    """What is called, how that is told to travel with what it is called with, and with which options."""
 
     function: Function
     options: Mapping[str, Any]
+    """As they travel (`core.options`)."""
+    widened: Callable[[Needs], Function]
+    """The same function, as it travels with arguments that need more than it does itself."""
+
+    def serving(self, needs: Needs) -> Function:
+        """Return the function as it travels with arguments that need this."""
+        return self.function if self.function.serves(needs) else self.widened(needs)
+
+
+@dataclass(slots=True)
+class _Known:
+    """A function that was pickled before."""
+
+    alive: weakref.ref[Any]
+    captured: Captured | None
+    by_needs: dict[Needs, Function]
 
 
 class Functions:
@@ -313,37 +373,73 @@ class Functions:
 
     def __init__(self) -> None:
         """Start with none."""
-        self._by_id: dict[int, tuple[weakref.ref[Any], Captured | None, Function]] = {}
+        self._by_id: dict[int, _Known] = {}
 
-    def get(self, fn: Any) -> Function:
-        """Return `fn` as it travels.
+    def get(self, fn: Any, needs: Needs = NOTHING, *, look: bool = False) -> Function:
+        """Return `fn` as it travels, with all that its arguments need.
+
+        Args:
+            fn: the function.
+            needs: what its arguments need.
+            look: look at the files of its source tree now, however lately that was done.
 
         Raises:
-            NotSerializable: it cannot be pickled.
+            NotSerializable: it cannot be pickled, or its modules cannot be packed.
+            QuotaExceeded: its modules are too large.
             TypeError: it cannot be called.
         """
         known = self._by_id.get(id(fn))
-        if known is not None:
-            alive, captured, function = known
-            if alive() is fn and (captured is None or captured.is_current(fn)):
+        if known is not None and known.alive() is fn and (known.captured is None or known.captured.is_current(fn)):
+            function = known.by_needs.get(needs)
+            if function is not None and (function.tree is None or function.tree.is_current(look=look)):
                 return function
-        return self._pickle(fn)
+            if needs and (plain := known.by_needs.get(NOTHING)) is not None and plain.serves(needs):
+                return plain
+        return self._pack(fn, needs)
 
-    def _pickle(self, fn: Any) -> Function:
+    def widened(self, fn: Any) -> Callable[[Needs], Function]:
+        """Return what gives `fn` as it travels with arguments that need this."""
+        return lambda needs: self.get(fn, needs)
+
+    def _pack(self, fn: Any, needs: Needs) -> Function:
         if not callable(fn):
             msg = f"the first argument has to be a function, not {type(fn).__name__}"
             raise TypeError(msg)
-        # What is captured is noted before it is pickled: a change in between costs one more pickle, never a stale one.
-        reach = Reach(fn)
-        captured = Captured(fn, reach) if isinstance(fn, types.FunctionType) else None
-        try:
-            data = dump(fn, names=reach.names)
-        except Exception as error:  # noqa: BLE001 - see probe
-            refuse(error, getattr(fn, "__qualname__", None) or type(fn).__qualname__, fn)
-        union = pickled_function(sys.version_info.minor, data)
-        function = Function(content_id(union), union)
+        name = imported_name(fn) if isinstance(fn, types.FunctionType | types.BuiltinFunctionType | type) else None
+        captured = None
+        if name is not None and not needs.same_minor:
+            module = name.partition(":")[0]
+            _reached.update({module} if is_own(module) else ())
+            tree = self._tree(needs.modules | ({module} if is_own(module) else set()))
+            union = imported_function(name, None if tree is None else tree.id)
+        else:
+            # What is captured is noted before it is pickled: a change in between costs one more pickle, none is stale.
+            captured = Captured(fn, Reach(fn)) if isinstance(fn, types.FunctionType) else None
+            try:
+                packed = dump(fn, of_function=True)
+            except Exception as error:  # noqa: BLE001 - see probe
+                refuse(error, getattr(fn, "__qualname__", None) or type(fn).__qualname__, fn)
+            tree = self._tree(needs.modules | packed.needs.modules)
+            union = pickled_function(sys.version_info.minor, packed.data, None if tree is None else tree.id)
+        function = Function(content_id(union), union, tree, same_minor=name is None or needs.same_minor)
         if isinstance(fn, types.FunctionType | types.BuiltinFunctionType):
-            key = id(fn)
-            forget = weakref.ref(fn, lambda _: self._by_id.pop(key, None))
-            self._by_id[key] = (forget, captured, function)
+            self._remember(fn, captured, needs, function)
         return function
+
+    @staticmethod
+    def _tree(modules: AbstractSet[str]) -> Tree | None:
+        if not modules:
+            return None
+        from p2pgrid.client.trees import tree_of  # ast and more, for programs that have modules of their own
+
+        return tree_of(modules)
+
+    def _remember(self, fn: Any, captured: Captured | None, needs: Needs, function: Function) -> None:
+        key = id(fn)
+        known = self._by_id.get(key)
+        if known is None or known.alive() is not fn or captured is not None:
+            forget = weakref.ref(fn, lambda _: self._by_id.pop(key, None))
+            known = self._by_id[key] = _Known(forget, captured, {})
+        if len(known.by_needs) >= VARIANTS_MAX:
+            known.by_needs.clear()
+        known.by_needs[needs] = function

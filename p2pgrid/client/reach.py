@@ -1,12 +1,17 @@
-"""What a function reaches by name: other functions, classes and modules of the user's, which travel with it."""
+"""What a function that goes by value reaches by name: other functions and classes that go with it by value.
+
+What can be imported goes by its name, from a source tree; what is bound to it there is no business of ours.
+"""
 
 import functools
 import itertools
+import opcode
+import sys
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from p2pgrid.client.modules import travels_by_value
+from p2pgrid.client.modules import is_own
 
 OBJECTS_MAX = 10_000
 MEMBERS_MAX = 1000
@@ -20,32 +25,17 @@ class Reach:
     """Everything a function reaches, found by following the names in its code.
 
     Attribute names count like global ones, wherever they occur: more may be found than is used, never less, except for
-    what is looked up by text (`getattr(module, "na" + "me")`).
+    what is looked up by text (`globals()["na" + "me"]`).
     """
 
     def __init__(self, root: Callable[..., Any]) -> None:
         """Follow all names from `root`."""
-        self.names: set[str] = set()
         self.functions: list[types.FunctionType] = []
         self.bindings: list[Binding] = []
-        self._modules: list[types.ModuleType] = []
         self._seen: set[int] = set()
         self._queue: list[object] = [root]
-        known = -1
-        while self._queue or known != len(self.names):
-            known = len(self.names)
-            while self._queue and len(self._seen) < OBJECTS_MAX:
-                self._follow(self._queue.pop())
-            self._queue.clear()
-            # New names may be attributes of modules reached before.
-            for module in self._modules:
-                self._take_attributes(module)
-        self.bindings += [
-            (vars(module), name, value)
-            for module in self._modules
-            for name, value in vars(module).items()
-            if name in self.names
-        ]
+        while self._queue and len(self._seen) < OBJECTS_MAX:
+            self._follow(self._queue.pop())
 
     def _follow(self, one: object) -> None:
         if id(one) in self._seen:
@@ -56,9 +46,7 @@ class Reach:
                 self._take_function(one)
             case types.MethodType():
                 self._queue += [one.__func__, type(one.__self__)]
-            case types.ModuleType() if travels_by_value(one.__name__):
-                self._modules.append(one)
-            case type() if is_users(one):
+            case type() if goes_by_value(one):
                 for member in list(vars(one).values()):
                     self._queue.append(getattr(member, "__func__", member))
                 self._queue += one.__bases__
@@ -70,16 +58,14 @@ class Reach:
                 self._queue += itertools.islice(one, MEMBERS_MAX)
             case dict():
                 self._queue += itertools.islice(one.values(), MEMBERS_MAX)
-            case _ if is_users(type(one)):
+            case _ if goes_by_value(type(one)):
                 self._queue += [type(one), *getattr(one, "__dict__", {}).values()]
 
     def _take_function(self, one: types.FunctionType) -> None:
-        if self.functions and not is_users(one):
+        if self.functions and not goes_by_value(one):
             return
         self.functions.append(one)
-        names = set(names_of(one.__code__))
-        self.names |= names
-        for name in names:
+        for name in set(names_of(one.__code__)):
             if name in one.__globals__:
                 value = one.__globals__[name]
                 self.bindings.append((one.__globals__, name, value))
@@ -90,17 +76,24 @@ class Reach:
             except ValueError:
                 continue
 
-    def _take_attributes(self, module: types.ModuleType) -> None:
-        space = vars(module)
-        for name in self.names & space.keys():
-            if id(space[name]) not in self._seen:
-                self._queue.append(space[name])
 
-
-def is_users(one: object) -> bool:
-    """Say whether a function or class travels by value."""
+def goes_by_value(one: Any) -> bool:
+    """Say whether a function or class of the program's travels by value: a worker could not import it."""
     module = getattr(one, "__module__", None)
-    return isinstance(module, str) and (module == "__main__" or travels_by_value(module))
+    if not isinstance(module, str):
+        return False
+    return module == "__main__" or (is_own(module) and imported_name(one) is None)
+
+
+def imported_name(one: Any) -> str | None:
+    """Return the name under which a function or class can be imported, `module:qualname`; None: it cannot."""
+    module, qualname = getattr(one, "__module__", None), getattr(one, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(qualname, str) or module == "__main__":
+        return None
+    found: Any = sys.modules.get(module)
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    return f"{module}:{qualname}" if found is one else None
 
 
 def names_of(code: types.CodeType) -> Iterator[str]:
@@ -109,6 +102,33 @@ def names_of(code: types.CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from names_of(constant)
+
+
+def imports_of(function: types.FunctionType) -> Iterator[str]:
+    """Yield the modules that `import` statements inside of a function may name: relative ones cannot be told apart."""
+    package = function.__globals__.get("__package__")
+    for name in _imports_in(function.__code__):
+        if name:
+            yield name
+        above = package if isinstance(package, str) else ""
+        while above:
+            yield f"{above}.{name}" if name else above
+            above = above.rpartition(".")[0]
+
+
+def _imports_in(code: types.CodeType) -> Iterator[str]:
+    wide = 0
+    for at in range(0, len(code.co_code), 2):
+        operation, argument = code.co_code[at], code.co_code[at + 1] | wide
+        wide = argument << 8 if operation == opcode.EXTENDED_ARG else 0
+        if operation == _IMPORT_NAME:
+            yield code.co_names[argument]
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _imports_in(constant)
+
+
+_IMPORT_NAME = opcode.opmap["IMPORT_NAME"]
 
 
 class Captured:

@@ -43,13 +43,20 @@ class Upload:
         return frame(OPEN, [self.job, self.spec])
 
     def code(self, function: Function) -> bytes:
-        """Send a function, once per job."""
+        """Send a function, once per job; before it, the source tree that it imports from."""
         if function.id in self._codes_sent:
             return b""
-        self._codes_sent.add(function.id)
-        self._codes[function.id] = function.union
-        self._code_queue.append(function.id)
-        return frame(CODE, [self.job, function.id, function.union])
+        tree = function.tree
+        before = b"" if tree is None else self._code(tree.id, tree.packed)
+        return before + self._code(function.id, function.union)
+
+    def _code(self, id_: bytes, union: bytes) -> bytes:
+        if id_ in self._codes_sent:
+            return b""
+        self._codes_sent.add(id_)
+        self._codes[id_] = union
+        self._code_queue.append(id_)
+        return frame(CODE, [self.job, id_, union])
 
     def append(self, lo: int, hi: int, batch: bytes) -> bytes:
         """Send the tasks [lo, hi)."""

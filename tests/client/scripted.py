@@ -6,11 +6,13 @@ What a test asserts is what the client said (`heard`) and what it makes of what 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import pickle
 import socket
 import threading
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +144,12 @@ class ScriptedNode:
                 self.journal.setdefault(body[0], {})
                 self._ack(body[0], "spec", 0)
             case m.CODE:
-                self.functions[body[1]] = pickle.loads(unpack(body[2])[2])
+                match unpack(body[2]):
+                    case ["pickle", _, data, *_]:
+                        self.functions[body[1]] = pickle.loads(data)
+                    case ["import", name, _]:
+                        module, _, qualname = name.partition(":")
+                        self.functions[body[1]] = attrgetter(qualname)(importlib.import_module(module))
                 self._ack(body[0], "code", 0)
             case m.INPUT:
                 job, lo, hi, data = body

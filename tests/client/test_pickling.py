@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import math
+import os
 import pickle
 import subprocess
 import sys
@@ -15,21 +16,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import cloudpickle
 import pytest
 
 from p2pgrid.client import pickling
-from p2pgrid.client.modules import travels_by_value
-from p2pgrid.client.pickling import Functions, Misplaced, TooLarge, pickled_items
+from p2pgrid.client.pickling import (
+    Function,
+    Functions,
+    Misplaced,
+    Packed,
+    TooLarge,
+    pickled_call,
+    pickled_items,
+)
 from p2pgrid.core.errors import NotSerializable, QuotaExceeded
+from p2pgrid.core.tree import read_tree
 from p2pgrid.core.wire import unpack
-
-
-def pickled_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-    """Pickle arguments among which are no futures."""
-    data = pickling.pickled_call(args, kwargs)
-    assert isinstance(data, bytes)
-    return data
 
 
 class Connection:
@@ -63,6 +64,12 @@ def called_elsewhere(data: bytes, *args: object) -> str:
     return done.stdout.decode().strip()
 
 
+def arguments(packed: bytes | Packed) -> Any:
+    """Unpickle the arguments of a call, that need nothing."""
+    assert isinstance(packed, bytes)
+    return pickle.loads(packed)
+
+
 def data_of(fn: Any) -> bytes:
     return unpack(Functions().get(fn).union)[2]  # type: ignore[no-any-return]
 
@@ -76,7 +83,8 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleTy
     (tmp_path / "mine" / "work.py").write_text(
         "from mine.deep import base, Point\nimport mine.deep\n"
         "def f(n):\n    return base() + n\n"
-        "def g():\n    return mine.deep.base() + Point().x\n"
+        "def made():\n    return lambda: mine.deep.base() + Point().x\n"
+        "class Adder:\n    def add(self, n):\n        return n + 2\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in ("mine", "mine.deep", "mine.work"):
@@ -86,19 +94,82 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleTy
         sys.modules.pop(name, None)
 
 
-def test_users_modules_travel_by_value_and_installed_ones_do_not(module: ModuleType) -> None:
-    """What is neither in the standard library nor in site-packages goes along; p2pgrid itself never does."""
-    assert travels_by_value("mine.work")
-    assert travels_by_value("mine")
-    assert not travels_by_value("json.decoder")
-    assert not travels_by_value("msgpack")
-    assert not travels_by_value("p2pgrid.core.wire")
+def files_in(function: Function) -> list[str]:
+    assert function.tree is not None
+    return [file.path for file in read_tree(function.tree.packed)]
 
 
-def test_function_of_a_users_module_runs_where_the_module_is_not(module: ModuleType) -> None:
-    """A function takes along the functions, classes and modules of the user's that it reaches."""
-    assert called_elsewhere(data_of(module.f), 2) == "42"
-    assert called_elsewhere(data_of(module.g)) == "42"
+def test_a_function_of_a_users_module_goes_by_its_name(module: ModuleType) -> None:
+    """Bound to no Python version, with the tree it is imported from; what is installed needs no tree."""
+    own, installed = Functions().get(module.f), Functions().get(math.sqrt)
+
+    assert own.tree is not None
+    assert unpack(own.union) == ["import", "mine.work:f", own.tree.id]
+    assert files_in(own) == ["mine/__init__.py", "mine/deep.py", "mine/work.py"]
+    assert unpack(installed.union) == ["import", "math:sqrt", None]
+    assert installed.tree is None
+
+
+def test_what_has_no_name_goes_by_value_with_the_tree(module: ModuleType) -> None:
+    """Closures, methods and functions of this file: bound to this Python, and to the tree where they need one."""
+    closure, method = Functions().get(module.made()), Functions().get(module.Adder().add)
+    plain = Functions().get(lambda: 1)
+
+    assert unpack(closure.union)[:2] == unpack(method.union)[:2] == ["pickle", sys.version_info.minor]
+    assert closure.tree is not None
+    assert method.tree is not None
+    assert closure.tree.id == method.tree.id
+    assert unpack(closure.union)[3] == closure.tree.id
+    assert (plain.tree, len(unpack(plain.union))) == (None, 3)
+
+
+def test_an_import_inside_of_a_function_is_seen(module: ModuleType) -> None:
+    """Whether at first hand or in a function that it calls, and with a wide table of names."""
+
+    def inner() -> Any:
+        import mine.deep  # type: ignore[import-not-found]  # noqa: PLC0415 - on purpose
+
+        return mine.deep.base()
+
+    names = "\n".join(f"    x{i} = len([y{i}])" for i in range(300))
+    space: dict[str, Any] = {"__name__": "__main__", **{f"y{i}": i for i in range(300)}}
+    exec(f"def wide():\n{names}\n    from mine import work\n    return work", space)
+
+    assert "mine/deep.py" in files_in(Functions().get(lambda: [inner()]))
+    assert "mine/work.py" in files_in(Functions().get(space["wide"]))
+
+
+def test_an_edited_file_gives_another_function(module: ModuleType, tmp_path: Path) -> None:
+    """The next map has the new code; a file that was only touched changes nothing."""
+    functions = Functions()
+    first = functions.get(module.f)
+    deep = tmp_path / "mine" / "deep.py"
+    os.utime(deep, (1, 1))
+    touched = functions.get(module.f, look=True)
+    deep.write_text(deep.read_text().replace("40", "50"))
+    second = functions.get(module.f, look=True)
+    (tmp_path / "mine" / "data.txt").write_text("1")
+    third = functions.get(module.f, look=True)
+
+    assert touched.id == first.id
+    assert len({first.id, second.id, third.id}) == 3
+    assert files_in(third)[:2] == ["mine/__init__.py", "mine/data.txt"]
+
+
+def test_arguments_bring_what_they_need(module: ModuleType) -> None:
+    """A class of the user's in an argument adds its module to the function's tree; a lambda binds it to this Python."""
+    functions = Functions()
+    packed = pickled_call((module.Adder(), 1), {})
+    assert isinstance(packed, Packed)
+    wider = functions.get(len, packed.needs)
+    bound = pickled_call((lambda: 1,), {})
+    assert isinstance(bound, Packed)
+
+    assert "mine/work.py" in files_in(wider)
+    assert unpack(wider.union)[:2] == ["import", "builtins:len"]
+    assert functions.get(module.f).serves(packed.needs)
+    assert functions.get(module.f, packed.needs) is functions.get(module.f)
+    assert unpack(functions.get(module.f, bound.needs).union)[:2] == ["pickle", sys.version_info.minor]
 
 
 def test_lambda_closure_partial_and_method_run_elsewhere() -> None:
@@ -115,15 +186,6 @@ def test_lambda_closure_partial_and_method_run_elsewhere() -> None:
     assert called_elsewhere(data_of(lambda n: base + n), 2) == "42"
     assert called_elsewhere(data_of(functools.partial(pow, 2)), 3) == "8"
     assert called_elsewhere(data_of(Adder(40).add), 2) == "42"
-    assert called_elsewhere(data_of(math.sqrt), 4) == "2.0"
-
-
-def test_cloudpickles_registry_is_as_before(module: ModuleType) -> None:
-    """Pickling leaves no module registered."""
-    before = cloudpickle.list_registry_pickle_by_value()
-    data_of(module.f)
-
-    assert cloudpickle.list_registry_pickle_by_value() == before
 
 
 def test_function_is_pickled_once() -> None:
@@ -221,14 +283,7 @@ def test_plain_arguments_take_the_plain_pickle() -> None:
     assert pickled_call((), {}) == b""
     assert pickled_call((1, "a"), {}) == pickle.dumps(((1, "a"), {}), 5)
     assert pickled_call(([1, 147, 2.5],), {"k": (b"x", None)}) != b""
-    assert pickle.loads(pickled_call(([1, 147, 2.5],), {"k": (b"x", None)})) == (([1, 147, 2.5],), {"k": (b"x", None)})
-
-
-def test_class_of_a_users_module_in_an_argument_travels_too(module: ModuleType) -> None:
-    """An argument whose class the worker lacks brings it along."""
-    data = pickled_call(([module.Point()],), {})
-
-    assert called_elsewhere(data_of(lambda d: __import__("pickle").loads(d)[0][0][0].x), data) == "2"
+    assert arguments(pickled_call(([1, 147, 2.5],), {"k": (b"x", None)})) == (([1, 147, 2.5],), {"k": (b"x", None)})
 
 
 def test_too_large_a_value_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +298,7 @@ def test_too_large_a_value_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_numpy_array_argument_arrives() -> None:
     """Arrays take the slow pickler and arrive whole."""
     np = pytest.importorskip("numpy")
-    (array,), _ = pickle.loads(pickled_call((np.arange(5),), {}))
+    (array,), _ = arguments(pickled_call((np.arange(5),), {}))
 
     assert array.tolist() == [0, 1, 2, 3, 4]
 
@@ -260,8 +315,8 @@ def test_large_numpy_array_travels_whole(layout: str) -> None:
     elif layout == "empty":
         array = array[:0]
 
-    (arrived,), _ = pickle.loads(pickled_call((array,), {}))
-    (listed,) = pickle.loads(pickled_items([array], 0, 1 << 20))
+    (arrived,), _ = arguments(pickled_call((array,), {}))
+    (listed,) = pickle.loads(pickled_items([array], 0, 1 << 20).data)
 
     assert np.array_equal(arrived, array)
     assert np.array_equal(listed, array)
