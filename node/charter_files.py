@@ -16,7 +16,8 @@ from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node.identity import write_private
 
 VERSION = 1
-FILE_BYTES_MAX = 64 * 1024 * 1024
+FILE_BYTES_MAX = 128 * 1024 * 1024
+"""More than the fullest roster takes: what is written must be readable."""
 
 
 class DamagedError(ValueError):
@@ -59,9 +60,14 @@ def write_kept(path: Path, grid: bytes, **fields: Any) -> None:
     write_private(path, pack({"v": VERSION, "grid": grid, **fields}))
 
 
+def aside_of(path: Path) -> Path:
+    """Return where a damaged file is moved."""
+    return path.with_name(f"{path.name}.damaged")
+
+
 def set_aside(path: Path, why: object) -> str:
     """Move a damaged file out of the way, and return the line that tells it. Raises nothing."""
-    aside = path.with_name(f"{path.name}.damaged")
+    aside = aside_of(path)
     try:
         path.replace(aside)
     except OSError as error:

@@ -3,7 +3,8 @@
 A revocation keeps what the revoked key let in only if it is listed, so a node remembers the chains of others as long as
 it can: `members.msgpack`, written lazily, but at once when something was signed here.
 
-Rule: bounded everywhere; whoever was seen longest ago goes first.
+Rule: bounded everywhere; whoever was seen longest ago goes first, but those whom no admin has signed yet before all
+others: whoever holds an invite can make as many of them as he likes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from p2pgrid.core.chains import CHAIN_BYTES_MAX, KEY_LENGTH, Refused, is_provisional, read_chain
 from p2pgrid.core.revocation import vouchers_of
-from p2pgrid.node.charter_files import DamagedError, read_kept, set_aside, write_kept
+from p2pgrid.node.charter_files import DamagedError, aside_of, read_kept, set_aside, write_kept
 
 MEMBERS_FILE = "members.msgpack"
 MEMBERS_MAX = 4096
@@ -39,6 +40,7 @@ class Known:
             chains, for a thief would show other chains until these are forgotten.
         addresses: where it was last reached.
         seen_s: unix seconds by this machine.
+        is_final: an admin has signed it.
     """
 
     chains: list[bytes] = field(default_factory=list)
@@ -46,10 +48,15 @@ class Known:
     vouchers: list[bytes] = field(default_factory=list)
     addresses: tuple[str, ...] = ()
     seen_s: int = 0
+    is_final: bool = False
 
 
 class Roster:
-    """Members by public key, the one seen last at the end; and the chains of the keys made here, by public key."""
+    """Members by public key, the one seen last at the end; and the chains of the keys made here, by public key.
+
+    Attributes:
+        is_damaged: the file was, now or at an earlier start: there may be members that nobody here knows of.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / MEMBERS_FILE
@@ -57,6 +64,7 @@ class Roster:
         self.invites: dict[bytes, bytes] = {}
         self.exported: dict[bytes, bytes] = {}
         self.dirty = False
+        self.is_damaged = False
 
     def load(self, grid: bytes) -> list[str]:
         """Take in what was kept; return what is to be told about it."""
@@ -68,7 +76,9 @@ class Roster:
                 for name in ("invites", "exported")
             )
         except DamagedError as error:
+            self.is_damaged = True
             return [set_aside(self._path, error)]
+        self.is_damaged = aside_of(self._path).exists()
         self.members = dict(members[-MEMBERS_MAX:])
         self.invites, self.exported = invites, exported
         return []
@@ -85,9 +95,10 @@ class Roster:
 
     def forget_all(self) -> None:
         """Forget everything, on the disk too: this node went to another grid."""
-        self.members, self.invites, self.exported, self.dirty = {}, {}, {}, False
-        with suppress(OSError):  # it names its grid, and is passed over in another
-            self._path.unlink()
+        self.members, self.invites, self.exported, self.dirty, self.is_damaged = {}, {}, {}, False, False
+        for path in (self._path, aside_of(self._path)):
+            with suppress(OSError):  # it names its grid, and is passed over in another
+                path.unlink()
 
     def made(self, kind: dict[bytes, bytes], public: bytes, chain: bytes) -> None:
         """Remember an invite or an exported key; `kind` is one of the two dicts."""
@@ -104,7 +115,8 @@ class Roster:
         known.seen_s = max(0, int(now_s))
         self.members[public] = known
         if len(self.members) > MEMBERS_MAX:
-            del self.members[next(iter(self.members))]
+            others = (one for one, each in self.members.items() if not each.is_final and one != public)
+            del self.members[next(others, next(iter(self.members)))]
         return known
 
     def shown(self, public: bytes, chain: bytes, now_s: float) -> None:
@@ -117,6 +129,7 @@ class Roster:
             return
         # Where there is an admin's word, that of a voucher is needed no more.
         final = not is_provisional(read_chain(chain))
+        known.is_final = known.is_final or final
         kept = [old for old in known.chains if old != chain and not (final and is_provisional(read_chain(old)))]
         known.chains = [*kept, chain][-CHAINS_MAX:]
         for voucher in vouchers_of([chain], public):
@@ -128,6 +141,7 @@ class Roster:
         """Remember what was signed here for a node."""
         known = self.meet(public, now_s)
         known.given = [*(old for old in known.given if old != chain), chain][-CHAINS_MAX:]
+        known.is_final = True
         self.dirty = True
 
     def saw(self, public: bytes, addresses: Sequence[str], now_s: float) -> None:
@@ -135,8 +149,9 @@ class Roster:
         if public not in self.members:
             return
         known = self.meet(public, now_s)
+        had = known.addresses
         known.addresses = tuple(one for one in addresses if 0 < len(one) <= ADDRESS_LENGTH_MAX)[:ADDRESSES_MAX]
-        self.dirty = True
+        self.dirty = self.dirty or known.addresses != had
 
     # -- looking up
 
@@ -195,4 +210,5 @@ def _member(row: object) -> tuple[bytes, Known]:
     if not all(isinstance(one, bytes) and len(one) == KEY_LENGTH for one in vouchers):
         raise DamagedError("a key is none")
     shown, signed = ([_chain(one) for one in some] for some in (chains, given))
-    return public, Known(shown, signed, vouchers, tuple(addresses), seen)
+    is_final = any(not is_provisional(read_chain(one)) for one in (*shown, *signed))
+    return public, Known(shown, signed, vouchers, tuple(addresses), seen, is_final)

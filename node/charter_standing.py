@@ -106,6 +106,14 @@ class Standing:
         self._ledger.forget_all()
         self._enter(grid, (chain,))
 
+    def need_disk(self) -> None:
+        """Write our membership as it is: before something is begun that a full disk would leave half done.
+
+        Raises:
+            GridError: the directory cannot be used.
+        """
+        write_membership(self._folder, self.grid, self._chains)
+
     # -- ourselves
 
     def now_s(self, *, lenient: bool = False) -> float:
@@ -151,7 +159,7 @@ class Standing:
     @property
     def alone(self) -> bool:
         """Whether this is a grid of one: we founded it and never met anybody."""
-        return len(read_chain(self.certificate)) == 1 and not self._roster.members
+        return len(read_chain(self.certificate)) == 1 and not self._roster.members and not self._roster.is_damaged
 
     @property
     def lost(self) -> bool:

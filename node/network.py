@@ -339,13 +339,15 @@ class Network:
         if not self._met_any:
             self._met_any = True
             self.log(f"in grid {self.charter.grid_name}: its members can run tasks here, as this user")
-            if self._announced:
-                self.talk.event(None, "joined", id=self.identity.id, grid=self.charter.grid_name)
+            self._say_joined()
 
     def announce(self) -> None:
         """The node has said `ready`, which comes first: now what has happened before may be said."""
         self._announced = True
-        if self._met_any:
+        self._say_joined()
+
+    def _say_joined(self) -> None:
+        if self._announced and self._met_any:
             self.talk.event(None, "joined", id=self.identity.id, grid=self.charter.grid_name)
 
     def down(self, peer: str, *, reset: bool, why: str) -> None:
@@ -483,16 +485,21 @@ class Network:
         """Join at the start. Who is refused ends; who meets nobody soon is ready all the same, and goes on trying.
 
         Raises:
-            GridError: as `join`.
+            GridError: as `join`, within that time.
         """
         done = trio.Event()
 
         async def go() -> None:
-            await self.join(text, leave=False)
+            try:
+                await self.join(text, leave=False)
+            except GridError as error:
+                if not patience.cancelled_caught:
+                    raise
+                self.warn(f"{error.message}; {error.next}")  # it is ready, somebody may use it by now
             done.set()
 
         self.soon(go)
-        with trio.move_on_after(PATIENCE_S):
+        with trio.move_on_after(PATIENCE_S) as patience:
             await done.wait()
 
     async def join(self, text: str, *, leave: bool) -> dict[str, Any]:
@@ -567,6 +574,7 @@ class Network:
         """Leave the grid for one of this node's own."""
         async with self._changing:
             left = self.charter.grid_name
+            self.charter.need_disk()
             self._part()
             self.charter.found_anew()
             self._arrive(())
@@ -584,7 +592,9 @@ class Network:
             self.trustees.refresh()
             self._come_back(joining)
             return
+        self.charter.need_disk()
         self._part()
+        self._note_way(joining.grid, joining.addresses)  # first: in the new grid without it a restart would know nobody
         self.charter.adopt(joining)
         self._joining = None
         self._arrive(joining.addresses)
@@ -623,9 +633,12 @@ class Network:
     def _seek(self, addresses: Iterable[str]) -> None:
         """Remember where members are said to be."""
         self.seeker.said, self.seeker.refusal = tuple(addresses), ""
-        if self.seeker.said:  # nobody may be met before the next start
+        self._note_way(self.charter.grid, self.seeker.said)
+
+    def _note_way(self, grid: bytes, addresses: Sequence[str]) -> None:
+        if addresses and read_way(self.config.dir, grid) != tuple(addresses):  # nobody may be met before the next start
             with contextlib.suppress(GridError):  # a full disk: the membership is written all the same
-                write_way(self.config.dir, self.charter.grid, self.seeker.said)
+                write_way(self.config.dir, grid, addresses)
 
     # ---- answers ----------------------------------------------------------------------------------------------------
 

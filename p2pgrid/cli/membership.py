@@ -187,7 +187,7 @@ def read_text(words: Sequence[str]) -> str:
     """Return an invite that was given as a string, `-` or `@file`.
 
     Raises:
-        GridError: none was given, or the file cannot be read.
+        GridError: none was given, also on stdin, or the file cannot be read.
     """
     given = "".join(words)  # a string that was pasted with the line breaks of a mail is many words
     if not given:
@@ -197,8 +197,15 @@ def read_text(words: Sequence[str]) -> str:
     if given == "-":
         if sys.stdin.isatty():
             talk("paste the invite, then Enter:")
-            return sys.stdin.readline(TEXT_BYTES_MAX).strip()
-        return sys.stdin.read(TEXT_BYTES_MAX).strip()
+            pasted = sys.stdin.readline(TEXT_BYTES_MAX).strip()
+        else:
+            pasted = sys.stdin.read(TEXT_BYTES_MAX).strip()
+        if not pasted:
+            raise GridError(
+                "nothing came on stdin: there is no invite", code="usage",
+                next="make one at a member (p2pgrid invite), then p2pgrid join - and paste it",
+            )  # fmt: skip
+        return pasted
     if given.startswith("@"):
         return read_file(Path(given[1:]))
     if len(given) < FILE_NAME_MAX and not given.startswith("p2pgrid-") and Path(given).is_file():

@@ -112,6 +112,18 @@ def test_join_asks_on_a_terminal(run: Run, oracle: Oracle, monkeypatch: pytest.M
     assert oracle.heard[0][1]["invite"] == INVITE
 
 
+@pytest.mark.parametrize("given", ["", "\n \n"])
+def test_an_empty_stdin_is_no_invite(run: Run, oracle: Oracle, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    """What stood before the pipe has failed: say so, and not that an invite is damaged."""
+    monkeypatch.setattr("sys.stdin", io.StringIO(given))
+
+    ran = run("join", "-")
+
+    assert (ran.code, oracle.heard) == (2, [])
+    assert "nothing came on stdin" in ran.err
+    assert "p2pgrid invite" in ran.err
+
+
 def test_join_twice_changes_nothing(run: Run, oracle: Oracle) -> None:
     """It is no error: a script may say it at each start."""
     oracle.answers["join"] = {**JOINED, "joined": False}

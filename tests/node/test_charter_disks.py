@@ -191,6 +191,46 @@ def test_members_are_forgotten_by_when_they_were_seen(tmp_path: Path, monkeypatc
     assert len(founder.charter.revoke(late.public).records) == 2
 
 
+def test_whoever_holds_an_invite_pushes_no_member_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fresh keys he can join as often as he likes: those whom no admin has signed are forgotten first."""
+    founder, a, b = grid_of(tmp_path, "f", "a", "b")
+    monkeypatch.setattr(charter_members, "MEMBERS_MAX", 3)
+    text, _ = founder.charter.invite(USER, WEEK, 0, HERE)
+    for number in range(6):
+        stranger = Box(tmp_path, f"s{number}")
+        join(stranger, text)
+        handshake(stranger, founder)
+        assert list(founder.charter._roster.members) == [a.public, b.public, stranger.public]
+    again = founder.restart()
+    assert [known.is_final for known in again._roster.members.values()] == [True, True, False]
+
+
+def test_a_founder_whose_memory_is_damaged_does_not_take_itself_for_alone(tmp_path: Path) -> None:
+    """Or it would leave its grid without being told to; also after another start, until it goes elsewhere."""
+    founder, _ = grid_of(tmp_path, "f", "a")
+    founder.charter.flush_if_dirty()
+    (founder.folder / MEMBERS_FILE).write_bytes(b"\xff not what we write")
+
+    assert len(founder.start().notes) == 1
+    assert not founder.charter.alone
+    assert founder.start().notes == []
+    assert not founder.charter.alone
+    founder.charter.found_anew()
+    assert founder.charter.alone
+    assert founder.start().alone
+
+
+def test_what_is_known_already_is_not_written_again(tmp_path: Path) -> None:
+    """The file is written every few seconds while there is news, and a member's addresses are told all the time."""
+    founder, a = grid_of(tmp_path, "f", "a")
+    founder.charter.saw(peer_id(a.public), HERE)
+    founder.charter.flush_if_dirty()
+    founder.charter.saw(peer_id(a.public), HERE)
+    assert not founder.charter._roster.dirty
+    founder.charter.saw(peer_id(a.public), (*HERE, "/ip4/10.0.0.1/tcp/1"))
+    assert founder.charter._roster.dirty
+
+
 def test_addresses_are_remembered_for_members_only(tmp_path: Path) -> None:
     """The newest first; never those of somebody who is out."""
     founder, a, b, c = grid_of(tmp_path, "f", "a", "b", "c")

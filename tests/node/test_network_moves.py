@@ -1,0 +1,123 @@
+"""Going to another grid and leaving one, when something is in the way: a full disk, an end between two writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import trio
+
+from p2pgrid.core.errors import GridError
+from p2pgrid.node import events as e
+from p2pgrid.node import identity, network
+from p2pgrid.node.identity import Identity, peer_id, read_way
+from p2pgrid.node.network import Network
+from tests.node.boxes import HERE, USER, WEEK, Box, grid_of
+
+
+class Moving:
+    """A network that does not run, and what it told the machine."""
+
+    def __init__(self, box: Box) -> None:
+        self.events: list[e.Event] = []
+        self.said: list[str] = []
+        me = SimpleNamespace(id=peer_id(box.public), name=box.name, public=box.public, key=box.key)
+        talk = SimpleNamespace(event=lambda _plain, event, **_: self.said.append(event), log=lambda _entry: None)
+        config = SimpleNamespace(dir=box.folder, listen=(), advertise=(), mdns=False, embedded=True)
+        self.network = Network(cast("Any", config), cast("Identity", me), box.charter, cast("Any", talk), self._told)
+
+    def _told(self, events: Any) -> None:
+        self.events += events
+
+
+@pytest.fixture
+def fill(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Make the disk full."""
+
+    def full(path: Path, data: bytes) -> None:
+        raise GridError(f"{path} cannot be used: no space left", code="directory-unusable")
+
+    return lambda: monkeypatch.setattr(identity, "write_private", full)
+
+
+def test_a_full_disk_lets_nobody_leave_half(tmp_path: Path, fill: Callable[[], None]) -> None:
+    """Nobody is told good-bye: the grid is as it was, and the error says why."""
+    founder, _ = grid_of(tmp_path, "f", "a")
+    moving = Moving(founder)
+    fill()
+    with pytest.raises(GridError, match="no space left"):
+        trio.run(moving.network.leave)
+
+    assert moving.events == []
+    assert moving.said == []
+
+
+def test_a_full_disk_lets_nobody_join_half(tmp_path: Path, fill: Callable[[], None]) -> None:
+    founder, _ = grid_of(tmp_path, "f", "a")
+    box = Box(tmp_path, "x")
+    moving, joining = Moving(box), box.charter.join(founder.charter.invite(USER, WEEK, 0, HERE)[0])
+    before = box.charter.grid
+    fill()
+    with pytest.raises(GridError, match="no space left"):
+        moving.network._adopt(joining)
+
+    assert moving.events == []
+    assert box.charter.grid == before
+
+
+def test_who_ends_between_two_writes_knows_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the new grid, with nobody met: the addresses of the invite were written before the membership."""
+    founder, _ = grid_of(tmp_path, "f", "a")
+    box = Box(tmp_path, "x")
+    moving, joining = Moving(box), box.charter.join(founder.charter.invite(USER, WEEK, 0, HERE)[0])
+
+    def ends(_: object) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(moving.network, "_arrive", ends)
+    with pytest.raises(SystemExit):
+        moving.network._adopt(joining)
+    box.start()
+
+    assert box.charter.grid == founder.charter.grid
+    assert read_way(box.folder, box.charter.grid) == HERE
+
+
+def test_who_is_refused_after_it_was_ready_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In time it is an error of the start; later it is a warning, for somebody may use the node by then."""
+    monkeypatch.setattr(network, "PATIENCE_S", 0.05)
+    moving = Moving(Box(tmp_path, "x"))
+    warned: list[str] = []
+    monkeypatch.setattr(moving.network, "warn", warned.append)
+
+    async def refuses(_text: str, *, leave: bool) -> None:
+        await trio.sleep(wait_s)
+        raise GridError("the invite was revoked", next="ask for a new one", code="bad-invite")
+
+    monkeypatch.setattr(moving.network, "join", refuses)
+
+    async def start() -> None:
+        async with trio.open_nursery() as nursery:
+            moving.network._nursery = nursery
+            await moving.network.follow("an invite")
+
+    wait_s = 0.2
+    trio.run(start)
+    assert warned == ["the invite was revoked; ask for a new one"]
+    wait_s = 0.0
+    with pytest.raises(ExceptionGroup) as caught:
+        trio.run(start)
+    assert caught.group_contains(GridError, match="revoked")
+    assert len(warned) == 1
+
+
+def test_joined_is_said_once_and_after_ready(tmp_path: Path) -> None:
+    moving = Moving(Box(tmp_path, "x"))
+    moving.network._met_any = True
+    moving.network._say_joined()
+    assert moving.said == []
+    moving.network.announce()
+    assert moving.said == ["joined"]
