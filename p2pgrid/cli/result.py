@@ -81,8 +81,7 @@ def result(setting: Setting, target: str, follow: bool, output: Path | None, for
         printer = _Printer(out, job_name(job), "jsonl" if as_rows else form, one=setting.json and not follow)
         with Showing(link.dir, _interpreter(link), printer.form) as showing:
             for part in parts.as_they_come() if follow else parts.in_order():
-                for row, shown in _rows(part, showing):
-                    printer.task(row, shown)
+                printer.part(part, showing)
         told = mapping(mapping(link.about("show", job.hex())).get("job"))
         known = whole(told.get("total")) if told.get("total") is not None else whole(told.get("known"))
         if span is not None and span[0] >= known:
@@ -105,7 +104,17 @@ class _Printer:
         self._all: list[Row] = []
         self._failed = 0
 
-    def task(self, row: Row, shown: Shown | None) -> None:
+    def part(self, part: Part, showing: Showing) -> None:
+        """Write the results of one part."""
+        if self.form == "repr" and part.shape not in (FAILURE, CANCELLED):  # a million lines in seconds
+            shown = _shown(part, showing)
+            self.tasks += len(shown)
+            self._lines([one.text for one in shown])
+            return
+        for row, one in _rows(part, showing):
+            self._task(row, one)
+
+    def _task(self, row: Row, shown: Shown | None) -> None:
         self.tasks += 1
         if row["state"] != "done":
             self._fail(row["index"], row["error"])
@@ -114,15 +123,13 @@ class _Printer:
         if self._one:
             self._all.append(row)
         elif self.form == "jsonl":
-            self._line(json.dumps({"v": V, **row}))
-        elif shown is not None and self.form == "repr":
-            self._line(" ".join(map(str.strip, shown.text.splitlines())) if "\n" in shown.text else shown.text)
-        elif shown is not None:
+            self._lines([json.dumps({"v": V, **row})])
+        elif shown is not None and self.form == "pickle":
             self._out.write(shown.pickled)
 
-    def _line(self, line: str) -> None:
-        safe = line if line.isprintable() else plain(line)
-        self._out.write(safe.encode(errors="backslashreplace") + b"\n")
+    def _lines(self, texts: list[str]) -> None:
+        lines = [line if line.isprintable() else plain(" ".join(map(str.strip, line.splitlines()))) for line in texts]
+        self._out.write("".join(f"{line}\n" for line in lines).encode(errors="backslashreplace"))
 
     def _fail(self, index: int, error: str) -> None:
         self.is_well = False
@@ -155,11 +162,13 @@ def _rows(part: Part, showing: Showing) -> Iterator[tuple[Row, Shown | None]]:
     elif part.shape == FAILURE:
         yield {**empty, "state": "failed", "error": failure_text(part.data) or "it failed"}, None
     else:
-        shown = showing.show(part.shape, part.data, part.many, part.lo - part.skip)[
-            part.skip : part.skip + part.hi - part.lo
-        ]
-        for index, one in enumerate(shown, part.lo):
+        for index, one in enumerate(_shown(part, showing), part.lo):
             yield {**empty, "index": index, "value": one.value, "repr": one.text}, one
+
+
+def _shown(part: Part, showing: Showing) -> list[Shown]:
+    found = showing.show(part.shape, part.data, part.many, part.lo - part.skip)
+    return found[part.skip : part.skip + part.hi - part.lo]
 
 
 def _found(link: Link, target: str) -> tuple[bytes, Span | None]:

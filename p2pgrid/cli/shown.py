@@ -78,7 +78,7 @@ class Showing:
         child.stdin.flush()
         deadline = time.monotonic() + PATIENCE_S
         said = bytearray()
-        while not said.endswith(b"\n\n") and said != b"\n":
+        while not said.endswith(b"\n"):
             ready, _, _ = select.select([child.stdout], [], [], max(0.0, deadline - time.monotonic()))
             if not ready or len(said) > ANSWER_MAX:
                 raise _LateError
@@ -86,7 +86,8 @@ class Showing:
             if not more:
                 raise BrokenPipeError
             said += more
-        return [json.loads(line) for line in said.splitlines() if line]
+        answers = json.loads(said)
+        return answers if isinstance(answers, list) else []
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._child is None:
@@ -153,10 +154,12 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 def _read(answer: Any) -> Shown:
     match answer:
+        case str():
+            return Shown(answer)
         case {"pickle": str(data)}:
             return Shown("", pickled=base64.b64decode(data))
         case {"repr": str(said), **rest}:
-            return Shown(said, rest.get("value"), is_json="value" in rest)
+            return Shown(said, rest.get("value"), is_json=True)
         case {"error": str(why)}:
             return Shown(f"<a value that cannot be read here: {why}>", readable=False)
     return Shown("<a value that cannot be read here>", readable=False)

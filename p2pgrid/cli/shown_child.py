@@ -1,8 +1,9 @@
 """The child that shows values: it unpickles what came from peers, and nobody else in the command line does.
 
 Run as a file by the interpreter of the node's workers, so that it finds the classes they find; imports nothing of ours.
-Questions come on stdin: a line of JSON {"shape", "sizes", "form", "lo"}, then the pickles, of `sizes` bytes each. For
-each value one line of JSON goes out: {"repr", "value" if JSON can say it}, {"pickle"}, or {"error"} if it is unreadable.
+Questions come on stdin: a line of JSON {"shape", "sizes", "form", "lo"}, then the pickles, of `sizes` bytes each. A
+line of JSON goes out, with one element for each value: its repr; {"repr", "value"} if JSON can say it and shall;
+{"pickle"}; or {"error"} if it cannot be read.
 """
 
 import base64
@@ -52,7 +53,7 @@ def sayable(value: object, depth: int = DEPTH_MAX) -> bool:
     return False
 
 
-def shown(value: object, form: str, index: int) -> dict[str, Any]:
+def shown(value: object, form: str, index: int) -> str | dict[str, Any]:
     """Return what is said of a value; its own methods may do what they want."""
     if form == "pickle":
         try:
@@ -64,14 +65,13 @@ def shown(value: object, form: str, index: int) -> dict[str, Any]:
         text = repr(value)[:REPR_MAX]
     except Exception as error:  # noqa: BLE001 - a repr runs somebody's code
         text = f"<a {type(value).__qualname__} whose repr raises {type(error).__name__}: {error}>"
-    said = {"repr": text}
-    try:
-        return {**said, "value": json.loads(json.dumps(value))} if form == "jsonl" and sayable(value) else said
-    except (ValueError, TypeError, RecursionError):
-        return said
+    if form == "jsonl" and sayable(value):
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
+            return {"repr": text, "value": json.loads(json.dumps(value))}
+    return text
 
 
-def answers(question: dict[str, Any], data: list[bytes]) -> Iterator[dict[str, Any]]:
+def answers(question: dict[str, Any], data: list[bytes]) -> Iterator[str | dict[str, Any]]:
     """Yield what is said of each value; when one of a packed list cannot be read, none can."""
     index = question["lo"]
     for one in data:
@@ -95,8 +95,7 @@ def serve(source: BinaryIO, out: BinaryIO) -> None:
     while line := source.readline():
         question = json.loads(line)
         data = [source.read(size) for size in question["sizes"]]
-        out.writelines(json.dumps(answer).encode() + b"\n" for answer in answers(question, data))
-        out.write(b"\n")
+        out.write(json.dumps(list(answers(question, data))).encode() + b"\n")
         out.flush()
 
 

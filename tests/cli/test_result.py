@@ -276,16 +276,16 @@ def test_a_value_that_takes_for_ever_is_given_up(tmp_path: Path, monkeypatch: py
     assert "took more than 0.5 s" in one.text
 
 
-class Local:
-    """A class of this test, which the child does not have."""
+NOWHERE = b"cno_module_of_any_machine\nThing\n."
+"""The pickle of a class that the child does not have."""
 
 
 def test_values_whose_class_is_not_here_are_text(tmp_path: Path) -> None:
     """And in pickles a failure of their own; the others of that list as well, for they are one pickle."""
-    (one,) = _show(tmp_path, "repr", pickle.dumps(Local()))
-    assert one.text.startswith("<a value that cannot be read here: ModuleNotFoundError: No module named 'tests")
+    (one,) = _show(tmp_path, "repr", NOWHERE)
+    assert one.text.startswith("<a value that cannot be read here: ModuleNotFoundError: No module named 'no_mod")
     with Showing(tmp_path, sys.executable, "pickle") as showing:
-        found = showing.show(1, pickle.dumps([1, Local()]), 2)
+        found = showing.show(1, b"(K\x01" + NOWHERE[:-1] + b"l.", 2)
 
     assert [one.readable for one in found] == [False, False]
 
