@@ -5,7 +5,8 @@ with all tasks as had but those that are waited for. What would be said to that 
 So whoever serves the job is found, asked again after a cut, and changed when another one serves it.
 
 A task that nobody knows is waited for `unknown_s`, since it may be on its way to its node. Then the job is asked for
-once more: where it is kept says whether it has such a task. What was known once is waited for while its node is away.
+once more: where it is kept says whether it has such a task. A job that is in the list of jobs, or was read before, is
+waited for while its node is away.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from p2pgrid.node import events as e
 from p2pgrid.node.depending import Depending, Ended, encoded, name_of, no_such
 from p2pgrid.node.inquiries import Inquiries, Round
 from p2pgrid.node.kept import ABANDONED, CANCELLED
+from p2pgrid.node.listing import Listing
 from p2pgrid.node.parts import Handler, Parts
 from p2pgrid.node.reading import size_of
 from p2pgrid.node.relaying import Relays
@@ -47,11 +49,14 @@ class Foreign:
 class Awaiting(Handler):
     """What is read of other nodes' jobs because tasks here depend on it."""
 
-    def __init__(self, parts: Parts, depending: Depending, relays: Relays, inquiries: Inquiries) -> None:
+    def __init__(
+        self, parts: Parts, depending: Depending, relays: Relays, inquiries: Inquiries, listing: Listing
+    ) -> None:
         super().__init__(parts)
         self.depending = depending
         self.relays = relays
         self.inquiries = inquiries
+        self.listing = listing
         depending.seek = self._seek
         depending.settled = self._settled
         depending.overdue = self._overdue
@@ -183,10 +188,9 @@ class Awaiting(Handler):
         if foreign is None:
             return False
         if peer is None or peer not in self.peers:
-            if foreign.known:  # its node is away; that has a bound of its own
-                for index in indices:
-                    self.depending.unknown.pop(TaskId(job, index), None)
-            return foreign.known
+            listed = self.listing.list.jobs.get(job)
+            foreign.known = foreign.known or (listed is not None and not listed.forgotten)
+            return foreign.known  # its node is away; `relaying` knows for how long to wait for that
 
         def then(heard: Round) -> None:
             said = heard.answers.get(peer, {}).get("job")

@@ -458,6 +458,21 @@ def test_a_restart_of_either_node_delays_it_only(seed: int, restart: str) -> Non
     assert (other.state, len(other.got)) == ("done", 20)
 
 
+def test_a_node_that_was_away_before_it_was_asked_is_waited_for() -> None:
+    """The list of jobs says that there is such a job."""
+    world = GridWorld(1)
+    one, two = two_clients(world)
+    one.submit(JOB, 1, lambda _: Task(1.0), detach=True)
+    world.run(lambda: False, 5.0)
+    one.node.crash()
+    world.at(60.0, one.node.start)
+    world.run(lambda: False, 10.0)
+    other = two.submit(OTHER, 1, lambda _: Task(0.05), needs=lambda _: [T(JOB, 0)])
+
+    assert world.run(lambda: other.ended, 120)
+    assert other.state == "done"
+
+
 def test_a_failure_elsewhere_is_the_cause_here() -> None:
     """And a cancelled job, too; and a task that a job elsewhere has not, once that is sure."""
     world = GridWorld(1)
