@@ -6,7 +6,7 @@ So whoever serves the job is found, asked again after a cut, and changed when an
 
 A task that nobody knows is waited for `unknown_s`, since it may be on its way to its node. Then the job is asked for
 once more: where it is kept says whether it has such a task. A job that is in the list of jobs, or was read before, is
-waited for while its node is away.
+waited for while its node is away; one that nobody has heard of while any node is away.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 from p2pgrid.core import messages as m
 from p2pgrid.core.batch import TASKS_MAX
 from p2pgrid.core.deps import TaskId
-from p2pgrid.core.errors import NotFound, TaskCancelled, error_from_wire
+from p2pgrid.core.errors import NotFound, ResultLost, TaskCancelled, error_from_wire
+from p2pgrid.core.ids import job_name
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.node import events as e
 from p2pgrid.node.depending import Depending, Ended, encoded, name_of, no_such
@@ -34,14 +35,23 @@ DEPENDING = (1 << 62) + 1
 """A number that no client gets."""
 AGAIN_S, AGAIN_MAX_S = 1.0, 30.0
 """After which a job is looked for again that nobody who is there knows; twice as long each time."""
+ENDS_MAX = 3
+"""So often a job that is over is read to its end for a task that it has, and that does not come."""
+SILENCE_S, SILENCE_MAX_S = 20.0, 320.0
+"""After which a job is read anew of which nothing was heard, in case a frame was lost; twice as long each time."""
 
 
 @dataclass(slots=True)
 class Foreign:
     """A job kept elsewhere of which tasks are waited for."""
 
+    since_s: float
     wanted: RangeSet = field(default_factory=RangeSet)
     pause_s: float = AGAIN_S
+    ends: int = 0
+    """How often it was read to its end."""
+    silence_s: float = SILENCE_S
+    """When it is asked again if nothing is heard."""
     known: bool = False
     """Whether a node has said that it keeps the job."""
 
@@ -60,13 +70,15 @@ class Awaiting(Handler):
         depending.seek = self._seek
         depending.settled = self._settled
         depending.overdue = self._overdue
+        self.is_somebody_away: Callable[[], bool] = lambda: False
+        """Whether a member is not connected that should be (`Neighbours`)."""
         self.jobs: dict[bytes, Foreign] = {}
         self._to_read: dict[bytes, None] = {}
 
     # ---- asking -----------------------------------------------------------------------------------------------------
 
     def _seek(self, task: TaskId) -> None:
-        self.jobs.setdefault(task.job, Foreign()).wanted.add(task.index, task.index + 1)
+        self.jobs.setdefault(task.job, Foreign(self.parts.now)).wanted.add(task.index, task.index + 1)
         self._to_read[task.job] = None
 
     def _settled(self, task: TaskId) -> None:
@@ -115,6 +127,8 @@ class Awaiting(Handler):
             return
         had = RangeSet([(0, TASKS_MAX - 1)]) - self.jobs[job].wanted
         self.relays.watch(DEPENDING, (job, had, self.config.away_s), now)
+        self.parts.timer((TIMER, job), now + self.jobs[job].silence_s)
+        self.jobs[job].silence_s = min(2 * self.jobs[job].silence_s, SILENCE_MAX_S)
 
     def _is_here(self, job: bytes) -> None:
         """The job has come to this node meanwhile."""
@@ -137,7 +151,7 @@ class Awaiting(Handler):
             return
         match kind:
             case m.RESULT:
-                foreign.known = True
+                foreign.known, foreign.silence_s = True, SILENCE_S
                 self.relays.got(DEPENDING, job, sum(size_of(entry[3]) for entry in body[1]))
                 for lo, hi, shape, data, *_ in body[1]:
                     self._each(job, foreign.wanted.within(lo, hi), Ended(shape, data, lo, hi))
@@ -151,7 +165,7 @@ class Awaiting(Handler):
                 else:  # it has as many readers as it can
                     self.parts.timer((TIMER, job), now + self.config.unknown_s)
             case m.STATE if body[1] != "unknown":
-                self._ended(job, foreign, str(body[1]))
+                self._ended(job, foreign, str(body[1]), now)
             case m.STATE if foreign.known:
                 self._fail(job, foreign.wanted, lambda task: _away(task, str(body[2])))
             case m.STATE:  # it may be on its way to its node: `overdue` decides
@@ -166,12 +180,19 @@ class Awaiting(Handler):
     def _cancelled(self, job: bytes, spans: RangeSet) -> None:
         self._fail(job, spans, lambda task: TaskCancelled(f"{name_of(task)} was cancelled"))
 
-    def _ended(self, job: bytes, foreign: Foreign, state: str) -> None:
-        """The job is over: what has no result by now gets none."""
+    def _ended(self, job: bytes, foreign: Foreign, state: str, now: float) -> None:
+        """The job is over: what has no result by now gets none, unless a frame was lost."""
+        foreign.ends += 1
         if state in (CANCELLED, ABANDONED):
             self._cancelled(job, foreign.wanted)
+        elif foreign.ends >= ENDS_MAX:
+            self._fail(job, foreign.wanted, lambda task: ResultLost(f"{job_name(job)} ended without {name_of(task)}"))
         else:
-            self._fail(job, foreign.wanted, no_such)
+            foreign.known = False  # until it says so of these tasks
+            for lo, hi in foreign.wanted:
+                for index in range(lo, hi):
+                    self.depending.doubt(TaskId(job, index), 0.0)
+            self.parts.timer((TIMER, job), now + foreign.pause_s)
 
     def _fail(self, job: bytes, spans: RangeSet, why: Callable[[TaskId], Exception]) -> None:
         for lo, hi in spans.copy():
@@ -190,6 +211,10 @@ class Awaiting(Handler):
         if peer is None or peer not in self.peers:
             listed = self.listing.list.jobs.get(job)
             foreign.known = foreign.known or (listed is not None and not listed.forgotten)
+            if not foreign.known and self.is_somebody_away() and now < foreign.since_s + self.config.away_s:
+                for index in indices:
+                    self.depending.doubt(TaskId(job, index), self.config.unknown_s)
+                return True
             return foreign.known  # its node is away; `relaying` knows for how long to wait for that
 
         def then(heard: Round) -> None:

@@ -89,6 +89,7 @@ class Machine(Handler):
         parts.round_trip_s = self.neighbours.round_trip_s
         self.inquiries = Inquiries(parts, self.door, self.relays, self.listing, self._name_of)
         self.awaiting = Awaiting(parts, self.depending, self.relays, self.inquiries, self.listing)
+        self.awaiting.is_somebody_away = self.neighbours.is_somebody_away
         parts.serving = self.relays.serving
         self.listing.is_leaf = self.neighbours.is_leaf
         self.relays.patience_s = self.inquiries.patience_s = self.neighbours.patience_s

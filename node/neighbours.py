@@ -196,6 +196,13 @@ class Neighbours(Handler):
             return max(0.0, min(within_s, self._settled_s - now))
         return 0.0 if all(node in self.peers for node in live) else within_s
 
+    def is_somebody_away(self) -> bool:
+        """Whether a member that has not left, and should be connected, is not: it may have what nobody else has."""
+        if self.view is None or len(self._wanted) >= CONNECTED_MAX:
+            return False
+        me, peers = self.config.node_id, self.peers
+        return any(e.known.status != LEFT and node not in peers and node != me for node, e in self.view.members.items())
+
     # ---- effects of the policies ------------------------------------------------------------------------------------
 
     def _perform(self, effects: Iterable[Any], now: float, *, of_view: bool) -> None:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from p2pgrid.core import messages as m
 from p2pgrid.core.batch import CALLS, ITEMS, content_id, encode_batch, pickled_function
+from p2pgrid.core.deps import DEPENDENT, table
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.record import Spec
 from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node import events as e
 from p2pgrid.simulations.clock import UNIX_0
-from p2pgrid.simulations.truth import Plan, Planner, Truth
+from p2pgrid.simulations.truth import Needs, Plan, Planner, Truth
 
 if TYPE_CHECKING:
     from p2pgrid.simulations.node import Node
@@ -42,6 +43,7 @@ class Job:
     count: int
     packed: bool = False
     batch: int = 64
+    needs: Needs | None = None
     options: dict[str, Any] = field(default_factory=dict)
     detach: bool = False
     close: bool = True
@@ -119,7 +121,10 @@ class Job:
     def _append(self, lo: int, hi: int) -> None:
         data: Any = [b"%d" % i for i in range(lo, hi)]
         run = (hi - lo, 0, 0, CALLS, data)
-        if self.packed:
+        if self.needs is not None:
+            said = [(call, self.needs(i)) for i, call in enumerate(data, lo)]
+            run = (hi - lo, 0, 0, DEPENDENT, table(said, self.job))
+        elif self.packed:
             run = (hi - lo, 0, 0, ITEMS, pack(list(range(lo, hi))))
         self.client.say(m.INPUT, [self.job, lo, hi, encode_batch([CODE], [self.options], [run])])
 
@@ -266,7 +271,7 @@ class Client:
         """Submit a job of `count` tasks; `plan` says what each does, or how many seconds it takes."""
         name = self.world.job_name()
         planner = plan if callable(plan) else _always(plan if isinstance(plan, Plan) else Plan(plan))
-        self.world.truths[name] = Truth(name, planner)
+        self.world.truths[name] = Truth(name, planner, how.get("needs"))
         job = self.jobs[name] = Job(self, name, count, **how)
         job.began_s = self.world.now
         job.sent = count if at_once else 0

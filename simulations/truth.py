@@ -6,9 +6,11 @@ No machine and no simulated client looks here: they learn by messages.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from p2pgrid.core.deps import TaskId
 
 OK, RAISE, CRASH, TIMEOUT, MEMORY, NODE = "ok", "raise", "crash", "timeout", "memory", "node"
 CAUSES = {CRASH: "signal", TIMEOUT: "timeout", MEMORY: "memory"}
@@ -30,6 +32,8 @@ class Plan(NamedTuple):
 
 
 Planner = Callable[[int], Plan]
+Needs = Callable[[int], Sequence[TaskId]]
+"""What a task depends on."""
 
 
 @dataclass
@@ -38,6 +42,7 @@ class Truth:
 
     job: bytes
     plan: Planner
+    needs: Needs | None = None
     runs: Counter[int] = field(default_factory=Counter)
     """Executions begun, by task."""
     ended: int = 0

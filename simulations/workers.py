@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from p2pgrid.core.batch import CALLS
+from p2pgrid.core.deps import DEPENDENT
 from p2pgrid.core.errors import ObjectLost
 from p2pgrid.core.failure import encode_exception
 from p2pgrid.core.ranges import RangeSet
@@ -95,7 +96,10 @@ class Child:
             self._done(run, tasks, self._outcome(ill, truth, plan, index, segment), truth)
 
     def _outcome(self, ill: str, truth: t.Truth, plan: t.Plan, index: int, segment: e.Segment) -> e.Outcome:
-        if segment.shape == CALLS:
+        if segment.shape == DEPENDENT:
+            call, places = segment.data[0][index - segment.lo]
+            given = call == b"%d" % index and self._is_right(truth, index, [segment.data[1][place] for place in places])
+        elif segment.shape == CALLS:
             given = segment.data[index - segment.lo] == b"%d" % index
         else:
             given = unpack(segment.data)[segment.offset + index - segment.lo] == index
@@ -106,9 +110,18 @@ class Child:
         if self.node.lies and self.node.rng.random() < self.node.lies:
             value += b" and a lie"
             truth.lied.setdefault(index, []).append(value)
-        if segment.shape == CALLS:
+        if segment.shape in (CALLS, DEPENDENT):
             return e.Outcome(index, index + 1, 0, [value])
         return e.Outcome(index, index + 1, 1, pack([value]))
+
+    def _is_right(self, truth: t.Truth, index: int, values: list[Any]) -> bool:
+        """Whether a task got what those that it depends on have returned."""
+        assert truth.needs is not None, "values for a task that needs none"
+        needs = truth.needs(index)
+        return len(needs) == len(values) and all(
+            self.node.world.truths[need.job].may_be(need.index, data if shape == 0 else unpack(data)[place])
+            for need, (shape, data, place) in zip(needs, values, strict=True)
+        )
 
     def _done(self, run: e.Run, tasks: list[Any], outcome: e.Outcome, truth: t.Truth) -> None:
         tasks.pop(0)

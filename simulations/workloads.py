@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from p2pgrid.core.deps import TaskId
 from p2pgrid.simulations import truth as t
 from p2pgrid.simulations.truth import Plan
 
@@ -46,7 +47,7 @@ class Work:
     rate: float = 50.0
     """submits: tasks per second."""
     share: float = 0.05
-    """poison: of the tasks."""
+    """poison: of the tasks; depends: of them, those that need one of another job."""
     times: int = 1 << 30
     """poison, killer: so many executions end badly, later ones do not."""
     size: int = 0
@@ -205,6 +206,33 @@ def dying(work: Work, scene: Scene) -> None:
     _each(work, scene, begin)
 
 
+def depends(work: Work, scene: Scene) -> None:
+    """Submit jobs in layers: a task needs two of the layer before it, some also one of another program's job."""
+    before: list[Job] = []
+
+    def begin() -> None:
+        count = scene.tasks(work)
+        width = max(1, math.isqrt(count))
+        others, rng = [job for job in before if job.durable], random.Random(scene.rng.random())
+        needs: list[list[TaskId]] = []
+        client = scene.client(fresh=True)
+
+        def of(index: int) -> list[TaskId]:
+            return needs[index]
+
+        job = client.submit(count, scene.plans(work, count), at_once=False, needs=of, batch=rng.choice([1, 7, 64]))
+        for index in range(count):
+            layer = index // width
+            near = [TaskId(job.job, (layer - 1) * width + rng.randrange(width)) for _ in range(2 if layer else 0)]
+            other = rng.choice(others) if others and rng.random() < work.share else None
+            far = [] if other is None else [TaskId(other.job, rng.randrange(other.count))]
+            needs.append(list(dict.fromkeys(near + far)))
+        job.more(count)
+        before.append(job)
+
+    _each(work, scene, begin)
+
+
 def void(_: object) -> None:
     """Forget a value."""
 
@@ -217,4 +245,5 @@ KINDS: dict[str, Kind] = {
     "late": late,
     "cancel": cancel,
     "dying": dying,
+    "depends": depends,
 }
