@@ -21,6 +21,8 @@ LOCAL = frozenset({"log", "copied", "tomb", "*"})
 BUCKETS = 256
 SMALL = 512
 """Up to so many rows are told by their tags at once, without asking which buckets differ."""
+FRESH_MAX = 1024
+"""Rows that are hashed together."""
 DIGEST_LENGTH = 16
 TAG_LENGTH = 8
 _MASK = (1 << 128) - 1
@@ -31,25 +33,42 @@ Name = tuple[str, bytes]
 
 def hash_of(row: Row) -> int:
     """Return the 128-bit hash of a row; its value counts by the content id in its key or meta."""
-    data = b"".join((row.kind.encode(), len(row.key).to_bytes(4, "big"), row.key, row.meta))
+    return _hash(row.kind, row.key, row.meta)
+
+
+def _hash(kind: str, key: bytes, meta: bytes) -> int:
+    data = b"".join((kind.encode(), len(key).to_bytes(4, "big"), key, meta))
     return int.from_bytes(blake3(data).digest(DIGEST_LENGTH), "big")
 
 
 class Rows:
-    """The rows of one copy, by name."""
+    """The rows of one copy, by name.
 
-    __slots__ = ("_buckets", "_hashes", "_sum")
+    Rows are hashed when somebody asks about them, or FRESH_MAX are there that were not: not while a task waits for its
+    result.
+    """
+
+    __slots__ = ("_buckets", "_fresh", "_known", "_sum")
 
     def __init__(self) -> None:
-        self._hashes: dict[Name, int] = {}
+        self._known: dict[Name, int] = {}
+        self._fresh: dict[Name, bytes | None] = {}
+        """What was put and not hashed yet: its meta, or None if it is gone."""
         self._sum = 0
         self._buckets: dict[int, int] = {}
+
+    @property
+    def _hashes(self) -> dict[Name, int]:
+        if self._fresh:
+            self._settle()
+        return self._known
 
     def __len__(self) -> int:
         return len(self._hashes)
 
     def __contains__(self, name: Name) -> bool:
-        return name in self._hashes
+        meta = self._fresh.get(name, b"")
+        return meta is not None and (name in self._fresh or name in self._known)
 
     def keys_of(self, kind: str) -> list[bytes]:
         """Return the keys of all rows of one kind."""
@@ -61,21 +80,26 @@ class Rows:
             if row.kind == "*":
                 self.clear()
             return
-        name = (row.kind, row.key)
-        before = self._hashes.pop(name, None)
-        if before is not None:
-            self._add(before, -1)
-        if row.value is None:
-            return
-        now = hash_of(row)
-        self._hashes[name] = now
-        self._add(now, 1)
+        self._fresh[row.kind, row.key] = None if row.value is None else row.meta
+        if len(self._fresh) >= FRESH_MAX:
+            self._settle()
 
     def clear(self) -> None:
         """Let all rows go."""
-        self._hashes.clear()
+        self._known.clear()
+        self._fresh.clear()
         self._buckets.clear()
         self._sum = 0
+
+    def _settle(self) -> None:
+        for name, meta in self._fresh.items():
+            before = self._known.pop(name, None)
+            if before is not None:
+                self._add(before, -1)
+            if meta is not None:
+                now = self._known[name] = _hash(*name, meta)
+                self._add(now, 1)
+        self._fresh.clear()
 
     def _add(self, one: int, sign: int) -> None:
         bucket = one >> 120
@@ -92,10 +116,14 @@ class Rows:
 
     def digest(self) -> bytes:
         """Return 16 bytes that are equal for equal sets of rows."""
+        if self._fresh:
+            self._settle()
         return self._sum.to_bytes(DIGEST_LENGTH, "big")
 
     def buckets(self) -> list[tuple[int, bytes]]:
         """Return the digests of the buckets that are not empty."""
+        if self._fresh:
+            self._settle()
         return [(at, one.to_bytes(DIGEST_LENGTH, "big")) for at, one in sorted(self._buckets.items()) if one]
 
     def differing(self, theirs: Iterable[tuple[int, bytes]]) -> list[int]:
