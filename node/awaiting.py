@@ -20,6 +20,7 @@ from p2pgrid.core.batch import TASKS_MAX
 from p2pgrid.core.deps import TaskId
 from p2pgrid.core.errors import NotFound, ResultLost, TaskCancelled, error_from_wire
 from p2pgrid.core.ids import job_name
+from p2pgrid.core.large import outcome_bytes
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.node import events as e
 from p2pgrid.node.depending import Depending, Ended, encoded, name_of, no_such
@@ -27,7 +28,6 @@ from p2pgrid.node.inquiries import Inquiries, Round
 from p2pgrid.node.kept import ABANDONED, CANCELLED
 from p2pgrid.node.listing import Listing
 from p2pgrid.node.parts import Handler, Parts
-from p2pgrid.node.reading import size_of
 from p2pgrid.node.relaying import Relays
 
 TIMER = "await"
@@ -152,7 +152,7 @@ class Awaiting(Handler):
         match kind:
             case m.RESULT:
                 foreign.known, foreign.silence_s = True, SILENCE_S
-                self.relays.got(DEPENDING, job, sum(size_of(entry[3]) for entry in body[1]))
+                self.relays.got(DEPENDING, job, sum(outcome_bytes(entry[2], entry[3]) for entry in body[1]))
                 for lo, hi, shape, data, *_ in body[1]:
                     self._each(job, foreign.wanted.within(lo, hi), Ended(shape, data, lo, hi))
             case m.CANCELLED:

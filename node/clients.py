@@ -75,10 +75,13 @@ class Door(Handler):
         """Whether a request is being answered with the help of other nodes."""
         self.watched: Callable[[Kept], None] = lambda _: None
         """Told that somebody began or stopped to watch a job."""
+        self._securing: dict[int, tuple[bytes, int, list[e.Row]]] = {}
+        """Objects that are being brought to safety for a job, and the client that waits for it."""
         self.log_requests: dict[int, tuple[int, int]] = {}
         self._frames: dict[int, Callable[[int, Any, float], None]] = {
             m.OPEN: self._open,
             m.CODE: self._code,
+            m.REFS: self._refs,
             m.INPUT: self._input,
             m.CLOSE: self._close,
             m.WATCH: self._watch,
@@ -216,6 +219,33 @@ class Door(Handler):
         kept = self._kept(job, client)
         if kept is not None:
             self.out += self.keeping.code(kept, code, union, client)
+
+    def _refs(self, client: int, body: Any, now: float) -> None:
+        """Objects that batches to come name: pinned now, and what is detached waits until they are on disk."""
+        job, objects = body
+        kept = self._kept(job, client)
+        if kept is None:
+            return
+        rows = self.keeping.refs(kept, objects)
+        if not kept.ended:
+            self.outcomes.needs(kept, objects, inputs=True)
+        if kept.ended or not kept.spec.detach:
+            self.out.append(self.keeping.store(rows, [e.Reply(client, m.ACK, 0, [job, "refs", 0])])[1])
+            return
+        token = self.parts.token()
+        self._securing[token] = job, client, rows
+        self.out.append(e.Secure(token, job, [large.name for large in objects]))
+
+    def secured(self, event: e.Secured, now: float) -> None:
+        """What a detached job refers to will outlive this node's memory; or it cannot be accepted."""
+        job, client, rows = self._securing.pop(event.token, (b"", 0, []))
+        if job not in self.keeping.jobs:
+            return
+        if event.why_not:
+            full = QuotaExceeded(event.why_not, next="make room, or give the node more: p2pgrid node --quota")
+            self.out.append(e.Reply(client, m.REFUSED, 0, [job, "refs", 0, dict(error_to_wire(full))]))
+            return
+        self.out.append(self.keeping.store(rows, [e.Reply(client, m.ACK, 0, [job, "refs", 0])])[1])
 
     def _input(self, client: int, body: Any, now: float) -> None:
         job, lo, hi, data = body

@@ -84,9 +84,21 @@ class Copies:
         wish = self.wishes.get(id_)
         return [] if wish is None else [node for node in (wish.holders | wish.asked) if node != self.me]
 
-    def up(self, node: str) -> None:
+    def entrust(self, id_: ObjectId, copies: int, holders: Sequence[str], now: float) -> list[Send]:
+        """Have an object kept by those who have it, for this node needs it and does not have it (yet)."""
+        self.wish(id_, copies, holders, now)
+        return [send for node in holders if node in self._up for send in self._asking(id_, node)]
+
+    def _asking(self, id_: ObjectId, node: str) -> list[Send]:
+        wish = self.wishes.get(id_)
+        return [] if wish is None else [Send(node, m.O_COPY, [id_, wish.copies, [*wish.holders, *wish.asked]])]
+
+    def up(self, node: str) -> list[Send]:
+        """A member is there (again); whoever is entrusted with something hears it once more."""
         self._up[node] = None
         self._left_s.pop(node, None)
+        entrusted = [id_ for id_, one in self.wishes.items() if node in one.asked and self.me not in one.holders]
+        return [send for id_ in entrusted for send in self._asking(id_, node)]
 
     def down(self, node: str, now: float) -> None:
         self._up.pop(node, None)

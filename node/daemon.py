@@ -38,7 +38,6 @@ from p2pgrid.core import messages as m
 from p2pgrid.core.errors import ExitCode, GridError, PeerError, error_to_wire
 from p2pgrid.core.interpreters import fact
 from p2pgrid.core.locate import NODE_FILE
-from p2pgrid.core.wire import frame
 from p2pgrid.node import events as e
 from p2pgrid.node.asked import VERBS, Asked
 from p2pgrid.node.banner import Talk, banner, crash_report, last_line
@@ -51,6 +50,7 @@ from p2pgrid.node.local import DirectoryLock, LocalServer, take_directory, write
 from p2pgrid.node.machine import Machine, MachineConfig
 from p2pgrid.node.neighbours import TIMER as NEIGHBOURS
 from p2pgrid.node.network import Network
+from p2pgrid.node.object_files import ids_in
 from p2pgrid.node.seal import CardSeal
 from p2pgrid.node.timers import Lag, Timers
 from p2pgrid.node.vitals import Standstill
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from p2pgrid.node.sharing import Sharing
     from p2pgrid.node.workers_child import Child
 
+OF_OBJECTS = (e.Name, e.Pull, e.Needs, e.Secure, e.Freed, e.Delivered)
 STOP_MARGIN_S = 3.0
 """After the grace: how long the machine may take to say Stopped before we end without it."""
 HARD_MARGIN_S = 4.8
@@ -183,6 +184,7 @@ class Node:
         self.pool = WorkerPool(
             config.slots if config.work else 0, config.python, config.dir, identity.name, self.deliver, log=talk.log
         )
+        self.network.make_keeper = self._keeper
         self.pool.on_asks, self.pool.on_buried = self._workers_ask, self._worker_gone
         self.timers = Timers()
         self.lag = Lag()
@@ -214,6 +216,7 @@ class Node:
             e.Show: self.pool.show,
             e.Recall: lambda effect: self.pool.recall(effect.worker),
             e.Kill: self.pool.kill,
+            **dict.fromkeys(OF_OBJECTS, self._of_objects),
             e.SetTimer: self._set_timer,
             e.Log: talk.log,
             e.Stopped: self._on_stopped,
@@ -283,6 +286,8 @@ class Node:
     # ---- effects ----------------------------------------------------------------------------------------------------
 
     def _reply(self, effect: e.Reply) -> None:
+        if self._sharing is not None and effect.kind == m.RESULT:
+            effect = self._sharing.belongings.shown(effect)
         self.server.reply(self.completing.completed(effect))
 
     def _answer(self, answer: e.Reply) -> None:
@@ -331,29 +336,38 @@ class Node:
             assert self._nursery is not None, "a request before the loop runs"
             try:
                 self._sharing = Sharing(
-                    self.config, self.identity.id, self.server, self.network, self._nursery, self.talk.log
-                )
+                    self.config, self.identity.id, self.server, self.network, self._nursery, self.talk.log,
+                    self.deliver,
+                )  # fmt: skip
             except OSError as error:
                 self.talk.line(f"warning: no shared memory: {error.strerror or error}")
                 msg = f"this node has no shared memory: {error}"
                 raise GridError(msg, code="no-shared-memory", next="p2pgrid status") from error
         return self._sharing
 
+    def _of_objects(self, effect: e.Effect) -> None:
+        """Do what the machine wants of objects; without shared memory none can be kept."""
+        with contextlib.suppress(GridError):
+            self._made_sharing().perform(effect)
+
+    def _keeper(self) -> Sharing | None:
+        """Return the objects of this node, to a member who asks it to keep some."""
+        with contextlib.suppress(GridError):
+            return self._made_sharing()
+        return None
+
     def _workers_ask(self, child: Child, asks: list[Frame]) -> None:
         """Hand on what a worker says about objects."""
         try:
             sharing = self._made_sharing()
         except GridError as error:
-            for one in asks:
-                if one.kind == m.W_NEED:
-                    child.tell(frame(m.W_AT, [one.body[0], 0, 0, dict(error_to_wire(error)), 0]))
-            self.pool.push(child)
+            self.pool.refuse(child, asks, error)
             return
-        sharing.worker_asks(self.pool, child, asks)
+        sharing.visitors.worker_asks(self.pool, child, asks)
 
     def _worker_gone(self, child: Child) -> None:
         if self._sharing is not None:
-            self._sharing.gone(-child.process.pid)
+            self._sharing.visitors.gone(-child.process.pid)
 
     def _ask_sharing(self, client: int, id_: int, verb: str, arguments: dict[str, Any]) -> None:
         """Hand on a request about objects."""
@@ -362,7 +376,7 @@ class Node:
         except GridError as error:
             self._answer(e.Reply(client, m.ERROR, id_, dict(error_to_wire(error))))
             return
-        sharing.answer(client, id_, verb, arguments)
+        sharing.visitors.answer(client, id_, verb, arguments)
 
     def _rows(self) -> list[dict[str, Any]]:
         """Return the members as the machine sees them."""
@@ -408,7 +422,10 @@ class Node:
                 charter = self.charter
                 self._standstill.look()  # to start may take long, and nothing stood still for that
                 self.deliver([
-                    e.Loaded(self.journal.load(), time.time() - time.monotonic(), self.journal.incarnation),
+                    e.Loaded(
+                        self.journal.load(), time.time() - time.monotonic(), self.journal.incarnation,
+                        frozenset(ids_in(self.config.dir)),
+                    ),
                     e.Belongs(charter.grid, charter.grid_name, charter.roles, charter.certificate),
                 ])  # fmt: skip
                 gc.freeze()  # what is there now stays: the collector need not look at it again

@@ -22,8 +22,10 @@ from p2pgrid.core.deps import IN_LIST, VALUE, TaskId, Value
 from p2pgrid.core.errors import DependencyFailed, NotFound, ResultLost, TaskCancelled
 from p2pgrid.core.failure import encode_exception
 from p2pgrid.core.ids import job_name
+from p2pgrid.core.large import LARGE, Large, read_large
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.record import BatchId
+from p2pgrid.core.ref import pickled_value
 from p2pgrid.core.shapes import FAILURE, PACKED, failure_text
 from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node import events as e
@@ -225,10 +227,22 @@ class Depending(Handler):
             self.fail(task, end.data)
             return
         place = task.index - end.lo
-        value = Value(IN_LIST, end.data, place) if end.shape == PACKED else Value(VALUE, end.data[place])
+        large = read_large(end.data) if end.shape == LARGE else None
+        if large is not None:
+            value = Value(VALUE, pickled_value(large.name, large.holders))
+        else:
+            value = Value(IN_LIST, end.data, place) if end.shape == PACKED else Value(VALUE, end.data[place])
         for held, at in self._unwatch(task):
             held.run.deps[at] = value  # type: ignore[index]
+            if large is not None:
+                self._need(held.job, large)
             self._supply(held, held.users.pop(at, ()))
+
+    def _need(self, job: bytes, large: Large) -> None:
+        """A large value is not carried along: it stays where it is until this job does not need it any more."""
+        kept = self.keeping.jobs.get(job)
+        if kept is not None:
+            self.outcomes.needs(kept, [kept.refs.setdefault(large.name, large._replace(is_ref=True))], inputs=True)
 
     def _supply(self, held: Held, users: Sequence[int]) -> None:
         kept, work = self.keeping.jobs.get(held.job), self.pool.works.get(held.job)

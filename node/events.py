@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from p2pgrid.core.chains import ALL_ROLES
+from p2pgrid.core.large import Large
 from p2pgrid.core.member import Card
 from p2pgrid.core.prints import Line, Said
 from p2pgrid.core.segments import Outcome as Outcome  # noqa: PLC0414 - shells and machine know them by this file
@@ -51,6 +52,8 @@ class Loaded:
     rows: Sequence[Row]
     wall_offset_s: float
     incarnation: int
+    objects: frozenset[bytes] = frozenset()
+    """Ids of the objects that are on this node's disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +166,34 @@ class WorkerDied:
 
 
 @dataclass(frozen=True, slots=True)
+class Named:
+    """The object that a worker wrote under `key` has this id (Name); None: it is gone."""
+
+    key: bytes
+    id: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """The object asked for with Pull is here, for long enough to say that it is needed; not `good`: it is not.
+
+    `full`: there is no room for it here, and it stays where it is.
+    """
+
+    id: bytes
+    good: bool
+    full: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Secured:
+    """The objects of that Secure will outlive this node's memory; else why not, in one line."""
+
+    token: int
+    why_not: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class TimerFired:
     """A timer set by SetTimer is due."""
 
@@ -260,8 +291,8 @@ class Stop:
 
 Event = (
     Loaded | Stored | StoreFailed | Fetched | ClientJoined | ClientSent | ClientGone | WorkerReady | WorkerDone
-    | WorkerPrinted | WorkerDied | TimerFired | PeerUp | PeerDown | PeerRoles | PeerSent | Belongs | Listens | Reachable
-    | Leaving | Stalled | WallClock | Stop
+    | WorkerPrinted | WorkerDied | Named | Pulled | Secured | TimerFired | PeerUp | PeerDown | PeerRoles | PeerSent
+    | Belongs | Listens | Reachable | Leaving | Stalled | WallClock | Stop
 )  # fmt: skip
 
 
@@ -395,6 +426,70 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
+class Name:
+    """Find out the id of what a worker wrote under `key` as the result of a task, and answer Named.
+
+    `durable`: write it to disk first. `own`: of a job kept here, whose Needs tells what becomes of it; else it stays
+    until Delivered says that its keeper knows it.
+    """
+
+    key: bytes
+    job: Job
+    task: int
+    own: bool
+    durable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Fetch an object that these nodes have, and answer Pulled."""
+
+    id: bytes
+    holders: Sequence[NodeId]
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """A job kept here needs these objects, wherever they are, until Freed.
+
+    `session` is the program's that submitted it: once that has a value (not a Ref), the job needs it less than others
+    need the room. b"": it is detached.
+    """
+
+    job: Job
+    session: bytes
+    objects: Sequence[Large]
+    copies: int
+    inputs: bool = False
+    """They are Refs among its inputs: needed until it has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """A job is not kept here any more: it needs no objects. `inputs`: it has ended, and needs no inputs."""
+
+    job: Job
+    inputs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Secure:
+    """Have objects that Needs has named on disk here and at other members, and answer Secured."""
+
+    token: int
+    job: Job
+    ids: Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The keeper of a job knows the results of these tasks (None: of all), or does not want them."""
+
+    job: Job
+    spans: Sequence[tuple[int, int]] | None
+
+
+@dataclass(frozen=True, slots=True)
 class SetTimer:
     """Fire TimerFired(key) at `at_s` (monotonic); a timer of the same key is replaced; `at_s` None cancels it."""
 
@@ -419,5 +514,5 @@ class Stopped:
 
 Effect = (
     Reply | Send | Connect | Disconnect | Drop | Introduce | GridClock | Store | Fetch | Run | Show | Recall | Kill
-    | SetTimer | Log | Stopped
+    | Name | Pull | Needs | Freed | Secure | Delivered | SetTimer | Log | Stopped
 )  # fmt: skip

@@ -26,6 +26,7 @@ from p2pgrid.node.fitness import Fitness
 from p2pgrid.node.kept import Kept, Source
 from p2pgrid.node.leases import SETTLED, Grant, Lapsed, Withdrawn
 from p2pgrid.node.moves import RERUN
+from p2pgrid.node.naming import Naming
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parcels import Key, parcel
 from p2pgrid.node.parts import Handler, Parts, slots_of
@@ -63,6 +64,7 @@ class Granting(Handler):
         super().__init__(parts)
         self.fitness = fitness
         self.outcomes = outcomes
+        self.arriving = Naming(parts, outcomes)
         self.spare: Callable[[str, tuple[int, int], int, float], bool] = lambda *_: False
         """Asked for something else that a member may do for which there is no task."""
         self.looked: Callable[[float], None] = lambda _: None
@@ -400,13 +402,13 @@ class Granting(Handler):
                 self.out.append(ack)
                 continue
             source = Source(peer, self.parts.name_of(peer), incarnation, number)
-            if self.keeping.waits_for_disk(kept, source, len(outcomes)):
+            if self.keeping.waits_for_disk(kept, source, len(outcomes)) or self.arriving.is_coming(kept, source):
                 continue  # the first arrival will be acknowledged
             self._learn(peer, kept, entry, now)
             if attempt > 1:
                 self.parts.moves.count(job, peer, RERUN, sum(hi - lo for lo, hi, _, _ in outcomes))
             parsed = [e.Outcome(*outcome) for outcome in outcomes]
-            self.outcomes.accept(kept, parsed, attempt, source, [ack])
+            self.arriving.accept(kept, parsed, attempt, source, [ack])
 
     def _learn(self, peer: str, kept: Kept, entry: ResultEntry, now: float) -> None:
         """Keep the output of tasks that ran elsewhere, and note how long they took there."""

@@ -10,7 +10,7 @@ Rule: this file knows neither workers nor the pool nor peers. It says which task
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -18,11 +18,12 @@ from p2pgrid.core import messages as m
 from p2pgrid.core.batch import content_id
 from p2pgrid.core.errors import PeerError
 from p2pgrid.core.ids import job_name
+from p2pgrid.core.large import LARGE, Large, read_large
 from p2pgrid.core.ranges import RangeSet, Span
 from p2pgrid.core.record import BatchId, Inputs, Record, Results, State, Try, unpack_spec
 from p2pgrid.core.shapes import FAILURE, failure_text
 from p2pgrid.core.wire import pack, unpack
-from p2pgrid.node.events import Effect, Outcome, Reply, Row, Send, Store
+from p2pgrid.node.events import Effect, Freed, Outcome, Reply, Row, Send, Store
 from p2pgrid.node.kept import (
     ABANDONED,
     CANCELLED,
@@ -103,8 +104,11 @@ class Keeping:
 
     # ---- a life begins ----------------------------------------------------------------------------------------------
 
-    def load(self, rows: Sequence[Row], incarnation: int) -> None:
-        """Rebuild every record from the journal. Rows of a job without a spec are passed over."""
+    def load(self, rows: Sequence[Row], incarnation: int, objects: Container[bytes] = ()) -> None:
+        """Rebuild every record from the journal. Rows of a job without a spec are passed over.
+
+        `objects` are those on disk; a result that was no more than another in memory is lost with it.
+        """
         self._incarnation = incarnation
         for row in rows:
             if row.kind == "spec":
@@ -119,12 +123,12 @@ class Keeping:
         for row in rows:
             if row.job in self.jobs and row.kind != "spec":
                 self.jobs[row.job].rows.put(row)
-                self.merge(self.jobs[row.job], row)
+                self.merge(self.jobs[row.job], row, objects)
         for kept in self.jobs.values():
             kept.order.sort()
             self.changed(kept)
 
-    def merge(self, kept: Kept, row: Row) -> None:  # noqa: C901, PLR0912 - one case for each kind of row
+    def merge(self, kept: Kept, row: Row, objects: Container[bytes] | None = None) -> None:
         """Take what a row of the journal, of this node or another keeper, says into the record."""
         record = kept.record
         match row.kind:
@@ -134,17 +138,13 @@ class Keeping:
                 record.inputs[lo] = Inputs(hi, content)
                 kept.known.add(lo, hi)
                 kept.durable.add(lo, hi)
+            case "refs":
+                kept.refs[row.key] = read_large(row.meta)
             case "close":
                 record.closed = max(record.closed or 0, unpack(row.meta))
                 kept.synced.add(("close", b""))
             case "result":
-                node, incarnation, number, lo, hi, failed, attempt, content, sealed, size, *rest = unpack(row.meta)
-                if rest and rest[0]:
-                    self.readers.names[node] = rest[0]
-                kept.overlaps = kept.overlaps or bool(kept.done.within(lo, hi))
-                self._note(kept, BatchId(node, incarnation, number), Results(lo, hi, failed, attempt, content), size)
-                if sealed:
-                    record.seals.join(lo, hi, (0, BatchId(node, incarnation, number)))
+                kept.overlaps = self._merge_result(kept, row, objects)
             case "seal":
                 lo, hi, batch = unpack(row.meta)
                 record.seals.join(lo, hi, (0, BatchId(*batch)))
@@ -176,6 +176,24 @@ class Keeping:
                 kept.copied = True
             case _:
                 pass  # a kind of a later minor version: kept, not understood
+
+    def _merge_result(self, kept: Kept, row: Row, objects: Container[bytes] | None) -> bool:
+        """Take in results; return whether any of the job's overlap. `objects`: those on disk, as a life begins."""
+        node, incarnation, number, lo, hi, failed, attempt, content, sealed, size, *rest = unpack(row.meta)
+        if rest and rest[0]:
+            self.readers.names[node] = rest[0]
+        large = read_large(rest[1]) if len(rest) > 1 else None
+        if large is not None:
+            if objects is not None and large.name not in objects and set(large.holders) <= {self._node}:
+                return kept.overlaps  # it was in memory only: as if the task had not run
+            kept.objects.append(large)
+        batch = BatchId(node, incarnation, number)
+        results = Results(lo, hi, failed, attempt, content, (large.name,) if large else ())
+        overlaps = kept.overlaps or bool(kept.done.within(lo, hi))
+        self._note(kept, batch, results, size)
+        if sealed:
+            kept.record.seals.join(lo, hi, (0, batch))
+        return overlaps
 
     def _note(self, kept: Kept, batch: BatchId, results: Results, size: int) -> None:
         kept.record.results[batch] = results
@@ -422,6 +440,13 @@ class Keeping:
             entries.append([lo, hi, shape, data, name, attempt])
         return fresh, self.readers.deliver(kept, entries) if entries else []
 
+    def show(self, kept: Kept, outcome: Outcome, attempt: int) -> list[Effect]:
+        """Give readers on this machine a result that is yet to be recorded."""
+        lo, hi, shape, data = outcome
+        if kept.ended or kept.done.within(lo, hi) or kept.cancelled.within(lo, hi):
+            return []
+        return self.readers.deliver(kept, [[lo, hi, shape, data, self._node_name, attempt]], local=True)
+
     def keep(self, kept: Kept, fresh: Fresh, promises: Iterable[Promise] = ()) -> list[Effect]:
         """Put what was taken in into record and journal.
 
@@ -433,8 +458,12 @@ class Keeping:
             value = pack([shape, data])
             content = content_id(value)
             failed = shape == FAILURE
-            kept.record.results[batch] = Results(lo, hi, failed, fresh.attempt, content)
-            size = len(value)
+            large = read_large(data) if shape == LARGE else None
+            refs = (large.name,) if large else ()
+            kept.record.results[batch] = Results(lo, hi, failed, fresh.attempt, content, refs)
+            size = large.size if large else len(value)
+            if large:
+                kept.objects.append(large)
             if kept.order and kept.order[-1][0] > lo:
                 insort(kept.order, (lo, batch, size))
             else:
@@ -442,9 +471,10 @@ class Keeping:
             if fresh.seal:
                 kept.record.seals.join(lo, hi, (0, batch))
             name = self.readers.names.get(batch.node, "")
-            meta = pack([*batch, lo, hi, failed, fresh.attempt, content, fresh.seal, size, name])
+            more = [data] if large else []
+            meta = pack([*batch, lo, hi, failed, fresh.attempt, content, fresh.seal, size, name, *more])
             rows.append(Row(kept.id, "result", pack(batch), meta, value))
-            self.readers.remember(kept.id, batch, shape, data, size)
+            self.readers.remember(kept.id, batch, shape, data, len(value))
             keys.append((kept.id, batch))
         promises = list(promises)
         if not rows:
@@ -541,6 +571,20 @@ class Keeping:
         meta = pack(kept.record.expires)
         return self.store([Row(kept.id, "expiry", meta, meta, b"")], promises)[1]
 
+    @staticmethod
+    def let_go(kept: Kept, *, inputs: bool) -> list[Effect]:
+        """A job needs its objects no longer (`inputs`: those that its inputs name)."""
+        freed: list[Effect] = [Freed(kept.id, inputs=True)] if kept.refs else []
+        return freed if inputs or not kept.objects else [*freed, Freed(kept.id)]
+
+    def refs(self, kept: Kept, objects: Iterable[Large]) -> list[Row]:
+        """Note objects that inputs name; return the rows that say so."""
+        rows = []
+        for large in objects:
+            kept.refs[large.name] = large
+            rows.append(Row(kept.id, "refs", large.name, large.packed(), b""))
+        return rows
+
     def delete(self, job: Job, reason: str, state: str = "unknown") -> list[Effect]:
         """Forget everything about a job, on disk as well; its readers are told a state and the reason, if any."""
         kept = self.jobs.pop(job)
@@ -548,7 +592,7 @@ class Keeping:
         self.readers.forget((job, batch) for batch in kept.record.results)
         rows = [Row(job, "*", b"", b"", None)]
         told = self.readers.dismiss(kept, state, reason) if reason else []
-        return [*told, Store(0, rows)]
+        return [*told, Store(0, rows), *self.let_go(kept, inputs=False)]
 
     def entry_of(self, kept: Kept, task: int) -> tuple[Results, str] | None:
         """Return the batch that counts for a task, and the name of the node that made it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from p2pgrid.core.large import Large
 from p2pgrid.core.ranges import RangeSet, Span
 from p2pgrid.core.record import BatchId, Record, Spec
 from p2pgrid.node.events import Outcome, Reply, Send
@@ -108,6 +109,10 @@ class Kept:
     logs: RangeSet = field(default_factory=RangeSet)
     reasons: dict[int, str] = field(default_factory=dict)
     """What failed tasks raised, in this life of the node."""
+    objects: list[Large] = field(default_factory=list)
+    """Its large results."""
+    refs: dict[bytes, Large] = field(default_factory=dict)
+    """Objects that its inputs name, by id: needed until it has ended."""
     programs: set[int] = field(default_factory=set)
     """Clients that opened it and are connected."""
     rows: Rows = field(default_factory=Rows)

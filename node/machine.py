@@ -84,6 +84,7 @@ class Machine(Handler):
         self.prints = Prints(parts)
         self.door.watched = self.prints.watches_changed
         self.doubling = Doubling(parts, self.fitness, self.members.granting)
+        self.naming = self.members.granting.arriving
         self.thieves = Thieves(parts, self.fitness, self.outcomes, self.members)
         self.neighbours = Neighbours(parts, rng)
         parts.round_trip_s = self.neighbours.round_trip_s
@@ -139,6 +140,9 @@ class Machine(Handler):
             e.WorkerDone: self._on_worker_done,
             e.WorkerPrinted: self.prints.printed,
             e.WorkerDied: self._on_worker_died,
+            e.Named: self.naming.named,
+            e.Pulled: self.naming.pulled,
+            e.Secured: self.door.secured,
             e.TimerFired: self._on_timer,
             e.PeerUp: self._on_peer_up,
             e.PeerDown: self._on_peer_down,
@@ -222,7 +226,7 @@ class Machine(Handler):
 
     def _on_loaded(self, event: e.Loaded, now: float) -> None:
         self.wall_offset_s = event.wall_offset_s
-        self.keeping.load(event.rows, event.incarnation)
+        self.keeping.load(event.rows, event.incarnation, event.objects)
         self.holding.begin(event.incarnation)
         self.thief.begin(event.incarnation)
         self.neighbours.loaded(event)
@@ -230,8 +234,12 @@ class Machine(Handler):
         self.loaded = True
         for kept in self.keeping.jobs.values():
             self.replicas.loaded(kept, now)
+            if kept.objects and kept.accepted == self.config.node_id:
+                self.outcomes.needs(kept, kept.objects)
             if kept.ended:
                 continue
+            if kept.refs and kept.accepted == self.config.node_id:
+                self.outcomes.needs(kept, kept.refs.values(), inputs=True)
             if not kept.spec.detach and kept.accepted == self.config.node_id:
                 self.parts.timer(("orphan", kept.spec.session), now + self.config.orphan_after_s)
         self._expire(now)
@@ -370,10 +378,11 @@ class Machine(Handler):
             effect = self.keeping.log(self.keeping.jobs[work.job], event.logs)
             if effect is not None:
                 self.out.append(effect)
+        outcomes = self.naming.sorted_out(info.taken, event.outcomes)
         if work.keeper is not None:
-            self.outcomes.owe(work, event.outcomes, info.taken.attempt, now, event.logs, event.busy_s)
-        elif event.outcomes:
-            self.outcomes.report(work, event.outcomes, info.taken.attempt)
+            self.outcomes.owe(work, outcomes, info.taken.attempt, now, event.logs, event.busy_s)
+        elif outcomes:
+            self.outcomes.report(work, outcomes, info.taken.attempt)
 
     def _unfit(self, info: RunInfo, why: str) -> None:
         lane, work = info.taken.lane, info.taken.work
@@ -487,7 +496,7 @@ class Machine(Handler):
             self.parts.timer(("grace",), now + event.grace_s)
 
     def _settle_stop(self, now: float) -> None:
-        if not self._stopped and not self.running.busy() and not self.keeping.unsettled:
+        if not self._stopped and not (self.running.busy() or self.naming.busy or self.keeping.unsettled):
             self._stopped = True
             self.members.hand_back()
             self.neighbours.leave(now)

@@ -264,12 +264,14 @@ class Members(Handler):
         return fresh.size - lost.size
 
     def _results_ack(self, peer: str, body: Any, now: float) -> None:
-        for job, _ in self.holding.acknowledged(peer, body):
+        for job, spans in self.holding.acknowledged(peer, body):
+            self.parts.delivered(job, spans)
             self.tidy(peer, job)
 
     def _drop(self, peer: str, body: Any, now: float) -> None:
         job, spans = body
         gone = self.holding.drop(peer, job, spans)
+        self.parts.delivered(job, spans)
         work = self.pool.works.get(job)
         if work is not None and work.keeper == peer:
             self.outcomes.take_out(job, gone)
@@ -313,6 +315,7 @@ class Members(Handler):
     def forget(self, _now: float, peer: str) -> None:
         """A keeper stayed away too long."""
         for job in self.holding.forget(peer):
+            self.parts.delivered(job, None)
             self.pool.close(job)
             self.out += self.running.cancel(job, None)
 

@@ -97,7 +97,8 @@ class Network:
         self.links: Links | None = None
         self.kad: Kad | None = None
         self.keeper: Keeper | None = None
-        """None as long as no program here has put or got anything."""
+        """None as long as nobody here shares anything."""
+        self.make_keeper: Callable[[], Keeper | None] = lambda: None
         self.membership: Membership | None = None
         self.rng = random.Random()
         self.trustees = Trustees(self)
@@ -376,13 +377,15 @@ class Network:
             self.links.unknown(peer, kind)
 
     def _of_objects(self, peer: str, kind: int, body: Any) -> None:
-        """Hand on a frame about objects; whoever asks a node that keeps none, or to keep copies, hears so."""
-        if kind == m.O_COPY or (kind in (m.O_LIST, m.O_WANT) and self.keeper is None):
+        """Hand on a frame about objects; whoever asks a node that keeps none hears so."""
+        if kind == m.O_COPY and self.keeper is None:
+            self.make_keeper()
+        if kind in (m.O_COPY, m.O_LIST, m.O_WANT) and self.keeper is None:
             self.send(peer, m.O_LACK, [body[0], None])
         elif kind == m.O_FIND and self.keeper is None:
             for id_ in body[0]:
                 self.send(peer, m.O_LACK, [id_, None])
-        elif kind != m.O_FREE and self.keeper is not None:
+        elif self.keeper is not None:
             self.keeper.received(peer, kind, body)
 
     def later(self, event: e.Event) -> None:

@@ -191,6 +191,13 @@ class ObjectFiles:
                 yield id_
 
 
+def ids_in(directory: Path) -> list[ObjectId]:
+    """Return the ids of the objects on disk under a node's directory; nothing is opened or made."""
+    folder = directory / "objects"
+    found = [_id_of(path.name) for path in folder.iterdir()] if folder.is_dir() else []
+    return [id_ for id_ in found if id_ is not None]
+
+
 def _id_of(name: str) -> ObjectId | None:
     if len(name) != 2 * ID_BYTES or name != name.lower():
         return None

@@ -210,9 +210,8 @@ class Objects:
         self._up[peer] = None
         if keeps:
             self._keepers[peer] = None
-        self.copies.up(peer)
         ids = [id_ for id_, s in self.sought.items() if s.everybody or peer in s.last_holders]
-        return list(self._find({id_: [peer] for id_ in ids}, now))
+        return [*self.copies.up(peer), *self._find({id_: [peer] for id_ in ids}, now)]
 
     def peer_down(self, peer: str, now: float) -> list[Effect]:
         """A member is not reachable any more; what came from it stays, the rest is asked of others."""
@@ -369,6 +368,10 @@ class Objects:
             self.shelf.pin(key, COPY)
             self.copies.has(id_, self.copies.me)
         return list(self.copies.repairs(list(self._keepers), now))
+
+    def have_kept(self, id_: ObjectId, copies: int, holders: Sequence[str], now: float) -> list[Effect]:
+        """So many members shall have an object that these others have; this node needs it."""
+        return list(self.copies.entrust(id_, copies, holders, now))
 
     def free(self, id_: ObjectId) -> list[Effect]:
         """Nobody needs the copies any more: every holder may drop his."""

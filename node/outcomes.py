@@ -6,7 +6,7 @@ bounded number of times; one that raises, only where its options ask for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from p2pgrid.core import messages as m
 from p2pgrid.core.errors import (
@@ -17,6 +17,7 @@ from p2pgrid.core.errors import (
     WorkerCrashed,
 )
 from p2pgrid.core.failure import encode_exception
+from p2pgrid.core.large import LARGE, Large
 from p2pgrid.core.missing import nowhere
 from p2pgrid.core.ranges import RangeSet, Span
 from p2pgrid.core.record import Try
@@ -57,6 +58,11 @@ class Outcomes(Handler):
                 self.pool.remove(work, lo, hi)
                 self.pool.finished(work, lo, hi)
         self.on_out(job, spans)
+
+    def needs(self, kept: Kept, objects: Iterable[Large], *, inputs: bool = False) -> None:
+        """Have the shell keep objects that a job needs."""
+        session = b"" if kept.spec.detach else kept.spec.session
+        self.out.append(e.Needs(kept.id, session, list(objects), kept.spec.copies, inputs))
 
     def forget(self, job: bytes) -> None:
         """A job is no longer kept here: stop it everywhere."""
@@ -133,6 +139,8 @@ class Outcomes(Handler):
         keeper = str(work.keeper)
         if not (outcomes or logs) or not self.holding.holds(keeper, work.job):
             return
+        if any(outcome.shape == LARGE for outcome in outcomes):
+            self.parts.stored.add(work.job)
         bounds = self.config.holding
         for lot in lots(outcomes, logs, busy_s, bounds.lot_bytes, self.config.keeping.log_bytes):
             number = self.keeping.next_number()
@@ -171,7 +179,10 @@ class Outcomes(Handler):
 
     def _keep(self, kept: Kept, fresh: Fresh, source: Source | None, promises: Sequence[Promise]) -> None:
         """The readers have the results; now they leave for the disk."""
+        before = len(kept.objects)
         self.out += self.keeping.keep(kept, fresh, promises)
+        if len(kept.objects) > before:
+            self.needs(kept, kept.objects[before:])
         work = self.pool.works.get(kept.id)
         for lo, hi in fresh.new:
             if work is not None:
@@ -274,8 +285,11 @@ class Outcomes(Handler):
             self.pool.make_ready(work, lo, hi, alone=alone)
 
     def settle(self, kept: Kept) -> None:
+        was_over = kept.ended
         self.out += self.keeping.settle(kept)
         if kept.ended:
+            if not was_over:
+                self.out += self.keeping.let_go(kept, inputs=True)
             self.pool.close(kept.id)
             for peer in self.leases.forget(kept.id):
                 self.out.append(e.Send(peer, m.P_DROP, [kept.id, None]))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from p2pgrid.core.errors import (
 )
 from p2pgrid.core.interpreters import offered
 from p2pgrid.core.member import Seal
-from p2pgrid.core.ranges import RangeSet
+from p2pgrid.core.ranges import RangeSet, Span
 from p2pgrid.node import events as e
 from p2pgrid.node.holding import Holding, HoldingOptions
 from p2pgrid.node.keeping import Keeping
@@ -92,6 +92,8 @@ class Parts:
         self.moves = Moves()
         self.doubled: dict[bytes, RangeSet] = {}
         """Tasks of jobs kept here that were given to a second node on purpose."""
+        self.stored: set[bytes] = set()
+        """Jobs of others of whose results some are objects here."""
         self.counts: Counter[str] = Counter()
         """Tasks of others that came here before a slot was free (`prefetched`) or from their holders (`stolen`), and
         those that ran here under a higher attempt number (`rerun`); and how often others were asked for work or to
@@ -193,6 +195,13 @@ class Parts:
         if not free and (4 * rtt_s < typical_s or waits_s >= slots * rtt_s):
             return None
         return free, max(target_s - waits_s, 0.0)
+
+    def delivered(self, job: bytes, spans: Iterable[Span] | None) -> None:
+        """Let go of results that are objects: their keeper knows them, or does not want them."""
+        if job in self.stored:
+            self.out.append(e.Delivered(job, None if spans is None else list(spans)))
+            if spans is None:
+                self.stored.discard(job)
 
     def append(self, work: Work, batch: InputBatch) -> list[Lane]:
         try:

@@ -16,6 +16,7 @@ from typing import Any
 from p2pgrid.core import messages as m
 from p2pgrid.core.errors import ResultLost
 from p2pgrid.core.failure import encode_exception
+from p2pgrid.core.large import outcome_bytes
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.record import BatchId
 from p2pgrid.core.shapes import FAILURE
@@ -88,9 +89,12 @@ class Readers:
             else:
                 self._recent_size -= entry[2] + OVERHEAD
 
-    def deliver(self, kept: Kept, entries: list[list[Any]]) -> list[Effect]:
+    def deliver(self, kept: Kept, entries: list[list[Any]], *, local: bool = False) -> list[Effect]:
+        """Give readers results; `local`: those on this machine only."""
         out: list[Effect] = []
         for watch in kept.watches.values():
+            if local and watch.client < 0:
+                continue
             if watch.fetching:
                 continue  # it catches up in order when that is here
             if watch.behind or watch.unread > watch.window_bytes:
@@ -102,7 +106,7 @@ class Readers:
                 send = [e for e in send if watch.sent.missing(e[0], e[1])]
             for entry in send:
                 watch.sent.add(entry[0], entry[1])
-                watch.unread += size_of(entry[3])
+                watch.unread += outcome_bytes(entry[2], entry[3])
             if send:
                 out.append(Reply(watch.client, m.RESULT, 0, [kept.id, send]))
         return out
@@ -163,9 +167,9 @@ class Readers:
         return self._node_name if node == self._node else self.names.get(node, node[-8:])
 
     def _send(self, kept: Kept, watch: Watch, entries: list[list[Any]]) -> list[Effect]:
-        for lo, hi, _, data, _, _ in entries:
+        for lo, hi, shape, data, _, _ in entries:
             watch.sent.add(lo, hi)
-            watch.unread += size_of(data)
+            watch.unread += outcome_bytes(shape, data)
         return [Reply(watch.client, m.RESULT, 0, [kept.id, entries])] if entries else []
 
     def catch_up(self, kept: Kept, watch: Watch) -> list[Effect]:
@@ -232,8 +236,3 @@ class Readers:
         for one in [kept] if kept is not None else self.jobs.values():
             one.watches.pop(client, None)
             one.programs.discard(client)
-
-
-def size_of(data: Any) -> int:
-    """Return how many bytes of result these are; a reader counts its credit in the same way."""
-    return len(data) if isinstance(data, bytes) else sum(map(len, data))

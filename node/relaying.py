@@ -23,11 +23,11 @@ from p2pgrid.core import messages as m
 from p2pgrid.core.chains import may
 from p2pgrid.core.errors import GridError, NotAuthorized, QuotaExceeded, error_to_wire
 from p2pgrid.core.ids import job_name
+from p2pgrid.core.large import outcome_bytes
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.shapes import from_peer
 from p2pgrid.node import events as e
 from p2pgrid.node.parts import Handler, Parts
-from p2pgrid.node.reading import size_of
 
 TIMER = "relay"
 WINDOW_BYTES = 8 << 20
@@ -290,7 +290,9 @@ class Relays(Handler):
         fresh = [entry for entry in entries if relay.had.missing(entry[0], entry[1])]
         for entry in fresh:
             relay.had.add(entry[0], entry[1])
-        stale = sum(size_of(entry[3]) for entry in entries) - sum(size_of(entry[3]) for entry in fresh)
+        stale = sum(outcome_bytes(entry[2], entry[3]) for entry in entries) - sum(
+            outcome_bytes(entry[2], entry[3]) for entry in fresh
+        )
         if stale:
             self._credit(relay, stale)
         if fresh:

@@ -300,6 +300,7 @@ class Running:
                     "env": dict(options.env or {}),
                     "cpu": lane.cpus,
                     "show": lane.work.shown,
+                    **({"keep": options.keep} if options.keep != "value" else {}),
                 },
                 timeout_s=options.timeout_s,
                 memory=None if memory is None else int(memory),

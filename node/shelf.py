@@ -75,12 +75,19 @@ class Item:
     maps: dict[int, int] = field(default_factory=dict)
     wanted: bool = False
     """Somebody waits for it to be in memory."""
+    lingers: bool = False
+    """Kept while there is room, though nobody needs it."""
     dropped: bool = False
     """Let go of while the shell was busy with it: it goes as soon as the shell is done."""
 
     @property
     def settled(self) -> bool:
         return self.doing is Doing.NOTHING
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of it is here, in memory or on disk."""
+        return self.disk or (self.memory and self.doing in (Doing.NOTHING, Doing.SPILLING))
 
     @property
     def movable(self) -> bool:
@@ -328,6 +335,23 @@ class Shelf:
             if not item.disk:
                 out += self._drop(key)
         return out + self._advance()
+
+    def save(self, key: Key) -> list[ShelfEffect]:
+        """Have an object on disk as well; Spilled says what came of it. Nothing, if it is, or the shell is busy."""
+        item = self.items[key]
+        if item.disk or not item.memory or not item.settled:
+            return []
+        item.doing = Doing.SPILLING
+        self._spilling_bytes += item.size
+        return [Spill(key)]
+
+    def put_away(self, key: Key) -> list[ShelfEffect]:
+        """Give up the place in memory of an object that is on disk, if nobody has it mapped."""
+        item = self.items[key]
+        if not (item.disk and item.movable):
+            return []
+        self._out_of_memory(key, item)
+        return [Release(key), *self._advance()]
 
     def limits(self, quota_bytes: int) -> None:
         """The disk has more or less room than before. What is pinned stays; the next writer hears of it."""

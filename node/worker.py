@@ -33,9 +33,11 @@ from p2pgrid.node.worker_functions import Functions, Items, Unfit
 from p2pgrid.node.worker_output import Output
 from p2pgrid.node.worker_recent import Recent
 from p2pgrid.node.worker_report import Report
+from p2pgrid.node.worker_results import Values
 from p2pgrid.node.worker_tasks import Work, fail_all, run_segment
 
 if TYPE_CHECKING:
+    from p2pgrid.core.objects import Serialised
     from p2pgrid.node.worker_objects import WorkerObjects
 
 RECV = 1 << 16
@@ -78,13 +80,21 @@ class Worker:
             while later:
                 self._handle(later.popleft())
 
-    def _value(self, id_: bytes, holders: tuple[str, ...]) -> Any:
-        """Return what a Ref in arguments stands for."""
+    def _shared(self) -> WorkerObjects:
+        """Return what this child shares with others; the first time its modules are imported."""
         if self._objects is None:
             from p2pgrid.node.worker_objects import WorkerObjects  # noqa: PLC0415 - few tasks have Refs
 
             self._objects = WorkerObjects(self._sock, self._splitter, self._later)
-        return self._objects.value(id_, holders)
+        return self._objects
+
+    def _value(self, id_: bytes, holders: tuple[str, ...]) -> Any:
+        """Return what a Ref in arguments stands for."""
+        return self._shared().value(id_, holders)
+
+    def _store(self, value: Serialised, is_ref: bool) -> bytes:  # noqa: FBT001 - a Store of worker_results
+        """Write a large value into the node's shared memory."""
+        return self._shared().store(value, is_ref=is_ref)
 
     def _handle(self, received: Frame) -> None:
         match received.kind, received.body:
@@ -106,7 +116,8 @@ class Worker:
     def _run(self, number: int, job: bytes, context: Mapping[str, Any], segments: Sequence[Segment]) -> None:
         self._functions.touch([segment.fn for segment in segments])
         self._blobs.touch((job, segment.key) for segment in segments if segment.key and segment.data is None)
-        report = Report(number, self._sock.sendall)
+        values = Values(self._store, as_ref=context.get("keep") == "ref")
+        report = Report(number, self._sock.sendall, values)
         attempt = int(context.get("attempt", 0))
         work = Work(self._page, self._output, report, self._home, self._forked, number, attempt)
         self._page.words[RUN] = number

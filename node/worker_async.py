@@ -70,10 +70,10 @@ class _Segment:
             task = asyncio.get_running_loop().create_task(self._one(index), context=contextvars.copy_context())
             self._ended(index, await task)
 
-    async def _one(self, index: int) -> bytes | BaseException:
+    async def _one(self, index: int) -> bytes | results.Placed | BaseException:
         current.task_index.set(index)
         try:
-            return results.encoded(await self._call(index - self._lo))
+            return self._work.report.encoded(await self._call(index - self._lo))
         except BaseException as error:  # noqa: BLE001 - the task's outcome; asyncio would let SystemExit stop the loop
             return error
 
@@ -81,12 +81,12 @@ class _Segment:
         self._since[index] = monotonic()
         self._show_oldest()
 
-    def _ended(self, index: int, outcome: bytes | BaseException) -> None:
+    def _ended(self, index: int, outcome: bytes | results.Placed | BaseException) -> None:
         work, now = self._work, monotonic()
-        if isinstance(outcome, bytes):
-            work.report.pickled(index, outcome)
-        else:
+        if isinstance(outcome, BaseException):
             work.report.failed(index, results.failure(outcome, skip_frames=1))
+        else:
+            work.report.returned(index, outcome)
         work.tidy(index)
         # What waits costs nothing: by its processor time a grain holds as many of them as can be in flight together.
         used = process_time()

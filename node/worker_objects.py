@@ -1,9 +1,10 @@
-"""Objects in the worker child: a Ref in arguments becomes the value, mapped read-only from the node's shared memory.
+"""Objects in the worker child: Refs in arguments become values in the node's shared memory, large results go there.
 
-The child asks its daemon when it unpickles a Ref, and waits: the daemon answers when the object is there, wherever it
-came from. Frames that come meanwhile are kept for later. The memory's descriptor comes with the first answer.
+The child asks its daemon when it unpickles a Ref, or has a large value, and waits: the daemon answers when the object
+is there, wherever it came from, or where there is room for it. Frames that come meanwhile are kept for later. The
+memory's descriptor comes with the first answer.
 
-Rule: imported by the first Ref, not before; standard library, msgpack and core only.
+Rule: imported by the first Ref or large result, not before; standard library, msgpack and core only.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any
 
 from p2pgrid.core import messages as m
 from p2pgrid.core.errors import GridError, error_from_wire
+from p2pgrid.core.large import KEY_BYTES, Large
 from p2pgrid.core.mapped import Mapped
-from p2pgrid.core.objects import load
+from p2pgrid.core.objects import Serialised, load
 from p2pgrid.core.wire import Frame, Splitter, frame
 
 RECV = 1 << 16
@@ -35,6 +37,7 @@ class WorkerObjects:
         self._ended: deque[bytes] = deque()
         """Objects whose views ended; a finaliser may run anywhere, and does no more than this."""
         self._asked = 0
+        self._values = 0
         self._told = 0
         self._thread = threading.get_ident()
 
@@ -45,12 +48,27 @@ class WorkerObjects:
             ObjectLost: nobody has it any more.
             QuotaExceeded: this node has no room for it.
         """
+        self.tell()
+        _, offset, size, *_ = self._asked_for(m.W_NEED, id_, list(holders))
+        self._values += 1
+        ended = self._ended
+        return load(self._memory().view(offset, size, lambda: ended.append(id_)))
+
+    def store(self, value: Serialised, *, is_ref: bool) -> bytes:
+        """Write a value to a place of its own; return the data of its outcome. Raises GridError: there is no room."""
+        key = os.urandom(KEY_BYTES)
+        self.tell()  # what is not looked at any more makes room for this
+        _, offset, *_ = self._asked_for(m.W_PLACE, key, value.size)
+        self._memory().write(offset, value)
+        return Large(key, value.size, (), is_ref).packed()
+
+    def _asked_for(self, kind: int, *what: Any) -> list[Any]:
+        """Ask the daemon, and return its answer. Raises what it says is wrong."""
         if threading.get_ident() != self._thread:
             raise GridError("a Ref can be resolved in the task's own thread only", code="not-yet")
         self._asked += 1
         number = self._asked
-        self.tell()
-        self._sock.sendall(frame(m.W_NEED, [number, id_, list(holders)]))
+        self._sock.sendall(frame(kind, [number, *what]))
         while True:
             data, fds, _, _ = socket.recv_fds(self._sock, RECV, 1)
             if not data:
@@ -59,7 +77,10 @@ class WorkerObjects:
             for body in found:
                 self._take(fds, body)
                 if body[0] == number:
-                    return self._load(id_, body)
+                    why = body[3]
+                    if why is not None:
+                        raise error_from_wire(why["code"], why["message"], why.get("next", ""))
+                    return body
 
     def _sorted(self, one: Frame) -> list[Any] | None:
         if one.kind == m.W_AT:
@@ -75,19 +96,15 @@ class WorkerObjects:
             finally:
                 os.close(fd)
 
-    def _load(self, id_: bytes, body: list[Any]) -> Any:
-        _, offset, size, why, _ = body
-        if why is not None:
-            raise error_from_wire(why["code"], why["message"], why.get("next", ""))
+    def _memory(self) -> Mapped:
         if self._mapped is None:
             raise GridError("the node handed over no shared memory", code="no-shared-memory", next="p2pgrid status")
-        ended = self._ended
-        return load(self._mapped.view(offset, size, lambda: ended.append(id_)))
+        return self._mapped
 
     def used(self) -> bool:
-        """Whether anything was asked for since this was called last."""
-        before, self._told = self._told, self._asked
-        return before != self._asked
+        """Whether any value was asked for since this was called last."""
+        before, self._told = self._told, self._values
+        return before != self._values
 
     def tell(self) -> None:
         """Say whose views ended."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
+from p2pgrid.core.large import LARGE
 from p2pgrid.core.messages import W_DONE
 from p2pgrid.core.segments import Outcome
 from p2pgrid.core.wire import frame
@@ -23,8 +24,10 @@ BYTES_MAX = 32 * 1024 * 1024
 class Report:
     """What is finished and not sent yet, of one run."""
 
-    def __init__(self, run: int, send: Callable[[bytes], None]) -> None:
+    def __init__(self, run: int, send: Callable[[bytes], None], encode: results.Values) -> None:
         """Report on `run` through `send`."""
+        self.encoded = encode.encoded
+        self._packed = encode.packed
         self._run = run
         self._send = send
         self._sent_at = monotonic()
@@ -37,12 +40,16 @@ class Report:
         self._values: list[Any] = []
         self.busy_s = 0.0
 
-    def pickled(self, index: int, data: bytes) -> None:
-        """Task `index` returned this."""
+    def returned(self, index: int, data: bytes | results.Placed) -> None:
+        """Task `index` returned this (`encoded`)."""
+        if type(data) is results.Placed:
+            self._close_range()
+            self._outcomes.append(Outcome(index, index + 1, LARGE, data.data))
+            return
         if not self._pickles or self._lo + len(self._pickles) != index:
             self._close_range()
             self._lo = index
-        self._pickles.append(data)
+        self._pickles.append(data)  # type: ignore[arg-type]
         self._grow(len(data))
 
     def values(self, lo: int, values: list[Any]) -> None:
@@ -75,7 +82,7 @@ class Report:
             self._pickles = []
         elif self._values:
             values, self._values = self._values, []
-            for outcome in results.packed(self._lo, values):
+            for outcome in self._packed(self._lo, values):
                 self._outcomes.append(outcome)
                 self._grow(len(outcome.data[0]) if outcome.shape == results.CALLS else len(outcome.data))
 

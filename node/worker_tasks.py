@@ -128,6 +128,7 @@ def fail_all(work: Work, segment: Segment, error: BaseException) -> int:
 def _calls(work: Work, lo: int, call: Callable[..., Any], inputs: Sequence[Any], loads: Loads) -> int:
     """Shapes 0 and 3: every task has its own pickled arguments and gives its own pickle."""
     words, floats, report = work.page.words, work.page.floats, work.report
+    encoded = report.encoded
     now = monotonic()
     for index, data in enumerate(inputs, lo):
         floats[START] = started = now
@@ -137,16 +138,16 @@ def _calls(work: Work, lo: int, call: Callable[..., Any], inputs: Sequence[Any],
         try:
             if data:
                 args, kwargs = loads(data)
-                result = results.encoded(call(*args, **kwargs))
+                result = encoded(call(*args, **kwargs))
             else:
-                result = results.encoded(call())
+                result = encoded(call())
         except BaseException as error:
             if unfit := unfit_at(error, index):
                 work.tidy(index)
                 raise unfit from error
             report.failed(index, results.failure(error, skip_frames=1))
         else:
-            report.pickled(index, result)
+            report.returned(index, result)
         work.tidy(index)
         now = monotonic()
         report.busy_s += now - started

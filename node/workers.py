@@ -31,8 +31,9 @@ from time import monotonic
 
 import trio
 
-from p2pgrid.core.errors import PeerError
-from p2pgrid.core.wire import Frame
+from p2pgrid.core.errors import GridError, PeerError, error_to_wire
+from p2pgrid.core.messages import W_AT, W_NEED, W_PLACE
+from p2pgrid.core.wire import Frame, frame
 from p2pgrid.node import reaper, workers_memory
 from p2pgrid.node.events import Event, Kill, Log, Run, Show, WorkerDied, WorkerDone
 from p2pgrid.node.page import LOOK, START, Progress
@@ -99,7 +100,7 @@ class WorkerPool:
         options: PoolOptions = PoolOptions(),
     ) -> None:
         """Remember; nothing is started yet. `dir` is the node's directory; all we write stays under it."""
-        self.on_asks: Callable[[Child, list[Frame]], None] = lambda *_: None
+        self.on_asks: Callable[[Child, list[Frame]], None] = self._share_nothing
         """Takes what a child says about objects."""
         self.on_buried: Callable[[Child], None] = lambda _: None
         self._python = list(python)
@@ -203,6 +204,16 @@ class WorkerPool:
         """Send what was queued for a child otherwise than by `run`."""
         self._dirty[child.worker] = None
         self.flush()
+
+    def _share_nothing(self, child: Child, asks: list[Frame]) -> None:
+        self.refuse(child, asks, GridError("no shared memory here", code="no-shared-memory", next="p2pgrid status"))
+
+    def refuse(self, child: Child, asks: list[Frame], error: GridError) -> None:
+        """Tell a child that asks for objects or places why it gets none."""
+        for one in asks:
+            if one.kind in (W_NEED, W_PLACE):
+                child.tell(frame(W_AT, [one.body[0], 0, 0, dict(error_to_wire(error)), 0]))
+        self.push(child)
 
     def stop(self, *, kill: bool = True) -> None:
         """End all: at once, or (kill=False) each child after the runs it has. `serve` returns then."""

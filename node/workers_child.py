@@ -19,7 +19,18 @@ from typing import Any, TypeVar
 import trio
 
 from p2pgrid.core.errors import PeerError
-from p2pgrid.core.messages import W_BLOB, W_BLOBS, W_CODE, W_DONE, W_LET_GO, W_NEED, W_READY, W_RUN, W_TREE
+from p2pgrid.core.messages import (
+    W_BLOB,
+    W_BLOBS,
+    W_CODE,
+    W_DONE,
+    W_LET_GO,
+    W_NEED,
+    W_PLACE,
+    W_READY,
+    W_RUN,
+    W_TREE,
+)
 from p2pgrid.core.prints import PRINTS, PROGRESS, Said
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.wire import Frame, Splitter, frame
@@ -295,7 +306,7 @@ class Child:
         if kind == W_READY and isinstance(body, dict) and isinstance(body.get("pid"), int):
             self.ready = True
             return WorkerReady(self.worker)
-        if kind in (W_NEED, W_LET_GO):
+        if kind in (W_NEED, W_LET_GO, W_PLACE):
             self.asks.append(received)
             return None
         raise PeerError("a worker sent something that is no report")

@@ -10,7 +10,7 @@ from concurrent.futures import Future as PlainFuture
 from typing import Any
 
 from p2pgrid.client.future import Future
-from p2pgrid.client.pickling import Function
+from p2pgrid.client.pickling import Function, refs_seen
 from p2pgrid.client.session import Session
 from p2pgrid.client.table import FutureTable
 from p2pgrid.client.upload import Upload
@@ -75,6 +75,12 @@ class Calls(FutureTable):
             ):
                 self.flush()
         return future
+
+    def refer(self) -> None:
+        """Tell the node first what Refs are in the arguments that this thread has pickled."""
+        refs = refs_seen()
+        with self.session.lock:
+            self.session.say(self.upload.refs(refs))
 
     def submit_after(
         self, function: Function, options: Mapping[str, Any], data: bytes, deps: Sequence[TaskId]

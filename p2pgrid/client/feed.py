@@ -21,12 +21,14 @@ from p2pgrid.client.pickling import (
     TooLarge,
     pickled_call,
     pickled_items,
+    refs_seen,
     refuse,
 )
 from p2pgrid.client.session import Session
 from p2pgrid.client.upload import Upload
 from p2pgrid.core.batch import ITEMS, TUPLES, encode_batch
 from p2pgrid.core.deps import DEPENDENT, TaskId, table
+from p2pgrid.core.ref import Ref
 
 ITEMS_FIRST = 64
 """The first list is small, to learn what an item weighs and to let work begin."""
@@ -84,6 +86,8 @@ class Feed:
         self._run_bytes = 0
         self._unsure: list[tuple[int, int, bytes, list[Function]]] | None = []
         self._unsure_bytes = 0
+        self._refs: list[Ref] = []
+        """Among the items packed and not sent."""
         self._lock = threading.Lock()
 
     def all(self) -> None:
@@ -195,6 +199,7 @@ class Feed:
         """Make a batch of the lists gathered."""
         if not self._runs:
             return
+        self._refs += refs_seen()
         count = sum(tasks for _, tasks, _, _ in self._runs)
         functions = {function.id: function for function, *_ in self._runs}
         places = {id_: place for place, id_ in enumerate(functions)}
@@ -225,4 +230,6 @@ class Feed:
         session.wait_for_room()
         with session.lock:
             session.keep(len(batch))
-            session.say(b"".join(map(self._upload.code, functions)) + self._upload.append(lo, hi, batch))
+            refs, self._refs = self._refs, []
+            named = self._upload.refs(refs)
+            session.say(b"".join(map(self._upload.code, functions)) + named + self._upload.append(lo, hi, batch))

@@ -13,8 +13,9 @@ from collections.abc import Awaitable, Generator
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from typing import Any, Protocol, TypeVar
 
-from p2pgrid.core.errors import GridError, TaskCancelled
+from p2pgrid.core.errors import TaskCancelled
 from p2pgrid.core.ids import job_name
+from p2pgrid.core.ref import Ref
 
 T = TypeVar("T")
 
@@ -52,6 +53,9 @@ class Tasks(Protocol):
 
     def ask(self, verb: str, index: int) -> dict[str, Any]:
         """Return the node's answer about one task."""
+
+    def put(self, value: object) -> Ref:
+        """Give a value to the grid, as `Grid.put` does."""
 
 
 class Future(concurrent.futures.Future[Any]):
@@ -252,10 +256,10 @@ class Future(concurrent.futures.Future[Any]):
         return self._index
 
     @property
-    def ref(self) -> Any:
-        """Reserved: a reference to the value where it lies."""
-        msg = 'Future.ref comes with "Peer to peer"'
-        raise GridError(msg, next="use .result()")
+    def ref(self) -> Ref:
+        """The Ref of its value, once there is one: with keep="ref" the result itself, else of the value, put here."""
+        value = self.result()
+        return value if isinstance(value, Ref) else self._tasks.put(value)
 
     @property
     def durable(self) -> "concurrent.futures.Future[None]":

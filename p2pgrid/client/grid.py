@@ -22,7 +22,7 @@ from p2pgrid.client.future import Future
 from p2pgrid.client.job import Job, find, future_of
 from p2pgrid.client.mapping import MapWay, not_yet, total_of
 from p2pgrid.client.members import Member, call_of, chosen, connected, members_from, only
-from p2pgrid.client.pickling import Call, Function, Functions, Packed, pickled_call
+from p2pgrid.client.pickling import Call, Function, Functions, Packed, pickled_call, seen
 from p2pgrid.client.results import NoResults, Results
 from p2pgrid.client.session import LEAVE_S, Session, sessions
 from p2pgrid.client.stream import Stream
@@ -144,6 +144,8 @@ class Grid(Executor):
             if calls is None or calls.over:
                 calls = self._open_calls()
             try:
+                if seen:
+                    calls.refer()
                 future = calls.submit(function, self._wire, data)
             except JobOver:
                 continue
@@ -163,6 +165,8 @@ class Grid(Executor):
                 if one.task[0] != calls.id:  # what is in one job leaves in its order anyway
                     one.sent()
             try:
+                if seen:
+                    calls.refer()
                 future = calls.submit_after(function, self._wire, call.data, tasks)
             except JobOver:
                 continue

@@ -11,9 +11,10 @@ from __future__ import annotations
 import io
 import pickle
 import sys
+import threading
 import types
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Future as PlainFuture
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ _CONTAINERS = frozenset({list, tuple, dict, set, frozenset, bytearray})
 VARIANTS_MAX = 64
 """Ways in which one function travels that are remembered."""
 _STACK_GLOBAL = pickle.STACK_GLOBAL
+seen: dict[int, dict[bytes, Ref]] = {}
+"""Refs among what each thread has pickled as arguments; `refs_seen` takes them. Hardly ever any: one look is cheap."""
 
 
 class Misplaced(TypeError):
@@ -202,6 +205,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             raise Misplaced("a function cannot capture a Ref: pass it as an argument")
         self.refs[ref.raw] = ref
         self._stands_for = True
+        seen.setdefault(threading.get_ident(), {})[ref.raw] = ref
         return ref.as_argument()
 
     def _reduced_future(self, future: PlainFuture[Any]) -> Any:
@@ -230,6 +234,11 @@ def dump(obj: object, *, of_function: bool = False) -> Packed:
     pickler = Pickler(sink, of_function=of_function)
     pickler.dump(obj)
     return Packed(sink.joined(), pickler.needs, pickler.futures)
+
+
+def refs_seen() -> Iterable[Ref]:
+    """Return the Refs that this thread has pickled as arguments since it was asked last."""
+    return seen.pop(threading.get_ident(), {}).values()
 
 
 def probe(obj: object) -> Exception | None:

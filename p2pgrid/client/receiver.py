@@ -6,11 +6,12 @@ from typing import Any, Protocol
 from p2pgrid.core.errors import GridError, NotFound, PeerError, ResultLost, TaskCancelled
 from p2pgrid.core.failure import decode_exception, encode_exception
 from p2pgrid.core.ids import job_name
+from p2pgrid.core.large import LARGE, read_large
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.wire import pack, unpack
 
 PICKLES, PACKED, FAILED = 0, 1, 2
-"""Shapes of an outcome (`node.events.Outcome`)."""
+"""Shapes of an outcome (`node.events.Outcome`); one of shape `core.large.LARGE` has a `client.arrivals.Arrived`."""
 
 Segment = tuple[int, int, int, Any, str, int]
 """lo, hi, shape, data, node name, attempt: one element of a RESULT frame."""
@@ -47,6 +48,8 @@ class Receiver(Protocol):
 def size_of(segment: Segment) -> int:
     """Return how many bytes of result a segment holds, as credit is counted."""
     data = segment[3]
+    if segment[2] == LARGE and isinstance(data, bytes):
+        return read_large(data).size
     return sum(map(len, data)) if isinstance(data, list) else len(data)
 
 
@@ -60,6 +63,8 @@ def failure(data: bytes) -> BaseException:
 
 def values(shape: int, data: Any, lo: int, hi: int) -> list[Any]:
     """Return the values of an outcome from its position `lo` to `hi`; unpickling may raise what it wants."""
+    if shape == LARGE:
+        return [data.value()]
     if shape == PICKLES:
         loads = pickle.loads
         return [loads(one) if one else None for one in data[lo:hi]]
@@ -76,7 +81,7 @@ def unopened(segments: list[Segment]) -> list[Segment]:
     kept: list[Segment] = []
     for segment in segments:
         lo, hi, shape, data, node, attempt = segment
-        if shape == FAILED:
+        if shape == FAILED or (shape == LARGE and read_large(data).is_ref):
             kept.append(segment)
             continue
         for i in range(lo, hi):

@@ -28,11 +28,13 @@ from p2pgrid.core import messages
 from p2pgrid.core.errors import GridError, NodeGone, TaskCancelled, error_from_wire
 from p2pgrid.core.failure import encode_exception
 from p2pgrid.core.ids import job_name
+from p2pgrid.core.large import LARGE
 from p2pgrid.core.messages import GOODBYE, GOT, UNWATCH, WATCH
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.wire import Frame, frame, pack
 
 if TYPE_CHECKING:
+    from p2pgrid.client.arrivals import Arrivals
     from p2pgrid.client.prints import Prints
     from p2pgrid.client.sharing import Sharing
 
@@ -99,6 +101,7 @@ class Session:
         self._requests = Requests()
         self._sharing: Sharing | None = None
         self._prints: Prints | None = None
+        self._arrivals: Arrivals | None = None
         self._leaving = False
         self._leaves_when_idle = False
         self.program = Path(sys.argv[0] or "python").name if getattr(sys, "argv", None) else "python"
@@ -318,6 +321,18 @@ class Session:
             self._requests.forget(id_)
             self.say(data)
 
+    def inquire(self, verb: str, arguments: dict[str, Any], done: Callable[["Future[Any]"], None]) -> None:
+        """Ask something; `done` is called with the answer, by the reader. Never waits: for the reader itself."""
+        with self.lock:
+            _, answer, data = self._requests.ask(verb, arguments)
+            answer.add_done_callback(done)
+            self.say(data)
+
+    @property
+    def connection(self) -> object:
+        """The connection of now; another one after it was lost."""
+        return self._connection
+
     def another_connection(self) -> Connection:
         """Return one more connection to the node, for what is no frame. Raises NodeGone."""
         connection = self._finder.again({**self._hello(), "session": b""})
@@ -380,8 +395,8 @@ class Session:
             case messages.ACK:
                 self._take_ack(body[0], body[1], body[2])
             case messages.STATE:
-                for receiver in list(self._receivers.get(body[0], ())):
-                    receiver.ended(body[1], body[2])
+                if self._arrivals is None or not self._arrivals.after(body[0], partial(self._ended, *body)):
+                    self._ended(*body)
             case messages.CANCELLED:
                 # Somebody else did that: to whoever waits it is how these tasks ended.
                 error = pack(encode_exception(TaskCancelled(f"a task of {job_name(body[0])} was cancelled")))
@@ -405,11 +420,30 @@ class Session:
             case messages.NOTICE:
                 print(f"p2pgrid: {body[1]}", file=sys.stderr)
 
+    def _ended(self, job: bytes, state: str, reason: str) -> None:
+        for receiver in list(self._receivers.get(job, ())):
+            receiver.ended(state, reason)
+
     def _take_results(self, job: bytes, segments: list[Any]) -> None:
         if not self._unpickles:
             self.consumed(job, sum(map(size_of, segments)))
             for receiver in list(self._receivers.get(job, ())):
-                receiver.results(unopened(segments))
+                receiver.results(self._here(job, unopened(segments)))
+            return
+        self._deliver(job, self._here(job, segments))
+
+    def _here(self, job: bytes, segments: list[Any]) -> list[Any]:
+        """Return the results that are here; large ones may have to be mapped first."""
+        if not any(segment[2] == LARGE for segment in segments):
+            return segments
+        if self._arrivals is None:
+            from p2pgrid.client.arrivals import Arrivals
+
+            self._arrivals = Arrivals(self.sharing(), self._deliver)
+        return self._arrivals.sort_out(job, segments)
+
+    def _deliver(self, job: bytes, segments: list[Any]) -> None:
+        if not segments:
             return
         receivers = self._receivers.get(job)
         if receivers is None:

@@ -21,6 +21,7 @@ from p2pgrid.client.arena import take_over
 from p2pgrid.client.pickling import Pickler, refuse
 from p2pgrid.core import messages as m
 from p2pgrid.core.errors import GridError, NodeGone, PeerError
+from p2pgrid.core.large import Large
 from p2pgrid.core.mapped import Mapped
 from p2pgrid.core.objects import Serialised, load, serialise
 from p2pgrid.core.pieces import manifest_of
@@ -37,6 +38,10 @@ ROOM_S = 60.0
 FETCH_S = 3600.0
 """The node gives up what does not come nearer long before."""
 TRIES = 3
+ADDRESSES_PER_BYTE = 4
+"""As `node.arena`: how much larger the mapping is than the memory that may be used."""
+SHARE = 3
+"""A program that keeps more values than this part of the memory holds gets copies of further ones."""
 
 
 class _Memory:
@@ -49,7 +54,24 @@ class _Memory:
         self.connection = connection
         self.token = token
         self.mapped = mapped
+        self._looked_at: dict[object, int] = {}
         weakref.finalize(self, connection.close).atexit = False
+
+    def looked_at(self, size: int, note: _Ended, ended: queue.SimpleQueue[_Ended | None]) -> Callable[[], None]:
+        """Count a view; return what to call when it has ended, in whatever thread."""
+        sizes, view = self._looked_at, object()
+        sizes[view] = size
+
+        def over() -> None:
+            sizes.pop(view, None)
+            ended.put(note)
+
+        return over
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether this program looks at more than its share of the memory."""
+        return sum(list(self._looked_at.values())) > self.mapped.size // ADDRESSES_PER_BYTE // SHARE
 
 
 _Ended = tuple[bytes, str, bytes]
@@ -84,6 +106,8 @@ class Sharing:
         # A finaliser may run anywhere, also in a thread that holds any lock: all it does is to put something here.
         self._ended: queue.SimpleQueue[_Ended | None] = queue.SimpleQueue()
         self._teller: threading.Thread | None = None
+        self._told_on: object = None
+        """The connection over which the node knows that results come with their places."""
 
     # ---- for callers -------------------------------------------------------------------------------------------------
 
@@ -160,14 +184,58 @@ class Sharing:
         return [load(views[ref.raw]) for ref in refs]
 
     def _view(self, memory: _Memory, id_: bytes, at: dict[str, Any]) -> memoryview:
-        ended = self._ended
-        return memory.mapped.view(at["offset"], at["size"], lambda: ended.put((memory.token, "view", id_)))
+        """Return an object: mapped, or copied where this program looks at too much of the node's memory already."""
+        ended, size = self._ended, at["size"]
+        view = memory.mapped.view(at["offset"], size, memory.looked_at(size, (memory.token, "view", id_), ended))
+        return memoryview(bytes(view)) if memory.is_greedy else view
 
     def _ask(self, verb: str, memory: _Memory, timeout_s: float | None, **arguments: Any) -> dict[str, Any]:
         try:
             return self._session.request(verb, {"token": memory.token, **arguments}, timeout_s)
         except GridError as error:
             raise _told(error) from error
+
+    # ---- for results that arrive -------------------------------------------------------------------------------------
+
+    def is_attached(self) -> bool:
+        """Whether results can be mapped now."""
+        memory = self._memory
+        return memory is not None and not memory.connection.is_over()
+
+    def attach(self) -> None:
+        """Have the shared memory mapped. Not in the reader thread: it may have to wait for it."""
+        self._attached()
+
+    def view_at(self, name: bytes, offset: int, size: int) -> memoryview | None:
+        """Return an object that the node says lies there, counted as one mapping. None: the memory is another's."""
+        memory = self._memory
+        return None if memory is None else self._view(memory, name, {"offset": offset, "size": size})
+
+    def ask_for(self, name: bytes, holders: tuple[str, ...], done: Callable[[Any], None]) -> None:
+        """Ask where an object is; `done` is called with a future of the answer. Never waits."""
+        memory = self._memory
+        token = b"" if memory is None else memory.token
+        if memory is not None and self._told_on is not self._session.connection:
+            self.say_attached(lambda _: None)
+        self._session.inquire("want", {"token": token, "id": name, "holders": list(holders)}, done)
+
+    def say_attached(self, done: Callable[[Any], None]) -> None:
+        """Tell the node that results may come with their places, and whose Refs go when this ends. Never waits."""
+        memory = self._memory
+        self._told_on = self._session.connection
+        token = b"" if memory is None else memory.token
+        self._session.inquire("attach", {"token": token, "session": self._session.id}, done)
+
+    def ref_of(self, large: Large) -> Ref | None:
+        """Return the Ref of a result; None: the memory is not attached, by which the node hears of its end."""
+        memory = self._memory
+        if memory is None:
+            return None
+        hold = self._holds.get(large.name)
+        if hold is None:
+            hold = self._holds[large.name] = _Hold(large.name, self._kept)
+            weakref.finalize(hold, self._ended.put, (memory.token, "ref", large.name)).atexit = False
+        return Ref(large.name, large.size, large.holders, hold)
 
     # ---- the memory --------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,9 @@ from p2pgrid.client.future import Future, births
 from p2pgrid.client.receiver import FAILED, PICKLES, Segment, failure, size_of, values, why_none
 from p2pgrid.client.session import Session
 from p2pgrid.core.ids import job_name
+from p2pgrid.core.large import LARGE
 from p2pgrid.core.ranges import RangeSet
+from p2pgrid.core.ref import Ref
 
 
 class FutureTable:
@@ -46,6 +48,8 @@ class FutureTable:
                 future = self.futures.pop(lo, None)
                 if future is not None:
                     future.decide(None, failure(data), place)
+            elif shape == LARGE:
+                self._decide_large(lo, data, place)
             else:
                 self._decide_packed(lo, hi, data, place)
         return size
@@ -75,6 +79,17 @@ class FutureTable:
                     watched.append(future)
         for future in watched:
             future.announce(FINISHED)
+
+    def _decide_large(self, index: int, data: Any, place: tuple[str, int]) -> None:
+        future = self.futures.pop(index, None)
+        if future is None:
+            return
+        try:
+            value = data.value()
+        except BaseException as error:  # noqa: BLE001 - as above
+            future.decide(None, error, place)
+        else:
+            future.decide(value, None, place)
 
     def _decide_packed(self, lo: int, hi: int, data: bytes, place: tuple[str, int]) -> None:
         wanted = [index for index in range(lo, hi) if index in self.futures]
@@ -131,6 +146,10 @@ class FutureTable:
     def ask(self, verb: str, index: int) -> dict[str, Any]:
         """Ask the node about one task."""
         return self.session.about(verb, f"{self.job.hex()}/{index}")
+
+    def put(self, value: object) -> Ref:
+        """Give a value to the grid."""
+        return self.session.sharing().put(value)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {job_name(self.job)}: {len(self.futures)} undecided>"

@@ -5,13 +5,16 @@ connection was lost; once a part is acknowledged the node holds it on disk, and 
 """
 
 from collections import deque
+from collections.abc import Iterable
 from concurrent.futures import Future
+from typing import Any
 
 from p2pgrid.client.pickling import Function
 from p2pgrid.core.errors import GridError
-from p2pgrid.core.messages import CANCEL, CLOSE, CODE, INPUT, OPEN
+from p2pgrid.core.messages import CANCEL, CLOSE, CODE, INPUT, OPEN, REFS
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.record import Spec
+from p2pgrid.core.ref import Ref
 from p2pgrid.core.wire import frame
 
 
@@ -28,6 +31,8 @@ class Upload:
         self._codes: dict[bytes, bytes] = {}
         self._codes_sent: set[bytes] = set()
         self._code_queue: deque[bytes] = deque()
+        self._refs_sent: set[bytes] = set()
+        self._ref_queue: deque[list[Any]] = deque()
         self._batches: dict[int, tuple[int, bytes]] = {}
         self._acked = RangeSet()
         self._closed: int | None = None
@@ -58,6 +63,15 @@ class Upload:
         self._code_queue.append(id_)
         return frame(CODE, [self.job, id_, union])
 
+    def refs(self, refs: Iterable[Ref]) -> bytes:
+        """Name the Refs in batches to come, each once per job."""
+        fresh = [ref for ref in refs if ref.raw not in self._refs_sent]
+        if not fresh:
+            return b""
+        self._refs_sent |= {ref.raw for ref in fresh}
+        self._ref_queue.append([[ref.raw, ref.size, list(ref.holders)] for ref in fresh])
+        return frame(REFS, [self.job, self._ref_queue[-1]])
+
     def append(self, lo: int, hi: int, batch: bytes) -> bytes:
         """Send the tasks [lo, hi)."""
         self._batches[lo] = (hi, batch)
@@ -78,6 +92,7 @@ class Upload:
         """Return all that is not acknowledged, in its order, for a new connection."""
         parts = [frame(OPEN, [self.job, self.spec])] if not self._spec_acked else []
         parts += [frame(CODE, [self.job, id_, self._codes[id_]]) for id_ in self._code_queue]
+        parts += [frame(REFS, [self.job, refs]) for refs in self._ref_queue]
         parts += [frame(INPUT, [self.job, lo, hi, batch]) for lo, (hi, batch) in sorted(self._batches.items())]
         if self._closed is not None and not self._close_acked:
             parts.append(frame(CLOSE, [self.job, self._closed]))
@@ -94,6 +109,8 @@ class Upload:
             case "code" if self._code_queue:
                 # In the order in which they were sent.
                 self._codes.pop(self._code_queue.popleft(), None)
+            case "refs" if self._ref_queue:
+                self._ref_queue.popleft()
             case "input" if lo in self._batches:
                 hi, batch = self._batches.pop(lo)
                 self._acked.add(lo, hi)
@@ -128,6 +145,7 @@ class Upload:
         return (
             self._spec_acked
             and not self._code_queue
+            and not self._ref_queue
             and not self._batches
             and not self._cancels
             and (self._closed is None or self._close_acked)
@@ -146,7 +164,7 @@ class Upload:
     @property
     def input_settled(self) -> bool:
         """Whether all tasks sent so far are on disk."""
-        return not self._batches
+        return not self._batches and not self._ref_queue
 
     def durable(self, index: int) -> Future[None]:
         """Return a future of the moment in which task `index` is on the node's disk."""

@@ -42,6 +42,7 @@ class Mapped:
         self._whole = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         self._view = memoryview(self._whole)
         self._window = _Window(fd, size)
+        self.size = size
         self._populated = RangeSet()
 
     def write(self, offset: int, value: Serialised) -> None:

@@ -21,10 +21,11 @@ GOT = 8  # [job16, bytes, index]               credit: that many result bytes we
 REQUEST = 9  # [verb, {arguments}]             see REQUESTS
 GOODBYE = 10  # []                             the client leaves on purpose
 UNWATCH = 11  # [job16]
+REFS = 12  # [job16, [[id, size, [holder, …]], …]]   Refs in batches after it: the job needs them until it has ended
 
 # ---- daemon -> client -----------------------------------------------------------------------------------------------
 WELCOME = 32  # {"v", "id", "name", "grid", "slots", "nodes", "version", "python": [major, minor], "embedded", "pid"}
-ACK = 33  # [job16, what, lo]                  fsynced; what: "spec" "code" "input" "close" "cancel" (lo: the batch)
+ACK = 33  # [job16, what, lo]                  fsynced; "spec" "code" "refs" "input" (lo: the batch) "close" "cancel"
 RESULT = 34  # [job16, [[lo, hi, shape, data, node name, attempt], …]]     see node.events.Outcome
 STATE = 35  # [job16, state, reason]           the end: done failed cancelled abandoned; "unknown": no such job here
 NOTICE = 36  # [job16, text]                   a line for the person: why tasks wait
@@ -60,7 +61,8 @@ REQUESTS = {
     "arena": "{token: 16 bytes} -> no frame: 12 bytes and the descriptor of the shared memory (core.mapped.handed)",
     "place": "{token, key: 16 bytes, size} -> {offset}: where to write an object",
     "written": "{token, key, id, manifest} -> {}: it is whole, and pinned until `let_go` or the end of that connection",
-    "want": "{token, id, holders} -> {offset, size}: it stays there until `let_go` says that its view ended",
+    "attach": "{token} -> {}: results that are objects come with their place (core.large) over this connection",
+    "want": "{token, id (or key), holders} -> {offset, size}: it stays there until `let_go` says that its view ended",
     "let_go": "{token, views: [[id, times], …], refs: [id, …], keys: [key, …] of writers that gave up, leave} -> {}",
     "workers": "{} -> [{worker, pid, state, job, index}]",
 }
@@ -69,7 +71,7 @@ REQUESTS = {
 W_CODE = 64  # [code_id16, union bytes]
 W_BLOB = 65  # [job16, key, bytes]             a packed list of inputs; child keeps the last W_BLOBS of them
 W_RUN = 66  # [run, job16, context, [segment, …]]   segment: [lo, hi, fn, shape, data or None (blob), offset, key]
-W_AT = 67  # [number of the W_NEED, offset, size, None or {"code", "message", "next"}, size of the memory]
+W_AT = 67  # [number of the W_NEED or W_PLACE, offset, size, None or {"code", "message", "next"}, size of the memory]
 W_BLOBS = 4
 W_TREE = 72  # [tree id, folder, union bytes or None: it is there]      once in a child's life, before what needs it
 
@@ -78,6 +80,7 @@ W_READY = 80  # {"pid", "python": [major, minor, micro]}
 W_DONE = 81  # [run, [outcome, …], final, [[lo, hi], …] returned, busy_s, [], unfit]   output: node/workers_output.py
 W_NEED = 82  # [number, id, [holder, …]]     an object, mapped; the first W_AT brings the descriptor of the memory
 W_LET_GO = 83  # [[id, times], …]             views that ended
+W_PLACE = 84  # [number, key16, size]         room for a large result; answered by W_AT as well
 
 # ---- peer <-> peer (control stream) ---------------------------------------------------------------------------------
 # seconds: how many slot-seconds of work the holder would like to have queued; it knows best how far it is
@@ -111,7 +114,7 @@ P_LIFELINE = 148  # [rid, seconds, rates, has]    if you have more than you need
 P_SHOW = 180  # [job16, show]                     to holders: what is watched of this job from now on, as in WATCH
 P_PRINTED = 181  # [job16, lines, more, said, [[index, last 64 KiB], …]]   to the keeper; the last are to be kept
 
-OBJECT_REQUESTS = frozenset({"arena", "place", "written", "want", "let_go"})
+OBJECT_REQUESTS = frozenset({"arena", "attach", "place", "written", "want", "let_go"})
 """`arena` goes over a connection of its own: when that ends, so do pins and views (node/sharing.py)."""
 
 ASKED = ("jobs", "show", "explain", "cancel", "logs", "load", "find", "forget", "keep")

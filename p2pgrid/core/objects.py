@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import pickle
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,14 +70,12 @@ class _Sink:
 
     def __init__(self) -> None:
         self.parts: list[Part] = []
-        self.size = 0
 
     def write(self, data: Any) -> int:
         if not isinstance(data, bytes):
             data = data.raw() if isinstance(data, pickle.PickleBuffer) else memoryview(data)
         part: Part = data
         self.parts.append(part)
-        self.size += len(part)
         return len(part)
 
 
@@ -96,9 +94,15 @@ def serialise(value: object, pickler: MakePickler = plain_pickler) -> Serialised
 
     sink = _Sink()
     pickler(sink, out_of_band).dump(value)
-    header, offsets = _header(sink.size, [len(buffer) for buffer in buffers])
-    parts: list[Part] = [header, *sink.parts]
-    at = len(header) + sink.size
+    return laid_out(sink.parts, buffers)
+
+
+def laid_out(pickled: Sequence[Part], buffers: Sequence[memoryview]) -> Serialised:
+    """Return the object that these parts of a pickle and its out-of-band buffers make."""
+    size = sum(map(len, pickled))
+    header, offsets = _header(size, [len(buffer) for buffer in buffers])
+    parts: list[Part] = [header, *pickled]
+    at = len(header) + size
     for offset, buffer in zip(offsets, buffers, strict=True):
         if offset > at:
             parts.append(bytes(offset - at))

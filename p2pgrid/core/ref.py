@@ -5,6 +5,7 @@ Rule: standard library only. What a Ref keeps alive is its session's business (`
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -58,9 +59,7 @@ class Ref:
         return hash(self._id)
 
     def as_argument(self) -> tuple[Any, ...]:
-        """Travel to a task as what it stands for (a pickle's reduce value); as `__reduce__` for how long it lives."""
-        if self._hold is not None:
-            self._hold.for_good()
+        """Travel to a task as what it stands for (a pickle's reduce value); from now on the job needs it."""
         return value_of, (self._id, self._holders)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -86,3 +85,18 @@ def value_of(id_: bytes, holders: tuple[str, ...]) -> Any:
     if not _providers:
         raise GridError("a Ref in arguments can be resolved in a worker only", code="not-yet", next="Grid().get(ref)")
     return _providers[0](id_, holders)
+
+
+class _AsValue:
+    """Pickles as what a Ref stands for."""
+
+    def __init__(self, id_: bytes, holders: tuple[str, ...]) -> None:
+        self._call = value_of, (id_, holders)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._call
+
+
+def pickled_value(id_: bytes, holders: tuple[str, ...]) -> bytes:
+    """Return a pickle of what a Ref stands for: in a worker it unpickles as the value."""
+    return pickle.dumps(_AsValue(id_, holders), 5)

@@ -33,6 +33,7 @@ class Outcome(NamedTuple):
     shape 0: data is a list of hi-lo pickles; b"" stands for None.
     shape 1: data is one pickled list of hi-lo values.
     shape 2: hi == lo + 1, data is msgpack of `core.failure.encode_exception`: the task raised.
+    shape 3: hi == lo + 1, data says which object the value is (`core.large`).
     shape 4 (between nodes only): hi == lo + 1, data is msgpack [kind, detail, stderr]: its worker process died.
     """
 

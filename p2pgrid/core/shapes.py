@@ -15,6 +15,7 @@ from p2pgrid.core import messages as m
 from p2pgrid.core.batch import ID_BYTES, TASKS_MAX
 from p2pgrid.core.chains import CHAIN_BYTES_MAX, SIGNATURE_LENGTH
 from p2pgrid.core.errors import PeerError
+from p2pgrid.core.large import LARGE, Large, read_large
 from p2pgrid.core.listed import Listed
 from p2pgrid.core.member import BUCKETS, INCARNATION_MAX, LEFT, LIFE_BYTES, Card, Update
 from p2pgrid.core.pieces import OBJECT_BYTES_MAX, PIECE_BYTES, Manifest, ObjectId, is_id, read_manifest
@@ -25,7 +26,7 @@ TEXT_SHOWN = 300
 WHY_MAX = 1000
 """Of why a member gives tasks back; it is kept, shown and may become the message of an exception."""
 VALUES, PACKED, FAILURE, CRASH = 0, 1, 2, 4
-"""Shapes of outcomes (`node.events.Outcome`)."""
+"""Shapes of outcomes (`node.events.Outcome`); the fifth is `core.large.LARGE`, a value that is an object."""
 CLAIM_PARTS_MAX = 4096
 WATCH_S_MAX = 3600.0
 
@@ -133,6 +134,9 @@ def read_outcome(value: Any) -> tuple[int, int, int, Any]:
             failure = unpack(_data(data))
             if not isinstance(failure, dict) or not is_shallow(failure):
                 _refuse("failure")
+        case int() if shape == LARGE and hi == lo + 1:
+            if not is_id(read_large(data).name):
+                _refuse("name of a stored result")
         case int() if shape == CRASH and hi == lo + 1:
             for part in _fields(unpack(_data(data)), 3):
                 _text(part)
@@ -306,6 +310,18 @@ def _input(body: Any) -> tuple[bytes, int, int, bytes]:
     return _job(job), _whole(lo), _whole(hi), _data(data)
 
 
+REFS_MAX = 65_536
+
+
+def _refs(value: Any) -> list[Large]:
+    if len(_list(value)) > REFS_MAX:
+        _refuse("list of objects (too long)")
+    return [
+        Large(_object(id_), _object_size(size), tuple(_holders(holders)), is_ref=True)
+        for id_, size, holders in (_fields(one, 3) for one in value)
+    ]
+
+
 def _nothing(body: Any) -> tuple[()]:
     return ()
 
@@ -466,6 +482,7 @@ def _digest(value: Any) -> bytes:
 _CLIENT: dict[int, Callable[[Any], Any]] = {
     m.OPEN: _array(_job, _data),
     m.CODE: _array(_job, _job, _data),
+    m.REFS: _array(_job, _refs),
     m.INPUT: _input,
     m.CLOSE: _array(_job, _whole),
     m.WATCH: _watch,
