@@ -39,6 +39,8 @@ class Completing:
         self._pool = pool
         self._lag = lag
         self._rows = rows
+        self.objects: Callable[[], dict[str, int]] = dict
+        """Gives the figures of objects; empty while nothing is shared."""
         self._asked: dict[tuple[int, int], str] = {}
         self._adds: dict[str, Callable[[Any], Any]] = {
             "status": self._status, "workers": self._workers, "top": self._top,
@@ -67,6 +69,7 @@ class Completing:
             "node": {**body.get("node", {}), "addresses": list(network.addresses)},
             "grid": {**body.get("grid", {}), "id": network.charter.grid.hex()},
             "warnings": [*body.get("warnings", ()), *network.warnings(self._rows())],
+            "objects": self.objects(),
             "network": network.stats(),
             "process": {
                 **costs(),

@@ -199,6 +199,7 @@ class Node:
         self._ended = False
         self._delivered = 0
         self.completing = Completing(self.network, self.server, self.pool, self.lag, self._rows)
+        self.completing.objects = lambda: {} if self._sharing is None else self._sharing.hands.stats()
         self._timer_changed = trio.Event()
         self._timer_at = float("-inf")
         self._work_came = trio.Event()

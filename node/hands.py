@@ -281,6 +281,22 @@ class Hands:
             if holder not in self.net.members and addresses and self.net.links is not None:
                 self.net.soon(self.net.reach, addresses)
 
+    def stats(self) -> dict[str, int]:
+        """Return the figures of `status`."""
+        return {
+            "count": len(self.shelf.items),
+            "bytes": self.shelf.held_bytes,
+            "pinned": sum(item.size for item in self.shelf.items.values() if item.pins),
+            "on_disk": sum(item.size for item in self.shelf.items.values() if item.disk),
+            "quota": self.shelf.quota_bytes,
+            "arena": self.arena.memory_bytes,
+            "arena_used": self.shelf.memory_bytes,
+            "arena_resident": self.arena.resident_bytes(),
+            "fetching": len(self.objects.sought),
+            "kept_for_others": len(self.objects.copies.wishes),
+            "wrong_pieces": sum(self.objects.wrong_pieces.values()),
+        }
+
     def key_of(self, name: bytes) -> Key | None:
         """Return the key of an object that is whole here, by its key or its id."""
         return name if name in self.shelf.items and self.shelf.items[name].whole else self.shelf.find(ObjectId(name))

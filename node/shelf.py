@@ -110,6 +110,11 @@ class Shelf:
         self._spilling_bytes = 0
         self._line: deque[tuple[Key, float]] = deque()
 
+    @property
+    def quota_bytes(self) -> int:
+        """How much may be held."""
+        return self._quota
+
     def begin(self, found: list[tuple[ObjectId, int]]) -> None:
         """Start a life with what the former one left on disk. Pins come back with the jobs that need them."""
         for id_, size in found:

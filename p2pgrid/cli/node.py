@@ -111,7 +111,9 @@ def status(setting: Setting, wait: int | None) -> None:
         warn(warning)
 
 
-_STATUS: dict[str, Any] = {"node": {}, "grid": {}, "jobs": {}, "warnings": [], "network": {}, "process": {}}
+_STATUS: dict[str, Any] = {
+    "node": {}, "grid": {}, "jobs": {}, "objects": {}, "warnings": [], "network": {}, "process": {},
+}  # fmt: skip
 
 
 def _ask(setting: Setting) -> dict[str, Any]:
@@ -161,6 +163,7 @@ def _status_text(found: dict[str, Any]) -> str:
     lines += [f" listens  {' '.join(addresses)}   reachable: {reachable}"] if addresses else []
     others = texts(network.get("other_grids"))
     lines += [f" lan      other grids here: {', '.join(others)}"] if others else []
+    lines += _objects_text(mapping(found.get("objects")))
     lines += [
         f" keeps    {node.get('dir')}",
         f" process  {', '.join(costs)}; p2pgrid {node.get('version')}",
@@ -168,6 +171,13 @@ def _status_text(found: dict[str, Any]) -> str:
     ]
     lines += [f" grid id  {grid['id']}"] if text(grid.get("id")) else []
     return "\n".join(plain(line) for line in lines)
+
+
+def _objects_text(held: dict[str, Any]) -> list[str]:
+    if not held.get("count"):
+        return []
+    size, quota, used = (format_size(number(held.get(key))) for key in ("bytes", "quota", "arena_used"))
+    return [f" objects  {whole(held['count'])}, {size} of {quota}; {used} in memory"]
 
 
 @click.command("stop", cls=Verb, example="p2pgrid stop")

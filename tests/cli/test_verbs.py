@@ -77,6 +77,11 @@ IN_GRID: dict[str, Any] = {
         "connected": 2, "messages_sent": 40, "messages_received": 50, "refused": 0, "dropped": 0,
     },
     "grid": {"name": "blue-otter", "id": "ab" * 32, "nodes": 3, "slots": 6},
+    "objects": {
+        "count": 3, "bytes": 104857600, "pinned": 52428800, "on_disk": 52428800, "quota": 10000000000,
+        "arena": 6000000000, "arena_used": 52428800, "arena_resident": 120586240, "fetching": 0, "kept_for_others": 1,
+        "wrong_pieces": 0,
+    },
 }  # fmt: skip
 INVITE = "p2pgrid-invite-1.AbC-_"
 UNTIL_S = 4102444800
