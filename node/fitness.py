@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from p2pgrid.core.chains import WORK
-from p2pgrid.core.interpreters import minors, offered
+from p2pgrid.core.interpreters import offered
 from p2pgrid.core.options import unmet, why_nowhere
 from p2pgrid.node.parts import Parts
 from p2pgrid.node.pool import Lane
@@ -45,8 +45,8 @@ class Fitness:
         workers = [facts for peer, facts in self.peers.items() if self.parts.may(peer, WORK)]
         everyone = [self._nearest(lane, offers) for offers in (self._here, *map(offered, workers))]
         text = why_nowhere(lane.options, everyone)
-        if lane.minor is not None and lane.minor not in {facts.get("minor") for facts in self._here}:
-            having = sum(lane.minor in minors(facts) for facts in workers)
+        if lane.minor is not None and lane.minor != everyone[0].get("minor"):
+            having = sum(facts.get("minor") == lane.minor for facts in everyone[1:])
             need = f"Python 3.{lane.minor} for its function ({having or 'none'} of {len(everyone)} has it)"
             text = f"{text}; {need}" if ":" in text else f"{having} of {len(everyone)} nodes: {need}"
         return text
@@ -54,7 +54,12 @@ class Fitness:
     @classmethod
     def _nearest(cls, lane: Lane, offers: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
         """Return the facts of a node by the interpreter that lacks least."""
-        return min(offers, key=lambda facts: len(cls._lacks(lane, facts)))
+
+        def lacks(facts: Mapping[str, Any]) -> tuple[int, int]:
+            wanting = unmet(lane.options.resources, lane.options.where, facts)
+            return len(wanting), len(cls._lacks(lane, facts))
+
+        return min(offers, key=lacks)
 
     @staticmethod
     def _lacks(lane: Lane, facts: Mapping[str, Any]) -> list[str]:

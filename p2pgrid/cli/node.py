@@ -45,7 +45,10 @@ def _flag(name: str, text: str, **attributes: Any) -> Callable[[F], F]:
 @_flag("--name", "Its name, kept for later starts (default: two words drawn from its key).")
 @_flag("--slots", "Tasks at once (default: one per cpu, as memory allows).", metavar="N")
 @_flag(
-    "--python", "The interpreter tasks run in (default: that of the active environment).", multiple=True, metavar="PATH"
+    "--python",
+    "An interpreter tasks run in; may be repeated (default: that of the active environment).",
+    multiple=True,
+    metavar="PATH",
 )
 @_flag("--resource", "Something tasks can ask for; may be repeated.", multiple=True, metavar="K=V")
 @_flag("--tag", "A label that where= can name; may be repeated.", multiple=True, metavar="K=V")

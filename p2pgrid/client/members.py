@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from p2pgrid.core.errors import Unschedulable
+from p2pgrid.core.interpreters import offered
 from p2pgrid.core.options import TaskOptions, unmet, why_nowhere
 from p2pgrid.core.where import Either, parse
 
@@ -104,7 +105,10 @@ def chosen(members: Iterable[Member], options: TaskOptions, where: str | None) -
     fit = [
         one
         for one in workers
-        if not unmet(options.resources, None, one.facts) and not any(unmet({}, text, one.facts) for text in conditions)
+        if any(
+            not unmet(options.resources, None, facts) and not any(unmet({}, text, facts) for text in conditions)
+            for facts in offered(one.facts)
+        )
     ]
     if not workers:
         msg = "no alive node of the grid takes work"

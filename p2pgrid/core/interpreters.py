@@ -26,11 +26,6 @@ def offered(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [one for one in found if one is not None] or [facts]
 
 
-def minors(facts: Mapping[str, Any]) -> set[int]:
-    """Return the Python minor versions that a node offers."""
-    return {one["minor"] for one in offered(facts) if type(one.get("minor")) is int}
-
-
 def _of(facts: Mapping[str, Any], one: Any) -> Mapping[str, Any] | None:
     match one:
         case {"path": str(path), "version": str(version)}:
