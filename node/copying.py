@@ -36,6 +36,9 @@ class CopyOptions:
     """Rows under way to one keeper."""
     queue_bytes: int = 64 << 20
     """Rows that wait for one keeper; above, it is brought level from the disk later."""
+    wait_s: float = 10.0
+    rate: float = 50_000.0
+    """Bytes per second that a link must carry for a frame to arrive in time."""
 
 
 @dataclass(slots=True, eq=False)
@@ -62,6 +65,8 @@ class _Lot:
 class _Flight:
     size: int
     lots: list[_Lot]
+    until_s: float
+    """When it counts as lost."""
 
 
 @dataclass(slots=True)
@@ -119,6 +124,12 @@ class Copying:
         if way is not None:
             way.level.add(job)
             way.unsure.add(job)
+
+    def behind(self, job: Job, besides: str) -> None:
+        """Rows came from one member: of all others it is not known whether they have them."""
+        for peer, way in self._ways.items():
+            if peer != besides:
+                way.level.discard(job)
 
     def compared(self, peer: str, job: Job) -> None:
         """What a member has is known: what it lacks comes, and is all that it lacks."""
@@ -200,18 +211,29 @@ class Copying:
         way.queue.append(_Lot(rows, size, hold, catching_up))
         way.queued += size
 
-    def frames(self) -> list[Send]:
+    def overdue(self, now: float) -> None:
+        """Give up frames that nobody acknowledged."""
+        for peer, way in self._ways.items():
+            for number in [number for number, flight in way.flying.items() if flight.until_s <= now]:
+                self.refused(peer, number)
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether frames are under way."""
+        return any(way.flying for way in self._ways.values())
+
+    def frames(self, now: float) -> list[Send]:
         """Return what may leave now: at once if nothing is under way to a member, else in frames as they fill."""
         out: list[Send] = []
         for peer, way in self._ways.items():
             while way.queue and (not way.flying or self._may_leave(way)):
-                out.append(self._frame(peer, way))
+                out.append(self._frame(peer, way, now))
         return out
 
     def _may_leave(self, way: _Way) -> bool:
         return way.in_flight < self.options.window_bytes and way.queued >= self.options.frame_bytes
 
-    def _frame(self, peer: str, way: _Way) -> Send:
+    def _frame(self, peer: str, way: _Way, now: float) -> Send:
         lots = [way.queue.popleft()]
         size, count = lots[0].size, len(lots[0].rows)
         while way.queue:
@@ -222,7 +244,7 @@ class Copying:
             lots.append(way.queue.popleft())
         way.number += 1
         taken = sum(lot.size for lot in lots)
-        way.flying[way.number] = _Flight(taken, lots)
+        way.flying[way.number] = _Flight(taken, lots, now + self.options.wait_s + taken / self.options.rate)
         way.in_flight += taken
         way.queued -= taken
         rows = [list(row) for lot in lots for row in lot.rows]

@@ -47,8 +47,8 @@ from p2pgrid.node.parts import Handler, MachineConfig, Parts
 from p2pgrid.node.prints import Prints
 from p2pgrid.node.relaying import TIMER as RELAY
 from p2pgrid.node.relaying import Relays
+from p2pgrid.node.replicas import ALONE, Replicas
 from p2pgrid.node.replicas import TIMER as COPIES
-from p2pgrid.node.replicas import Replicas
 from p2pgrid.node.restoring import Restoring
 from p2pgrid.node.running import RunInfo
 from p2pgrid.node.thieves import HANDS, SERVE, STEAL, WAKE, Thieves
@@ -127,6 +127,7 @@ class Machine(Handler):
             AWAIT: self.awaiting.again,
             RELAY: lambda now, client, job: self.relays.due(client, job, now),
             COPIES: self.replicas.tick,
+            ALONE: self.replicas.alone,
         }
         self._events: dict[type, Callable[[Any, float], None]] = {
             e.Loaded: self._on_loaded,
@@ -231,6 +232,7 @@ class Machine(Handler):
         self.thief.begin(event.incarnation)
         self.neighbours.loaded(event)
         self.listing.load(event.rows)
+        self.replicas.begin(event.rows, now)
         self.loaded = True
         for kept in self.keeping.jobs.values():
             self.replicas.loaded(kept, now)

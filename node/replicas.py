@@ -36,6 +36,7 @@ from p2pgrid.node.restoring import Restoring
 from p2pgrid.node.rows import LOCAL, SMALL, Name, Rows
 
 TIMER = "copies"
+ALONE = "alone"
 ROUND_S = 1.0
 """How often a keeper that may differ is asked."""
 LISTEN_S = 3.0
@@ -45,6 +46,10 @@ ANNOUNCED_S = 10.0
 """How long it goes on saying that it serves: some may notice late that the former keeper is gone."""
 DIGESTS_MAX = 512
 """Copies that are spoken of in one frame."""
+ALONE_S = 8.0
+"""How long a node that once had other members waits for them after its start, before it counts as alone."""
+OTHERS_ROW = (bytes(16), "life", b"others")
+"""Where the journal says that there were other members; no job has that id."""
 READ_ROWS = 64
 """Rows read from disk at once for a keeper that lacks them."""
 
@@ -65,6 +70,9 @@ class Replicas(Handler):
         self._groups: dict[Job, list[Candidate]] = {}
         """Who should hold a record, as far as that was asked since members changed."""
         self._members: list[Candidate] | None = None
+        self._had_others = False
+        self._alone_s = 0.0
+        """Until then others are expected that were not heard yet."""
         self._announced: OrderedDict[Job, float] = OrderedDict()
         """Jobs taken over lately, and until when that is said again."""
         self._reading: dict[int, tuple[str, Job]] = {}
@@ -99,23 +107,34 @@ class Replicas(Handler):
         self._groups.clear()
         self._members = None
         me = self.config.node_id
-        self.keeping.is_shared = any(one.id != me for one in self._candidates())
+        others = any(one.id != me for one in self._candidates())
+        if others and not self._had_others:
+            self._had_others = True
+            self.out.append(e.Store(0, [e.Row(*OTHERS_ROW, b"", b"")]))
+        waits = now < self._alone_s
+        self.keeping.is_shared = others or waits
         for kept in list(self.keeping.jobs.values()):
             if self.first(kept) == me:
                 if not kept.serving and kept.listening is None:
                     self._listen(kept, now)
             elif kept.listening is not None and kept.copied:
                 kept.listening = None
-            if not self.others(kept) and kept.id in self.copying.waiting:
+            if not waits and kept.id in self.copying.waiting and not self.others(kept):
                 self.out += self.copying.release_all(kept.id)
         self._wake(now)
 
     def _wake(self, now: float) -> None:
         """Be called again while anybody may lack something."""
         if any(kept.listening is not None for kept in self.keeping.jobs.values()):
-            self.parts.timer_unless_set((TIMER,), now + LISTEN_ROUND_S)
+            self._wake_at(now + LISTEN_ROUND_S)
         elif self._announced or any(self._unlevel(kept) for kept in self.keeping.jobs.values()):
-            self.parts.timer_unless_set((TIMER,), now + ROUND_S)
+            self._wake_at(now + ROUND_S)
+        elif self.copying.is_sending:
+            self._wake_at(now + self.copying.options.wait_s)
+
+    def _wake_at(self, at_s: float) -> None:
+        if at_s < self.parts.timers.get((TIMER,), float("inf")):
+            self.parts.timer((TIMER,), at_s)
 
     def _unlevel(self, kept: Kept) -> list[str]:
         """Return the connected keepers whose copy may differ, if it is for this node to see to that."""
@@ -124,6 +143,8 @@ class Replicas(Handler):
         outside = not any(one.id == me for one in group)
         if not (kept.answers or outside or (group and kept.server != group[0].id)):
             return []  # whoever serves it does
+        if kept.serving and group and group[0].id != me and group[0].id in self.peers:
+            return [group[0].id]  # one of us gives way
         if kept.listening is None:
             return [
                 one.id
@@ -133,6 +154,19 @@ class Replicas(Handler):
         return [one.id for one in group if one.id in self.peers and one.id not in kept.listening.heard]
 
     # ---- what happens -----------------------------------------------------------------------------------------------
+
+    def begin(self, rows: Sequence[e.Row], now: float) -> None:
+        """A life begins. If there were other members, what is promised waits for them to be heard."""
+        if any((row.job, row.kind, row.key) == OTHERS_ROW for row in rows):
+            self._had_others = True
+            self.keeping.is_shared = True
+            self._alone_s = now + ALONE_S
+            self.parts.timer((ALONE,), self._alone_s)
+
+    def alone(self, now: float) -> None:
+        """Nobody was heard for long enough."""
+        self._alone_s = 0.0
+        self.look(now)
 
     def loaded(self, kept: Kept, now: float) -> None:
         """A job of a former life: if others had copies, they are heard before it goes on."""
@@ -159,7 +193,10 @@ class Replicas(Handler):
 
     def flush(self) -> None:
         """Let rows leave that may."""
-        self.out += self.copying.frames()
+        frames = self.copying.frames(self.parts.now)
+        if frames:
+            self.out += frames
+            self._wake_at(self.parts.now + self.copying.options.wait_s)
 
     def _spread(self, rows: Sequence[e.Row], promises: list[Promise]) -> list[e.Effect]:
         """Rows are synced here: let the other keepers have them, and promises wait for one of these."""
@@ -168,7 +205,7 @@ class Replicas(Handler):
         for job, kept in jobs.items():
             for peer in self.others(kept):
                 targets.setdefault(peer, []).append(job)
-        if not targets:
+        if not targets and self.parts.now >= self._alone_s:
             return [*promises]
         hold = self.copying.hold(jobs, promises) if promises else None
         # The spec is written first: what comes after it is all there is.
@@ -182,12 +219,14 @@ class Replicas(Handler):
                 self.copying.push(peer, [row for row in rows if row.job in level and row.value is not None], hold)
             if len(level) < len(theirs):
                 self.parts.regrouped = True
-        for kept in jobs.values():
-            self._mark_copied(kept)
+        for job, kept in jobs.items():
+            if any(job in theirs for theirs in targets.values()):
+                self._mark_copied(kept)
         return []
 
     def tick(self, now: float) -> None:
         """Ask those whose copies may differ; see whether a listener has heard enough."""
+        self.copying.overdue(now)
         asks: dict[str, list[Kept]] = {}
         for kept in list(self.keeping.jobs.values()):
             for peer in self._unlevel(kept):
@@ -227,7 +266,7 @@ class Replicas(Handler):
         self._announced[kept.id] = now + ANNOUNCED_S
         self._announced.move_to_end(kept.id)
         self._announce([kept.id], self.peers)
-        self.parts.timer((TIMER,), now + LISTEN_ROUND_S)
+        self._wake_at(now + LISTEN_ROUND_S)
 
     def _consider(self, kept: Kept, now: float) -> None:
         """Serve a job once all keepers that live were heard, or three seconds have passed."""
@@ -442,18 +481,21 @@ class Replicas(Handler):
         for row in rows:
             lots.setdefault(row[0], []).append(e.Row(*row))
         fresh: list[e.Row] = []
+        opened = {}
         for job, those in lots.items():
             kept = self.keeping.jobs.get(job) or self._opened(job, those)
-            if kept is None:
-                self.out.append(e.Send(peer, m.P_SYNCED, [[], [number]]))
-                return
-            fresh += self._merge(kept, those, now)
-        promise = e.Send(peer, m.P_SYNCED, [[number], []])
+            if kept is not None:
+                opened[job] = kept
+                fresh += self._merge(kept, those, now)
+        whole = len(opened) == len(lots)
+        promise = e.Send(peer, m.P_SYNCED, [[number], []] if whole else [[], [number]])
         self.out.append(self.keeping.store(fresh, [promise], copied=False)[1])
         told = {row.job for row in fresh}
-        for job in lots:
-            kept = self.keeping.jobs[job]
+        for job, kept in opened.items():
             self._mark_copied(kept)
+            if job in told and kept.answers:
+                self.copying.behind(job, peer)
+                self.parts.regrouped = True
             for watch in list(kept.watches.values()) if job in told else ():
                 watch.behind = True
                 self.out += self.keeping.readers.catch_up(kept, watch)

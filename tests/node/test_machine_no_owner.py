@@ -1,0 +1,142 @@
+"""Jobs in a grid any node of which is killed, frozen or cut off, the one that took them included (DESIGN §7)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from p2pgrid.core.wire import pack, unpack
+from tests.node.driver import Client, Task, value_of
+from tests.node.grid_world import GridNode, GridWorld
+
+STORM_S = 90.0
+
+
+def _weather(world: GridWorld, nodes: list[GridNode], node: GridNode, end_s: float) -> None:
+    """Kill, freeze and isolate one node, again and again, until the storm is over; some disks always stay."""
+
+    def strike() -> None:
+        if world.now > end_s:
+            return None
+        away = sum(not one.alive or one.frozen is not None for one in nodes)
+        if node.frozen is not None or not node.alive or away > len(nodes) // 2:
+            return again()
+        kind = world.rng.choice(["kill", "kill", "freeze", "cut"])
+        lasts_s = world.rng.choice([0.3, 3.0, 8.0, 25.0])
+        if kind == "kill":
+            lost = [one for one in nodes if getattr(one, "wiped_s", -100.0) > world.now - 40.0]
+            wipe = not lost and world.rng.random() < 0.4
+            if wipe:
+                node.wiped_s = world.now  # type: ignore[attr-defined]
+            node.crash(with_disk=not wipe, reset=world.rng.random() < 0.6)
+            world.at(lasts_s, node.start)
+        elif kind == "freeze":
+            node.freeze()
+            world.at(lasts_s, node.thaw)
+        else:
+            others = [other for other in nodes if other is not node and world.rng.random() < 0.7]
+            world.part([node], others)
+            world.at(lasts_s, world.heal)
+        return again()
+
+    def again() -> None:
+        world.at(world.rng.expovariate(1 / 15), strike)
+
+    again()
+
+
+def storm(seed: int, count: int = 6, jobs: int = 8, **config: Any) -> tuple[int, int]:
+    """Run one seed; return how many tasks there were and how many executions."""
+    world = GridWorld(seed)
+    nodes = [
+        world.join(f"n{i}", *(["n0"] if i else []), slots=world.rng.choice([1, 2, 4]), **config) for i in range(count)
+    ]
+    assert world.run(lambda: all(node.sees("alive") == count for node in nodes), 10.0)
+    for node in nodes:
+        node.known = tuple(one.name for one in nodes if one is not node)  # saved peers
+    end_s = world.now + STORM_S
+    for node in nodes:
+        _weather(world, nodes, node, end_s)
+    submitted: dict[bytes, int] = {}
+    clients = 0
+    while len(submitted) < jobs:
+        world.run(lambda: False, world.rng.uniform(1, 8))
+        able = [node for node in nodes if node.alive and node.frozen is None]
+        if not able:
+            continue
+        clients += 1
+        client = Client(world.rng.choice(able), 1000 + clients, bytes([clients]) * 16)
+        client.connect()
+        tasks = world.rng.choice([1, 20, 100, 300])
+        scale = world.rng.choice([0.01, 0.1, 1.0]) if tasks < 300 else 0.1
+        job = bytes([100 + clients]) * 16
+
+        def task(index: int, scale: float = scale) -> Task:
+            return Task(scale * (0.2 + index % 7 / 4))
+
+        one = client.submit(job, tasks, task, detach=True, packed=world.rng.random() < 0.5)
+        # It was said to be durable: from now on its client may go.
+        if world.run(lambda: ("close", 0) in one.acks, 40.0):  # noqa: B023
+            submitted[job] = tasks
+
+    world.run(lambda: world.now > end_s + 26.0, STORM_S + 60.0)  # the last frozen one thaws
+
+    def over(node: GridNode, job: bytes) -> bool:
+        kept = node.machine.keeping.jobs.get(job)
+        return node.alive and kept is not None and kept.ended
+
+    def settled() -> bool:
+        return all(over(node, job) for node in nodes for job in submitted)
+
+    assert world.run(settled, STORM_S + 600.0), [
+        (job, tasks, [_told(node, job) for node in nodes])
+        for job, tasks in submitted.items()
+        if not all(over(node, job) for node in nodes)
+    ]
+    for job, tasks in submitted.items():
+        _agreed(world, nodes, job, tasks)
+    world.run(lambda: False, 20.0)
+    for node in nodes:
+        assert not node.machine.running.busy(), f"{node.name} still runs something"
+        assert not node.machine.pool.ready(), f"{node.name} still has something ready"
+        assert not node.dropped, f"{node.name} dropped {node.dropped}"
+    return sum(submitted.values()), sum(world.runs[job, i] for job, n in submitted.items() for i in range(n))
+
+
+def _agreed(world: GridWorld, nodes: list[GridNode], job: bytes, tasks: int) -> None:
+    """Check that all copies say the same, and one node answers for the job."""
+    records = [node.machine.keeping.jobs[job] for node in nodes]
+    assert {kept.state for kept in records} == {"done"}, [(kept.state, kept.reason) for kept in records]
+    assert all(kept.done.size == tasks for kept in records)
+    assert world.run(lambda: len({kept.rows.digest() for kept in records}) == 1, 60), "they differ"
+    world.run(lambda: False, 1.0)
+    for node in nodes:
+        values(node, job, tasks)
+    assert world.run(lambda: sum(kept.serving for kept in records) == 1, 30.0), [_told(node, job) for node in nodes]
+
+
+def _told(node: GridNode, job: bytes) -> Any:
+    kept = node.machine.keeping.jobs.get(job)
+    if kept is None:
+        return node.name
+    first = node.machine.replicas.first(kept)
+    return node.name, kept.state, kept.done.size, kept.total, kept.serving, kept.listening, first, kept.server
+
+
+def values(node: GridNode, job: bytes, tasks: int) -> None:
+    """Check every value of a copy on disk."""
+    kept = node.machine.keeping.jobs[job]
+    for batch, results in kept.record.results.items():
+        row = node.disk[job, "result", pack(batch)]
+        shape, data = unpack(row.value or b"")
+        for i in range(results.lo, results.hi):
+            value = data[i - results.lo] if shape == 0 else unpack(data)[i - results.lo]
+            assert value == value_of(job, i)
+    assert kept.done.size == tasks
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_storm_over_everybody(seed: int) -> None:
+    tasks, runs = storm(seed)
+    assert runs <= 2 * tasks + 100
