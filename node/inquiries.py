@@ -19,6 +19,7 @@ from p2pgrid.core.batch import TASKS_MAX
 from p2pgrid.core.chains import may
 from p2pgrid.core.errors import GridError, NotAuthorized, NotFound, QuotaExceeded, error_from_wire, error_to_wire
 from p2pgrid.core.ids import JOB_ID_LENGTH, job_name, match, parse_target
+from p2pgrid.core.listed import Listed
 from p2pgrid.core.ranges import Span
 from p2pgrid.node import events as e
 from p2pgrid.node.clients import Door
@@ -350,8 +351,9 @@ class Inquiries(Handler):
             owner, target = count.left.pop(0)
             if owner == self.config.node_id:
                 count.add(self.door.here(verb, target))
-            elif verb == "forget" and may(self.parts.own_roles, "submit"):
-                entry = self.listing.list.jobs[bytes.fromhex(target.partition("/")[0])]
+            elif (
+                verb == "forget" and may(self.parts.own_roles, "submit") and (entry := self._by_id(target)) is not None
+            ):
                 self.listing.bury(entry.job, entry.submitted_s, entry.expires_s)
                 count.add(1)  # whoever has it hears of it when it is back
             else:
@@ -374,6 +376,9 @@ class Inquiries(Handler):
             self._count_rounds(count, got.ended_s)
 
         self._send([owner], verb, {"target": target}, then, now)
+
+    def _by_id(self, target: str) -> Listed | None:
+        return self.listing.list.jobs.get(bytes.fromhex(target.partition("/")[0]))
 
     def _passed_on(self, event: e.ClientSent, row: Row, got: Round) -> None:
         where = self.names(row["owner"])
