@@ -166,8 +166,6 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         """What it takes to read what was pickled."""
         if self._stands_for:
             self._modules |= _reached
-        else:
-            _reached.update(self._modules)
         return Needs(frozenset(self._modules), self._same_minor) if self._modules or self._same_minor else NOTHING
 
     def reducer_override(self, obj: Any) -> Any:
@@ -196,6 +194,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def _note(self, name: object) -> None:
         if isinstance(name, str) and name not in self._modules and is_own(name):
             self._modules.add(name)
+            _reached.add(name)
 
     def _reduced_ref(self, ref: Ref) -> Any:
         """Let a Ref among arguments arrive as its value, one within a value that is put as a Ref."""
