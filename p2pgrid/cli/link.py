@@ -43,6 +43,12 @@ class Link:
         self.dir = directory
         self.welcome: dict[str, Any] = {}
 
+    @property
+    def socket(self) -> socket.socket:
+        """The socket, for what comes over it that is no frame."""
+        self._sock.settimeout(TIMEOUT_S)
+        return self._sock
+
     def greet(self, program: str) -> None:
         """Say HELLO.
 

@@ -15,6 +15,7 @@ from p2pgrid.cli.reading import text
 from p2pgrid.core import messages as m
 from p2pgrid.core.batch import TASKS_MAX
 from p2pgrid.core.errors import NotFound, error_from_wire
+from p2pgrid.core.large import LARGE, outcome_bytes
 from p2pgrid.core.ranges import RangeSet, Span
 from p2pgrid.core.shapes import FAILURE, PACKED, VALUES
 
@@ -120,10 +121,10 @@ class Parts:
                 )
 
     def _fresh(self, lo: int, hi: int, shape: int, data: Any) -> Iterator[Part]:
-        size = len(data) if isinstance(data, bytes) else sum(map(len, data))
+        size = outcome_bytes(shape, data)
         wanted = self._had.missing(lo, hi)
         self._had.add(lo, hi)
-        if shape not in (VALUES, PACKED, FAILURE, CANCELLED):
+        if shape not in (VALUES, PACKED, FAILURE, LARGE, CANCELLED):
             raise NotFound(f"task {lo} has a result that this version cannot show", next="p2pgrid --version")
         if not wanted and size:
             self._got(size)

@@ -12,6 +12,7 @@ from typing import IO, Any
 import click
 
 from p2pgrid.cli.jobs import target_argument
+from p2pgrid.cli.large import LargeValues
 from p2pgrid.cli.link import Link, open_link
 from p2pgrid.cli.output import V, count, emit, plain, talk
 from p2pgrid.cli.parts import CANCELLED, Part, Parts
@@ -20,7 +21,9 @@ from p2pgrid.cli.shown import Showing, Shown
 from p2pgrid.cli.verb import Setting, Verb
 from p2pgrid.core.errors import ExitCode, GridError, NotFound
 from p2pgrid.core.ids import job_name
+from p2pgrid.core.large import LARGE, read_large
 from p2pgrid.core.ranges import Span
+from p2pgrid.core.ref import Ref
 from p2pgrid.core.shapes import FAILURE, failure_text
 from p2pgrid.core.units import parse_duration
 
@@ -79,7 +82,8 @@ def result(setting: Setting, target: str, follow: bool, output: Path | None, for
         job, span = _found(link, target)
         parts = Parts(link, job, span)
         printer = _Printer(out, job_name(job), "jsonl" if as_rows else form, one=setting.json and not follow)
-        with Showing(link.dir, _interpreter(link), printer.form) as showing:
+        with LargeValues(link.dir) as large, Showing(link.dir, _interpreter(link), printer.form) as showing:
+            printer.large = large
             for part in parts.as_they_come() if follow else parts.in_order():
                 printer.part(part, showing)
         told = mapping(mapping(link.about("show", job.hex())).get("job"))
@@ -101,17 +105,18 @@ class _Printer:
         self._out = out
         self._name = name
         self._one = one
+        self.large: LargeValues | None = None
         self._all: list[Row] = []
         self._failed = 0
 
     def part(self, part: Part, showing: Showing) -> None:
         """Write the results of one part."""
         if self.form == "repr" and part.shape not in (FAILURE, CANCELLED):  # a million lines in seconds
-            shown = _shown(part, showing)
+            shown = _shown(part, showing, self.large)
             self.tasks += len(shown)
             self._lines([one.text for one in shown])
             return
-        for row, one in _rows(part, showing):
+        for row, one in _rows(part, showing, self.large):
             self._task(row, one)
 
     def _task(self, row: Row, shown: Shown | None) -> None:
@@ -153,7 +158,7 @@ class _Printer:
             talk(f"{self._name} is {plain(state)}{why}; {count(missing, 'task')} of it without a result")
 
 
-def _rows(part: Part, showing: Showing) -> Iterator[tuple[Row, Shown | None]]:
+def _rows(part: Part, showing: Showing, large: LargeValues | None) -> Iterator[tuple[Row, Shown | None]]:
     """Yield each task as a row of `jsonl`, with its value if it has one."""
     empty: Row = {"index": part.lo, "state": "done", "value": None, "repr": None, "error": None}
     if part.shape == CANCELLED:
@@ -162,13 +167,26 @@ def _rows(part: Part, showing: Showing) -> Iterator[tuple[Row, Shown | None]]:
     elif part.shape == FAILURE:
         yield {**empty, "state": "failed", "error": failure_text(part.data) or "it failed"}, None
     else:
-        for index, one in enumerate(_shown(part, showing), part.lo):
+        for index, one in enumerate(_shown(part, showing, large), part.lo):
             yield {**empty, "index": index, "value": one.value, "repr": one.text}, one
 
 
-def _shown(part: Part, showing: Showing) -> list[Shown]:
+def _shown(part: Part, showing: Showing, large: LargeValues | None) -> list[Shown]:
+    if part.shape == LARGE:
+        return [_large(part, showing, large)]
     found = showing.show(part.shape, part.data, part.many, part.lo - part.skip)
     return found[part.skip : part.skip + part.hi - part.lo]
+
+
+def _large(part: Part, showing: Showing, values: LargeValues | None) -> Shown:
+    """Return what can be said of a value in the grid's memory; of one kept as a Ref, its name."""
+    large = read_large(part.data)
+    if large.is_ref or values is None:
+        return Shown(repr(Ref(large.name, large.size)), readable=not large.is_ref)
+    try:
+        return showing.show(LARGE, values.parts(large), 1, part.lo)[0]
+    except GridError as error:
+        return Shown(f"<a value that cannot be shown: {error.message}>", readable=False)
 
 
 def _found(link: Link, target: str) -> tuple[bytes, Span | None]:

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from p2pgrid.cli import shown_child
+from p2pgrid.core.large import LARGE
 
 PATIENCE_S = 60.0
 """How long the values of one lot may take."""
@@ -51,8 +52,9 @@ class Showing:
         self._home: tempfile.TemporaryDirectory[str] | None = None
 
     def show(self, shape: int, data: bytes | Sequence[bytes], count: int, lo: int = 0) -> list[Shown]:
-        """Return what can be said of `count` values in an outcome of shape 0 (a list of pickles) or 1 (one pickle).
+        """Return what can be said of `count` values in an outcome.
 
+        Its shape is 0 (a list of pickles), 1 (one pickle) or 3 (one, and its buffers).
         As a pickle each has its index before it, counted from `lo`.
         """
         pickles = [data] if isinstance(data, bytes) else list(data)
@@ -60,7 +62,7 @@ class Showing:
             found = self._asked(shape, pickles, lo)
         except (OSError, _LateError) as error:
             why = f"the process that was to show it {self._buried(error)}"
-            if len(pickles) > 1:  # one of them did it; the others are no worse for that
+            if len(pickles) > 1 and shape != LARGE:  # one of them did it; the others are no worse for that
                 return [one for index, lot in enumerate(pickles, lo) for one in self.show(shape, [lot], 1, index)]
             return [Shown(f"<a value that cannot be shown: {why}>", readable=False)] * count
         shown = [_read(answer) for answer in found]

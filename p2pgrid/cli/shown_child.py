@@ -1,7 +1,8 @@
 """The child that shows values: it unpickles what came from peers, and nobody else in the command line does.
 
 Run as a file by the interpreter of the node's workers, so that it finds the classes they find; imports nothing of ours.
-Questions come on stdin: a line of JSON {"shape", "sizes", "form", "lo"}, then the pickles, of `sizes` bytes each. A
+Questions come on stdin: a line of JSON {"shape", "sizes", "form", "lo"}, then the pickles, of `sizes` bytes each;
+of shape 3 it is one, and its buffers. A
 line of JSON goes out, with one element for each value: its repr; {"repr", "value"} if JSON can say it and shall;
 {"pickle"}; or {"error"} if it cannot be read.
 """
@@ -17,7 +18,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-PACKED = 1
+PACKED, LARGE = 1, 3
 REPR_MAX = 16 << 20
 DEPTH_MAX = 64
 MEMORY_MAX = 8 << 30
@@ -74,9 +75,10 @@ def shown(value: object, form: str, index: int) -> str | dict[str, Any]:
 def answers(question: dict[str, Any], data: list[bytes]) -> Iterator[str | dict[str, Any]]:
     """Yield what is said of each value; when one of a packed list cannot be read, none can."""
     index = question["lo"]
-    for one in data:
+    buffers = data[1:] if question["shape"] == LARGE else []
+    for one in data[:1] if question["shape"] == LARGE else data:
         try:
-            value: Any = pickle.loads(one) if one else None  # noqa: S301 - what this process is for
+            value: Any = pickle.loads(one, buffers=buffers) if one else None  # noqa: S301 - what this process is for
             values = list(value) if question["shape"] == PACKED else [value]
         except Exception as error:  # noqa: BLE001 - unpickling runs somebody's code
             yield {"error": f"{type(error).__name__}: {error}"[:1000]}

@@ -138,9 +138,15 @@ def load(data: memoryview, loads: Callable[..., Any] = pickle.loads) -> Any:
         PeerError: this is no object.
         Exception: whatever unpickling raises.
     """
+    pickled, *buffers = taken_apart(data)
+    return loads(pickled, buffers=buffers)
+
+
+def taken_apart(data: memoryview) -> list[memoryview]:
+    """Return the pickle of an object and its buffers, as they lie. Raises PeerError: this is no object."""
     data = data.toreadonly()
     start, end, spans = _read_header(data)
-    return loads(data[start:end], buffers=[data[lo:hi] for lo, hi in spans])
+    return [data[start:end], *(data[lo:hi] for lo, hi in spans)]
 
 
 def _read_header(data: memoryview) -> tuple[int, int, list[tuple[int, int]]]:

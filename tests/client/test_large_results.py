@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -150,6 +152,21 @@ def test_dropped_refs_of_results_make_room(grid: Grid) -> None:
         assert grid.get(there.submit(filled, i, MB).result(SOON_S))[9] == i
     assert grid.get(kept)[0] == 0.5
     assert grid.get(pickle.loads(data))[0] == 1.5
+
+
+def test_the_command_line_shows_them(shared: LocalGrid, grid: Grid) -> None:
+    """At any node; a Ref as what it is."""
+    job = grid.start(filled, [1, 2])
+    refs = grid.options(keep="ref").start(filled, [3])
+    assert job.wait(SOON_S)
+    assert refs.wait(SOON_S)
+
+    def shown(job: pg.Job) -> list[str]:
+        command = [sys.executable, "-m", "p2pgrid", "--dir", str(shared.nodes[1].dir), "result", job.id]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=SOON_S).stdout.splitlines()
+
+    assert [line[:8] for line in shown(job)] == ["array([1", "array([2"]
+    assert shown(refs)[0].startswith("<Ref ")
 
 
 def test_a_detached_job_keeps_what_it_refers_to(shared: LocalGrid) -> None:
