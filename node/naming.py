@@ -76,6 +76,7 @@ class Naming(Handler):
                 large = read_large(outcome.data)
             except PeerError:  # a task that tampers with its worker's pipe: as if it had not run
                 self.pool.put_back(taken, self.outcomes.wanted(taken.work, [(outcome.lo, outcome.hi)]))
+                self.parts.hungry = True
                 continue
             self._unnamed[large.name] = Unnamed(taken, outcome.lo, large)
             self._begin(taken, outcome, large)
