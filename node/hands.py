@@ -14,6 +14,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Protocol
 
 import trio
@@ -59,6 +60,10 @@ WARM_OF_USED = 4
 WARM_REST = 1.0
 """Between two steps the warming rests for as long as the last one took, times this: tasks need the processor more."""
 PEAK_HALF_S = 60.0
+PRESSURE_S = 2.0
+"""So often the memory of the machine is looked at, while objects use some of it."""
+SHORT_OF_RAM = 10
+"""The machine is short of memory when less than this part of it is available."""
 
 
 class WhenWhole(Protocol):
@@ -104,7 +109,9 @@ class Hands:
         self._sending: dict[str, deque[SendPieces]] = {}
         self._unused: dict[Key, float] = {}
         """Objects that came from other nodes and that nobody looks at now: since when."""
-        self._ticking = self._tidying = self._warming = False
+        self.available = available_bytes
+        self._ram = config.ram
+        self._ticking = self._tidying = self._warming = self._watching = False
         self._peak = (0, time.monotonic())
 
     # ---- what the policies say ---------------------------------------------------------------------------------------
@@ -154,6 +161,9 @@ class Hands:
 
     def warm(self) -> None:
         """Have as much memory ready as may be asked for next: pages that were never touched are slow."""
+        if not self._watching:
+            self._watching = True
+            self.nursery.start_soon(self._watch_memory)
         if not self._warming and self.arena.in_memory and self.arena.space.warm.total < self._ahead_bytes():
             self._warming = True
             self.nursery.start_soon(self._warm)
@@ -170,10 +180,32 @@ class Hands:
             start_s = time.monotonic()
             done = await trio.to_thread.run_sync(self.arena.warm_up, span, limiter=self.limiter)
             self.arena.warmed(span, done=done)
-            if not done:
+            if not done or self._shortage():
                 break
             await trio.sleep((time.monotonic() - start_s) * WARM_REST)
         self._warming = False
+
+    def _shortage(self) -> int:
+        """Return of how many bytes the machine is short, as far as it says."""
+        available = self.available()
+        return 0 if available is None else max(0, self._ram // SHORT_OF_RAM - available)
+
+    async def _watch_memory(self) -> None:
+        while self.shelf.memory_bytes or self.arena.space.warm.total:
+            await trio.sleep(PRESSURE_S)
+            if shortage := self._shortage():
+                await self.relieve(shortage)
+        self._watching = False
+
+    async def relieve(self, shortage: int) -> None:
+        """Move objects that nobody has mapped out of memory, and give that back to the system."""
+        self.perform(self.shelf.pressure(shortage))
+        while shortage > 0 and (span := self.arena.give_back(min(shortage, WARM_BYTES_MIN))) is not None:
+            done = await trio.to_thread.run_sync(self.arena.cool_down, span, limiter=self.limiter)
+            self.arena.cooled(span, done=done)
+            if not done:
+                break
+            shortage -= span[1] - span[0]
 
     async def _do(self, effect: Order, job: Job) -> None:
         try:
@@ -300,6 +332,16 @@ class Hands:
     def key_of(self, name: bytes) -> Key | None:
         """Return the key of an object that is whole here, by its key or its id."""
         return name if name in self.shelf.items and self.shelf.items[name].whole else self.shelf.find(ObjectId(name))
+
+
+def available_bytes() -> int | None:
+    """Return how much memory the machine has for whoever asks next; None: it does not say (no /proc)."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return None
+    found = [line.split()[1] for line in text.splitlines() if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else None
 
 
 def _failed(effect: Order, reason: str) -> Any:
