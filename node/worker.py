@@ -25,15 +25,16 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from p2pgrid.core import current, messages, ref
+from p2pgrid.core import current, files, messages, ref
 from p2pgrid.core.segments import Segment
 from p2pgrid.core.wire import Frame, Splitter, frame
-from p2pgrid.node.page import INDEX, NONE, RUN, START, Page, Progress
-from p2pgrid.node.worker_functions import Functions, Items, Unfit
+from p2pgrid.node.page import INDEX, LOOK, NONE, RUN, START, Page, Progress
+from p2pgrid.node.worker_functions import Functions, Items, Unfit, receive_in
 from p2pgrid.node.worker_output import Output
 from p2pgrid.node.worker_recent import Recent
 from p2pgrid.node.worker_report import Report
 from p2pgrid.node.worker_results import Values
+from p2pgrid.node.worker_scratch import Scratch
 from p2pgrid.node.worker_tasks import Work, fail_all, run_segment
 
 if TYPE_CHECKING:
@@ -54,7 +55,10 @@ class Worker:
         self._sock = sock
         self._page = page
         self._output = output
-        self._home = str(Path.cwd())
+        self._scratch = Scratch(str(Path.cwd()), page.words, LOOK)
+        current.own_folder[:] = [self._scratch.own]
+        files.provide(self._scratch)
+        receive_in(self._scratch)
         self._functions = Functions()
         self._blobs: Recent[tuple[bytes, bytes], Items] = Recent(messages.W_BLOBS)
         self._handlers = {number: getsignal(number) for number in signal.valid_signals()}
@@ -119,7 +123,7 @@ class Worker:
         values = Values(self._store, as_ref=context.get("keep") == "ref")
         report = Report(number, self._sock.sendall, values)
         attempt = int(context.get("attempt", 0))
-        work = Work(self._page, self._output, report, self._home, self._forked, number, attempt)
+        work = Work(self._page, self._output, report, self._scratch, self._forked, number, attempt)
         self._page.words[RUN] = number
         current.enter(self._context(job, context, attempt))
         with _environment(context.get("env") or {}) as refused:
@@ -186,7 +190,8 @@ class Worker:
             job16=job,
             attempt=attempt,
             node=context.get("node", ""),
-            scratch=os.path.join(self._home, "tasks"),  # noqa: PTH118 - a string is what is wanted
+            scratch=lambda: self._scratch.here,
+            scratches=self._scratch.folders,
             index=index,
             say=say,
         )

@@ -87,7 +87,7 @@ class _Segment:
             work.report.failed(index, results.failure(outcome, skip_frames=1))
         else:
             work.report.returned(index, outcome)
-        work.tidy(index)
+        work.tidy(index, shared=len(self._since) > 1)
         # What waits costs nothing: by its processor time a grain holds as many of them as can be in flight together.
         used = process_time()
         work.report.busy_s += used - self._accounted

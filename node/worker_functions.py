@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pickle
+import shutil
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -17,9 +18,11 @@ from functools import partial
 from operator import attrgetter
 from typing import Any
 
+from p2pgrid.core import current
 from p2pgrid.core.missing import missing
 from p2pgrid.core.wire import unpack
 from p2pgrid.node.worker_recent import CODES_MAX, Recent
+from p2pgrid.node.worker_scratch import Scratch
 
 _CO_COROUTINE = 0x80  # inspect.CO_COROUTINE; inspect itself costs 10 ms to import
 
@@ -137,12 +140,14 @@ class Items:
     A task may change its argument in place, so a second attempt gets a fresh one.
     """
 
-    __slots__ = ("_bytes", "_list")
+    __slots__ = ("_bytes", "_files", "_list")
 
     def __init__(self, data: bytes) -> None:
         """Keep the bytes."""
         self._bytes = data
         self._list: list[Any] | None = None
+        self._files: list[str] = []
+        """Folders of files among the items."""
 
     def cut(self, offset: int, count: int, *, fresh: bool) -> list[Any]:
         """Return items [offset, offset + count). Raises whatever unpickling them raises."""
@@ -155,6 +160,21 @@ class Items:
     def forget(self) -> None:
         """Keep the bytes only: what was unpickled holds objects that others may need the room of."""
         self._list = None
+        while self._files:
+            shutil.rmtree(self._files.pop(), ignore_errors=True)
+
+    __del__ = forget
 
     def _load(self) -> list[Any]:
-        return pickle.loads(self._bytes)  # type: ignore[no-any-return]
+        try:
+            return pickle.loads(self._bytes)  # type: ignore[no-any-return]
+        finally:
+            self._files += _scratch[0].taken(current.running_index()) if _scratch else ()
+
+
+_scratch: list[Scratch] = []
+
+
+def receive_in(scratch: Scratch) -> None:
+    """Say where files among arguments arrive, in this process."""
+    _scratch[:] = [scratch]

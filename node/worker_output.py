@@ -131,6 +131,11 @@ class Output:
         io.TextIOWrapper.write(stream, f"{self._mark}{size};r;{what}\x1f{text}\n{after}\x1f")
         stream.flush()
 
+    def say(self, line: str) -> None:
+        """Add a line of ours to what the task wrote."""
+        self._err.flush()
+        os.write(self._err_fd, f"{line}\n".encode())
+
     def settle(self, run: int, first: int) -> bool:
         """Write out what is held back, and undo what tasks did to streams and descriptors; return whether they had.
 

@@ -27,6 +27,9 @@ PROTOCOL = 5
 VALUE_BYTES_MAX = 256 * 1024 * 1024
 """Largest result that travels in a frame; as core.batch.BATCH_BYTES_MAX, which needs blake3."""
 
+ELSEWHERE = "tasks run on any node, in an empty folder of their own: pass a file of your program as pg.File(path)"
+"""Said with the error of whoever looks for a file."""
+
 CALLS, PACKED, FAILED = 0, 1, 2
 """Shapes of an Outcome."""
 
@@ -38,6 +41,8 @@ _WHOLE = frozenset({bytes, bytearray, str})
 
 def failure(error: BaseException, *, skip_frames: int = 0) -> bytes:
     """Return the data of an outcome that says what a task raised."""
+    if isinstance(error, FileNotFoundError):
+        error.add_note(ELSEWHERE)
     return pack(encode_exception(error, skip_frames=skip_frames))
 
 

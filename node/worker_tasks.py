@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import os
 import pickle
-import shutil
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from os import stat
 from time import monotonic
 from typing import Any
 
-from p2pgrid.core import current
 from p2pgrid.core.segments import Segment
 from p2pgrid.node import worker_deps
 from p2pgrid.node import worker_results as results
@@ -25,6 +24,7 @@ from p2pgrid.node.page import INDEX, LOOK, RECALL, START, Page
 from p2pgrid.node.worker_functions import Function, Items, unfit_at
 from p2pgrid.node.worker_output import Output
 from p2pgrid.node.worker_report import Report
+from p2pgrid.node.worker_scratch import Scratch
 
 CALLS, ITEMS, TUPLES, DEPENDENT = 0, 1, 2, 3
 
@@ -44,7 +44,7 @@ class Work:
     page: Page
     output: Output
     report: Report
-    home: str
+    scratch: Scratch
     forked: list[bool]
     number: int
     attempt: int
@@ -53,28 +53,26 @@ class Work:
         """Whether the daemon wants back what is not started."""
         return self.page.words[RECALL] >= self.number
 
-    def tidy(self, first: int) -> bool:
+    def tidy(self, first: int, *, shared: bool = False) -> bool:
         """Undo what tasks did to the process, collect what they printed; return whether there was damage.
 
-        `first` is the task that output belongs to which nothing else claims.
+        `first` is the task that output belongs to which nothing else claims. `shared`: others run in the same process.
         """
         if self.forked:
             # A task forked and the child of the fork came back as if it were the task: it may not speak for us.
             os._exit(0)
-        damaged = self.output.settle(self.number, first)
+        scratch = self.scratch
         try:
-            lost = os.getcwd() != self.home  # noqa: PTH109 - three times as fast
-        except FileNotFoundError:  # the task removed the folder it went to
-            lost = True
-        if lost:
-            os.makedirs(self.home, exist_ok=True)  # noqa: PTH103
-            os.chdir(self.home)
+            used = stat(".").st_mtime_ns != scratch.untouched or scratch.used  # noqa: PTH116 - for every task
+        except OSError:  # the task removed the folder it went to
+            used = True
+        if used:
+            used, line = scratch.tidy(first, shared=shared)
+            if line:
+                self.output.say(line)
+        damaged = self.output.settle(self.number, first)
         signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm that a task set must not hit the next one
-        if current.scratch_made:
-            for folder in current.scratch_made:
-                shutil.rmtree(folder, ignore_errors=True)
-            current.scratch_made.clear()
-        return damaged or lost
+        return damaged or used
 
 
 def run_segment(work: Work, segment: Segment, function: Function, items: Items | None) -> int:

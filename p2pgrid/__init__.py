@@ -16,6 +16,7 @@ _HOMES = {
     "p2pgrid.client.members": ("Member",),
     "p2pgrid.client.results": ("Results",),
     "p2pgrid.core.current": ("current", "progress"),
+    "p2pgrid.core.files": ("File",),
     "p2pgrid.core.ref": ("Ref",),
     "p2pgrid.core.errors": (
         "DependencyFailed", "GridError", "MissingModule", "NoNode", "NodeGone", "NotAuthorized", "NotFound",
@@ -24,10 +25,10 @@ _HOMES = {
     ),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_LATER = {"File": "At home", "Simulator": "The simulator"}
+_LATER = {"Simulator": "The simulator"}
 
 __all__ = [
-    "DependencyFailed", "Future", "Grid", "GridError", "Job", "LocalGrid", "Member", "MissingModule", "NoNode",
+    "DependencyFailed", "File", "Future", "Grid", "GridError", "Job", "LocalGrid", "Member", "MissingModule", "NoNode",
     "NodeGone", "NotAuthorized", "NotFound", "NotSerializable", "ObjectLost", "QuotaExceeded", "Ref", "RemoteError",
     "ResultLost", "Results", "TaskCancelled", "TaskMemoryExceeded", "TaskTimeout", "Unschedulable", "VersionMismatch",
     "WorkerCrashed", "as_completed", "current", "get", "map", "progress", "put", "start", "submit", "wait",

@@ -78,6 +78,7 @@ from p2pgrid.core.errors import (
 from p2pgrid.core.errors import (
     WorkerCrashed as WorkerCrashed,
 )
+from p2pgrid.core.files import File as File
 from p2pgrid.core.ref import Ref as Ref
 
 __version__: str

@@ -31,7 +31,8 @@ class RunContext:
     job16: bytes
     attempt: int
     node: str
-    scratch: str
+    scratch: Callable[[], str]
+    scratches: str
     index: Callable[[], int | None]
     say: Callable[[int, float, float | None, str], None]
 
@@ -54,10 +55,17 @@ class Current:
     seed: int
     node: str
     _scratch: str
+    _shares_process: bool = False
 
     @property
     def dir(self) -> Path:
-        """An empty folder of this task's own, made when first asked for and removed after the task."""
+        """An empty folder of this task's own, removed after the task.
+
+        A plain task starts in it. An `async def` task shares the current folder with others; this one is its own.
+        """
+        own_folder[0]()
+        if not self._shares_process:
+            return Path(self._scratch)
         if self._scratch not in scratch_made:
             os.makedirs(self._scratch)  # noqa: PTH103 - pathlib's costs thrice as much
             scratch_made[self._scratch] = None
@@ -69,6 +77,9 @@ task_index: ContextVar[int | None] = ContextVar("p2pgrid_task_index", default=No
 
 scratch_made: dict[str, None] = {}
 """Folders that `Current.dir` made and the child has not removed yet."""
+
+own_folder: list[Callable[[], None]] = [lambda: None]
+"""Told that a task uses its folder."""
 
 _run: RunContext | None = None
 
@@ -92,8 +103,9 @@ def current() -> Current | None:
     run, index = _run, running_index()
     if run is None or index is None:
         return None
-    scratch = os.path.join(run.scratch, f"{index}")  # noqa: PTH118 - as above
-    return Current(run.job, index, run.attempt, task_seed(run.job16, index), run.node, scratch)
+    seed, shares = task_seed(run.job16, index), task_index.get() is not None
+    scratch = os.path.join(run.scratches, f"{index}") if shares else run.scratch()  # noqa: PTH118 - as above
+    return Current(run.job, index, run.attempt, seed, run.node, scratch, shares)
 
 
 def progress(done: float, total: float | None = None, text: str | None = None) -> None:

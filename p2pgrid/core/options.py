@@ -40,7 +40,7 @@ class TaskOptions:
     resources: Mapping[str, float] = field(default_factory=lambda: {"cpu": 1})
     where: str | None = None
     name: str | None = None
-    env: Mapping[str, str] | None = None
+    env: Mapping[str, str] | None = field(default=None, repr=False)  # its values are nobody's to see
     detach: bool = False
     keep: Literal["value", "ref"] = "value"
     keep_for: float | str = "7d"
@@ -94,7 +94,7 @@ class WireOptions:
     resources: Mapping[str, float] = field(default_factory=lambda: {"cpu": 1})
     where: str | None = None
     name: str | None = None
-    env: Mapping[str, str] | None = None
+    env: Mapping[str, str] | None = field(default=None, repr=False)  # its values are nobody's to see
     detach: bool = False
     keep: str = "value"
     keep_for_s: float = 7 * 86400.0
@@ -307,13 +307,13 @@ def _env(name: str, value: object) -> dict[str, str]:
         raise _wrong_type(name, value, "a dict of texts")
     size = 0
     for key, text in value.items():
-        if not isinstance(key, str) or not isinstance(text, str):
-            raise _wrong_type(name, value, "a dict of texts")
+        if not isinstance(key, str) or not isinstance(text, str):  # without the values: one of them may be a secret
+            raise TypeError(f"{name}: expected a dict of texts, {key!r:.40} is {type(text).__name__}")
         if not key or "=" in key or "\0" in key + text:
             raise _wrong_value(name, key, "names without '=' and no NUL anywhere")
         size += len(key) + len(text)
     if size > ENV_BYTES_MAX:
-        raise _wrong_value(name, value, f"at most {ENV_BYTES_MAX} characters in all")
+        raise _wrong_value(name, f"{size} characters", f"at most {ENV_BYTES_MAX} in all")
     return dict(value)
 
 

@@ -190,3 +190,17 @@ def test_unmet_lists_the_clauses_of_one_node() -> None:
     ]
     assert unmet({"cpu": 8, "gpu": 0}, None, node()) == []
     assert unmet({"cpu": 1}, None, {}) == ["cpu ≥ 1"]
+
+
+def test_env_is_not_shown() -> None:
+    """Neither in the options as text nor in what is said of a wrong one."""
+    options = TaskOptions().replace(env={"TOKEN": "secret"})
+    with pytest.raises(ValueError, match="65536 in all") as error:
+        options.replace(env={"TOKEN": "secret" * 20_000})
+
+    with pytest.raises(TypeError, match="'N' is int") as wrong:
+        options.replace(env={"TOKEN": "secret", "N": 1})
+
+    assert "secret" not in str(wrong.value) + repr(options) + repr(WireOptions.from_wire(options.to_wire())) + str(
+        error.value
+    )

@@ -397,7 +397,7 @@ async def test_a_task_knows_itself(h: Harness) -> None:
         ("calm-river-42", i, 2, "n0", current.task_seed(JOB, i)) for i in range(3)
     ]
     assert [values[i][6] for i in range(3)] == [1, 1, 1]
-    assert not any(os.path.exists(values[i][5]) for i in range(3))  # noqa: PTH110, ASYNC240 - local, and quick
+    assert not any(os.path.exists(f"{values[i][5]}/file") for i in range(3))  # noqa: PTH110, ASYNC240 - local, and quick
     assert current.current() is None
 
 

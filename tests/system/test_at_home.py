@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -76,8 +78,6 @@ def heard(capfd: pytest.CaptureFixture[str]) -> Heard:
 
 
 def talk(path: str) -> None:
-    import os  # noqa: PLC0415
-
     print("one")
     print("two", file=sys.stderr)
     subprocess.run(["sh", "-c", "echo four"], check=True)
@@ -85,10 +85,10 @@ def talk(path: str) -> None:
         time.sleep(0.01)
 
 
-def test_lines_appear_as_they_come_from_any_node(far: Grid, heard: Heard, tmp_path: object) -> None:
+def test_lines_appear_as_they_come_from_any_node(far: Grid, heard: Heard, tmp_path: Path) -> None:
     """While the task runs, at another node than the program's, in its order, each stream as what it is."""
-    gate = f"{tmp_path}/gate"
-    future = far.submit(talk, gate)
+    gate = tmp_path / "gate"
+    future = far.submit(talk, str(gate))
     wait_until(lambda: "four" in heard.out and "two" in heard.err)
     assert not future.done()
     open(gate, "w").close()  # noqa: PTH123
@@ -166,3 +166,104 @@ def test_progress_true_shows_how_far_a_map_is(grid: Grid, heard: Heard) -> None:
 
     assert told[-1] == "steps: 10/10"
     assert 2 <= len(told) <= 10
+
+
+def to_pdf(page: Path) -> pg.File:
+    assert page.is_file()
+    assert os.listdir() == []  # noqa: PTH208
+    Path("notes.txt").write_text("for nobody")
+    Path("page.pdf").write_bytes(b"%PDF " + page.read_bytes())
+    return pg.File("page.pdf")
+
+
+def test_files_go_along_and_come_back(grid: Grid, heard: Heard, tmp_path: Path) -> None:
+    """As paths to tasks, as a `File` to be saved to the program; what a task leaves is named in one line."""
+    pages = []
+    for i in range(4):
+        pages.append(tmp_path / f"{i}.txt")
+        pages[-1].write_text(f"page {i}")
+    for i, file in enumerate(grid.map(to_pdf, map(pg.File, pages))):
+        file.save(tmp_path / f"{i}.pdf")
+
+    assert [(tmp_path / f"{i}.pdf").read_text() for i in range(4)] == [f"%PDF page {i}" for i in range(4)]
+    line = "task 3 left notes.txt (10 B) uncollected: return pg.File('notes.txt')"
+    wait_until(lambda: heard.err.count(line) == 1)
+
+
+def length(path: Path) -> int:
+    return path.stat().st_size
+
+
+def test_a_large_file_is_put_once_and_passed_often(grid: Grid, far: Grid, tmp_path: Path) -> None:
+    """A Ref to a File arrives as a path as well, at any node; `get` gives a File."""
+    (tmp_path / "large.bin").write_bytes(bytes(3_000_000))
+    ref = grid.put(pg.File(tmp_path / "large.bin"))
+
+    assert list(grid.map(length, [ref] * 4)) == [3_000_000] * 4
+    assert far.submit(length, ref).result(SOON_S) == 3_000_000
+    assert grid.get(ref).save(tmp_path / "copy.bin").stat().st_size == 3_000_000
+
+
+def pass_on(path: Path) -> str:
+    return path.name + ":" + path.read_text()
+
+
+def test_a_file_goes_from_task_to_task(grid: Grid, tmp_path: Path) -> None:
+    """A result that another task takes arrives there as a path, without coming here."""
+    (tmp_path / "a.txt").write_text("a")
+    made = grid.submit(to_pdf, pg.File(tmp_path / "a.txt"))
+
+    assert grid.submit(pass_on, made).result(SOON_S) == "page.pdf:%PDF a"
+
+
+def test_what_is_no_file_is_refused_before_anything_is_sent(grid: Grid, tmp_path: Path) -> None:
+    """One line, and no job."""
+    before = len(grid.jobs())
+    with pytest.raises(IsADirectoryError) as folder:
+        grid.submit(length, pg.File(tmp_path))
+    with pytest.raises(FileNotFoundError):
+        grid.map(length, [pg.File(tmp_path / "missing")])
+    vanished = tmp_path / "vanished"
+    vanished.touch()
+    file = pg.File(vanished)
+    vanished.unlink()
+    with pytest.raises(pg.NotSerializable, match="vanished"):
+        grid.submit(length, file)
+
+    assert "\n" not in str(folder.value)
+    assert len(grid.jobs()) == before
+
+
+def look_up(name: str) -> str | None:
+    return os.environ.get(name)
+
+
+def test_env_arrives_and_is_seen_nowhere_else(grid: Grid, local: LocalGrid, tmp_path: Path) -> None:
+    """For the tasks that ask for it, not for those after them; its values stand in no log or listing."""
+    secret = "hunter2-" + tmp_path.name
+    view = grid.options(env={"TOKEN_FOR_TEST": secret})
+    futures = [view.submit(look_up, "TOKEN_FOR_TEST") for _ in range(4)]
+    assert {future.result(SOON_S) for future in futures} == {secret}
+    assert {grid.submit(look_up, "TOKEN_FOR_TEST").result(SOON_S) for _ in range(4)} == {None}
+    with pytest.raises(pg.GridError):
+        view.options(where="name == 'nowhere'", strict=True).submit(look_up, "TOKEN_FOR_TEST").result(SOON_S)
+    job = futures[0].id.partition("/")[0]
+    said = ""
+    for verb in (["jobs"], ["show", job], ["show", f"{job}/0"], ["explain", job], ["logs", job], ["top"], ["members"]):
+        for node in local.nodes:
+            command = [sys.executable, "-m", "p2pgrid", *verb, "--json", "--dir", str(node.dir)]
+            said += subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    logs = [path.read_text(errors="replace") for node in local.nodes for path in Path(node.dir).glob("*.log")]
+
+    assert job in said
+    assert secret not in said + "".join(logs) + repr(view) + repr(view._options)
+
+
+@pytest.mark.parametrize("env", [{"A": 1}, {1: "a"}, {"A": None}, {"A": "x\0y"}, {"A=B": "x"}, {"": "x"}, ["A"]])
+def test_env_that_is_not_text_is_refused(grid: Grid, env: object) -> None:
+    """In one line that does not repeat the value."""
+    with pytest.raises((TypeError, ValueError)) as error:
+        grid.options(env=env)
+
+    assert "\n" not in str(error.value)
+    assert "x" not in str(error.value).replace("expected", "").replace("text", "")
