@@ -71,7 +71,7 @@ def test_memory_is_watched_as_long_as_objects_use_some(tmp_path: Path) -> None:
         hands.available = lambda: 0
         hands.warm()
         with trio.fail_after(10 * PRESSURE_S):
-            while b"spare" in hands.shelf.items:  # noqa: ASYNC110 - nobody says when
+            while b"spare" in hands.shelf.items:
                 await trio.lowlevel.checkpoint()
 
     with_hands(tmp_path, do)
