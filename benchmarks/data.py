@@ -1,244 +1,173 @@
-"""Large arrays between the processes of one machine: one to two workers, and one result back.
+"""Large data: an array to many tasks, a large result, words of many files, and from node to node.
 
-So far the arena and the form of objects by themselves: an owner that gives out places, as the daemon will, two workers
-that map it, and this process as the client. Beside multiprocessing's shared_memory by hand, Pool, ProcessPoolExecutor,
-and joblib, Ray and Dask where they can be imported, round by round in one run (DESIGN §13).
+    tasks    a 100 MB array to 200 tasks, each of which returns 1 MB of it
+    copies   what the array adds to the memory of all processes (PSS) while two tasks hold it, in arrays, beside the
+             client's own
+    result   a result of 256 MB, until the client has read one number of every page of it
+    words    counting the words of 200 MB in 64 files
+    node     MB/s of an object of 256 MB that is got at another node, every piece verified, beside a stream of libp2p
+             alone between two processes
 
-    share    from the client's array until both workers have read one number of every page of it
-    copies   what that adds to the memory of all processes (PSS) while all hold it, in arrays, beside the client's own;
-             of the first round: later ones use pages again that the arena keeps, and would show 0
-    result   from the request until the client has read one number of every page of an array that a worker has
+Two workers. Beside Pool and ProcessPoolExecutor, whose user hands the array over in shared memory with a name, and
+joblib, Ray and Dask where they can be imported; round by round in one run (DESIGN §13). To measure beside those, put
+them into an environment of their own that sees this one's packages.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
-import gc
 import importlib.util
+import itertools
+import json
 import multiprocessing
-import multiprocessing.connection
 import os
 import secrets
 import statistics
+import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from p2pgrid.core.mapped import Mapped
-from p2pgrid.core.objects import load, serialise
-from p2pgrid.core.pieces import manifest_of
-from p2pgrid.node.arena import Arena
+from benchmarks.idle import descendants
+from p2pgrid.client.localgrid import LocalGrid
 
 WORKERS = 2
-SHARED_BYTES = 100 * 1000**2
-RESULT_BYTES = 256 * 1024**2
-WARM_BYTES = 512 * 1024**2
+TASKS = 200
+SHARED_ITEMS = 100 * 1000**2 // 8
+PART_ITEMS = 1000**2 // 8
+RESULT_BYTES = 256 * 1000**2
+FAR_BYTES = 256 * 1000**2
+FILES, TEXT_BYTES = 64, 200 * 1000**2
 PAGE_ITEMS = 4096 // 8
+HOLD_S = 1.0
+GOALS = "goals: tasks and result ≤ Ray's; ≤ 1.1 copies; node ≥ 0.9 × the stream"
 
-_kept: dict[str, Any] = {}  # what a worker keeps between calls
+_made: dict[str, Any] = {}
 
 
 class System(NamedTuple):
-    """One way of moving arrays; its processes run already.
+    """One way of giving work to two processes.
 
-    `share` lets both workers touch an array and keep it, and returns what they found; `result` fetches what a worker
-    has; `forget` ends a round.
+    `shared` yields what stands for an array among the arguments of tasks; `each` calls a function with lists of
+    arguments and returns the results in order.
     """
 
     name: str
-    pids: list[int]
-    share: Callable[[Any], list[float]]
-    result: Callable[[], Any]
-    forget: Callable[[], object]
+    shared: Callable[[Any], contextlib.AbstractContextManager[Any]]
+    each: Callable[..., list[Any]]
 
 
-def touch(array: Any) -> float:
-    """Read one number of every page; the process keeps the array, as a worker does while its job lasts."""
-    _kept["shared"] = array
-    return float(array[::PAGE_ITEMS].sum())
+def part(array: Any, number: int) -> Any:
+    """Return 1 MB that is made of the array."""
+    start = number * (SHARED_ITEMS - PART_ITEMS) // (TASKS - 1)
+    return opened(array)[start : start + PART_ITEMS] + 1.0
 
 
-def made() -> Any:
-    """Return the array that this process has, made at the first call."""
-    if "made" not in _kept:
-        _kept["made"] = np.arange(RESULT_BYTES // 8, dtype=np.float64)
-    return _kept["made"]
-
-
-def prepare(seconds: float) -> int:
-    """Forget what is shared, have the result, leave the others time to do the same; return the process."""
-    _kept.pop("shared", None)
-    _kept.pop("memory", None)
-    made()
+def hold(array: Any, seconds: float) -> float:
+    """Read one number of every page and keep the array for a while."""
+    total = float(opened(array)[::PAGE_ITEMS].sum())
     time.sleep(seconds)
+    return total
+
+
+def opened(array: Any) -> Any:
+    """Return the array that this is, or names."""
+    if not isinstance(array, str):
+        return array
+    known = _made.get(array)
+    if known is None:
+        memory = SharedMemory(array)
+        known = _made[array] = (memory, np.ndarray((SHARED_ITEMS,), np.float64, memory.buf))
+    return known[1]
+
+
+def made(_: int) -> Any:
+    """Return a large array; it was made before."""
+    if "made" not in _made:
+        _made["made"] = np.arange(RESULT_BYTES // 8, dtype=np.float64)
+    return _made["made"]
+
+
+def have(_: int) -> int:
+    """Make it, and leave the others time to do the same."""
+    made(0)
+    time.sleep(0.3)
     return os.getpid()
 
 
-def pss_bytes(pids: list[int]) -> int:
-    """Return what these processes hold, shared pages divided among those that map them."""
+def words(path: str) -> dict[str, int]:
+    """Count the words of a file."""
+    return dict(collections.Counter(Path(path).read_text(encoding="ascii").split()))
+
+
+def write_texts(folder: Path) -> list[str]:
+    """Write 64 files of the same 5,000 words in different orders."""
+    rng = np.random.default_rng(1)
+    vocabulary = np.array([f"word{number:05}" for number in range(5000)])
+    paths = []
+    for number in range(FILES):
+        path = folder / f"{number}.txt"
+        path.write_text(" ".join(rng.choice(vocabulary, TEXT_BYTES // FILES // 10)), encoding="ascii")
+        paths.append(str(path))
+    return paths
+
+
+def memory_bytes() -> int:
+    """Return what this process and all below hold, shared pages divided among those that map them."""
     size = 0
-    for pid in {*pids, os.getpid()}:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                size += int(line.split()[1]) * 1024
+    for pid in [os.getpid(), *descendants(os.getpid())]:
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
+                size += int(line.split()[1]) * 1024 if line.startswith("Pss:") else 0
     return size
 
 
-# ---- ours ------------------------------------------------------------------------------------------------------------
-
-
-def _own(pipes: list[Connection], arena: Arena) -> None:
-    """Give out places to whoever asks, until all have gone."""
-    keys: list[bytes] = []
-    while pipes:
-        for pipe in multiprocessing.connection.wait(pipes):
-            assert isinstance(pipe, Connection)
-            try:
-                size = pipe.recv()
-            except EOFError:
-                pipes.remove(pipe)
-                continue
-            if size:
-                keys.append(b"%d" % len(keys))
-                place = arena.allocate(keys[-1], size)
-                if place.cold:
-                    arena.reserve(place)
-                pipe.send((place.offset, size))
-            else:
-                while keys:
-                    arena.free(keys.pop())
-                pipe.send(None)
-
-
-def _put(owner: Connection, mapped: Mapped, value: Any) -> tuple[int, int]:
-    done = serialise(value)
-    owner.send(done.size)
-    offset, size = owner.recv()
-    mapped.write(offset, done)
-    return offset, size
-
-
-def _work(orders: Connection, owner: Connection, arena: Arena) -> None:
-    mapped = Mapped(arena.fd, arena.size)
-    with contextlib.suppress(EOFError):
-        while True:
-            match orders.recv():
-                case (offset, size):
-                    orders.send(touch(load(mapped.view(offset, size, released=int))))
-                case "result":
-                    orders.send(_put(owner, mapped, made()))
-                case _:
-                    orders.send(prepare(0.0))
+# ---- the systems -----------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def ours(folder: Path) -> Iterator[System]:
-    """Yield the arena, with an owner, two workers, and this process as the client."""
-    context = multiprocessing.get_context("fork")
-    arena = Arena(1024**3, folder)
-    while (span := arena.wants_warmth(WARM_BYTES)) is not None:  # as a node does in the background
-        arena.warmed(span, done=arena.warm_up(span))
-    asking = [context.Pipe() for _ in range(WORKERS + 1)]
-    ordering = [context.Pipe() for _ in range(WORKERS)]
-    processes = [context.Process(target=_own, args=([there for _, there in asking], arena), daemon=True)]
-    for (here, _), (_, orders) in zip(asking, ordering, strict=False):
-        processes.append(context.Process(target=_work, args=(orders, here, arena), daemon=True))
-    for process in processes:
-        process.start()
-    mapped = Mapped(arena.fd, arena.size)
-    owner, workers = asking[-1][0], [here for here, _ in ordering]
+def ours() -> Iterator[System]:
+    """Yield a grid of one node."""
+    with LocalGrid(nodes=1, slots=WORKERS) as local, local.grid(0) as grid:
 
-    def ask(what: Any) -> list[Any]:
-        for worker in workers:
-            worker.send(what)
-        return [worker.recv() for worker in workers]
+        @contextlib.contextmanager
+        def shared(array: Any) -> Iterator[Any]:
+            yield grid.put(array)
 
-    def result() -> Any:
-        workers[0].send("result")
-        offset, size = workers[0].recv()
-        return load(mapped.view(offset, size, released=int))
-
-    def forget() -> None:
-        ask("forget")
-        owner.send(0)
-        owner.recv()
-
-    forget()
-    pids = [process.pid for process in processes if process.pid is not None]
-    yield System("p2pgrid arena", pids, lambda array: ask(_put(owner, mapped, array)), result, forget)
-    for process in processes:
-        process.kill()
-        process.join()
-    mapped.close()
-    arena.close()
+        yield System("p2pgrid", shared, lambda call, *lists: list(grid.map(call, *lists)))
 
 
-# ---- others ----------------------------------------------------------------------------------------------------------
-
-
-def _touch_named(name: str, count: int) -> float:
-    _kept["memory"] = memory = SharedMemory(name)
-    return touch(np.ndarray((count,), np.float64, memory.buf))
-
-
-def _made_named(name: str) -> None:
-    memory = SharedMemory(name)
-    np.ndarray(made().shape, np.float64, memory.buf)[:] = made()
+@contextlib.contextmanager
+def named(array: Any) -> Iterator[str]:
+    """Yield the name of shared memory that holds an array."""
+    memory = SharedMemory(create=True, size=array.nbytes)
+    np.ndarray(array.shape, array.dtype, memory.buf)[:] = array
+    yield memory.name
     memory.close()
-
-
-@contextlib.contextmanager
-def by_executor(name: str, executor: Executor, *, named: bool = False) -> Iterator[System]:
-    """Yield an Executor that pickles, or (`named`) whose user has shared memory with a name for each array."""
-    held: list[SharedMemory] = []
-
-    def all_of(call: Callable[..., Any], *arguments: Any) -> list[Any]:
-        return [future.result() for future in [executor.submit(call, *arguments) for _ in range(WORKERS)]]
-
-    def named_share(array: Any) -> list[float]:
-        held.append(SharedMemory(create=True, size=array.nbytes))
-        np.ndarray(array.shape, array.dtype, held[-1].buf)[:] = array
-        return all_of(_touch_named, held[-1].name, array.size)
-
-    def named_result() -> Any:
-        held.append(SharedMemory(create=True, size=RESULT_BYTES))
-        executor.submit(_made_named, held[-1].name).result()
-        return np.ndarray((RESULT_BYTES // 8,), np.float64, held[-1].buf)
-
-    def forget() -> None:
-        all_of(prepare, 0.2)
-        gc.collect()
-        while held:
-            memory = held.pop()
-            memory.close()
-            memory.unlink()
-
-    pids = list(set(all_of(prepare, 1.0)))
-    if named:
-        yield System(name, pids, named_share, named_result, forget)
-    else:
-        yield System(name, pids, lambda a: all_of(touch, a), lambda: executor.submit(made).result(), forget)
-    executor.shutdown()
+    memory.unlink()
 
 
 @contextlib.contextmanager
 def by_pool(context: Any) -> Iterator[System]:
     """Yield multiprocessing.Pool."""
     with context.Pool(WORKERS) as pool:
+        yield System("Pool", named, lambda call, *lists: pool.starmap(call, zip(*lists, strict=False), chunksize=1))
 
-        def all_of(call: Callable[..., Any], argument: Any) -> list[Any]:
-            return [one.get() for one in [pool.apply_async(call, (argument,)) for _ in range(WORKERS)]]
 
-        pids = list(set(all_of(prepare, 1.0)))
-        yield System("Pool", pids, lambda a: all_of(touch, a), lambda: pool.apply(made), lambda: all_of(prepare, 0.2))
+@contextlib.contextmanager
+def by_executor(executor: Executor) -> Iterator[System]:
+    """Yield ProcessPoolExecutor."""
+    with executor:
+        yield System("ProcessPoolExecutor", named, lambda call, *lists: list(executor.map(call, *lists)))
 
 
 @contextlib.contextmanager
@@ -248,19 +177,15 @@ def by_joblib() -> Iterator[System]:
 
     with joblib.Parallel(WORKERS) as parallel:
 
-        def all_of(call: Callable[..., Any], *arguments: Any) -> list[Any]:
-            return list(parallel(joblib.delayed(call)(*arguments) for _ in range(WORKERS)))
+        def each(call: Callable[..., Any], *lists: Sequence[Any]) -> list[Any]:
+            return list(parallel(joblib.delayed(call)(*one) for one in zip(*lists, strict=False)))
 
-        def result() -> Any:
-            return parallel([joblib.delayed(made)()])[0]
-
-        pids = list(set(all_of(prepare, 1.0)))
-        yield System("joblib", pids, lambda a: all_of(touch, a), result, lambda: all_of(prepare, 0.2))
+        yield System("joblib", contextlib.nullcontext, each)
 
 
 @contextlib.contextmanager
 def by_ray(folder: Path) -> Iterator[System]:
-    """Yield Ray with two workers that stay (actors)."""
+    """Yield Ray."""
     import ray  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: PLC0415 - may be missing
 
     token = folder / "ray-token"  # Ray would write one into the user's home
@@ -268,22 +193,13 @@ def by_ray(folder: Path) -> Iterator[System]:
     token.write_text(secrets.token_hex(32))
     os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(token))
     ray.init(num_cpus=WORKERS, include_dashboard=False, object_store_memory=1024**3, log_to_driver=False)
+    remote: dict[Any, Any] = {}
 
-    class Worker:
-        def do(self, call: Callable[..., Any], *arguments: Any) -> Any:
-            return call(*arguments)
+    def each(call: Callable[..., Any], *lists: Sequence[Any]) -> list[Any]:
+        task = remote.setdefault(call, ray.remote(call))
+        return list(ray.get([task.remote(*one) for one in zip(*lists, strict=False)]))
 
-    kind = ray.remote(Worker)
-    workers = [kind.remote() for _ in range(WORKERS)]
-
-    def all_of(call: Callable[..., Any], *arguments: Any) -> list[Any]:
-        return list(ray.get([worker.do.remote(call, *arguments) for worker in workers]))
-
-    def share(array: Any) -> list[float]:
-        return all_of(touch, ray.put(array))
-
-    pids = all_of(prepare, 0.0)
-    yield System("Ray", pids, share, lambda: ray.get(workers[0].do.remote(made)), lambda: all_of(prepare, 0.0))
+    yield System("Ray", lambda array: contextlib.nullcontext(ray.put(array)), each)
     ray.shutdown()
 
 
@@ -293,21 +209,85 @@ def by_dask() -> Iterator[System]:
     from distributed import Client  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415 - may be missing
 
     with Client(n_workers=WORKERS, threads_per_worker=1, dashboard_address=None, processes=True) as client:
-        names = list(client.scheduler_info()["workers"])
 
-        def all_of(call: Callable[..., Any], *arguments: Any) -> list[Any]:
-            return list(client.gather([client.submit(call, *arguments, workers=[n], pure=False) for n in names]))
+        def each(call: Callable[..., Any], *lists: Sequence[Any]) -> list[Any]:
+            return list(client.gather([client.submit(call, *one, pure=False) for one in zip(*lists, strict=False)]))
 
-        def result() -> Any:
-            return client.submit(made, workers=names[:1], pure=False).result()
+        def shared(array: Any) -> contextlib.AbstractContextManager[Any]:
+            return contextlib.nullcontext(client.scatter(array, broadcast=True))
 
-        def share(array: Any) -> list[float]:
-            return all_of(touch, client.scatter(array, broadcast=True))
-
-        yield System("Dask", all_of(prepare, 0.0), share, result, lambda: all_of(prepare, 0.0))
+        yield System("Dask", shared, each)
 
 
-# ---- the run ---------------------------------------------------------------------------------------------------------
+# ---- one round -------------------------------------------------------------------------------------------------------
+
+
+def measure(system: System, array: Any, paths: list[str], count: int) -> dict[str, float]:
+    """Run everything once; check what comes back."""
+    _made.pop("made", None)
+    started = time.perf_counter()
+    with system.shared(array) as given:
+        parts = system.each(part, itertools.repeat(given, TASKS), range(TASKS))
+        tasks_s = time.perf_counter() - started
+        assert [float(one[0]) for one in parts[:: TASKS - 1]] == [float(array[0]) + 1, float(array[-PART_ITEMS]) + 1]
+        del parts
+    copies = _copies(system, array + 1)
+    system.each(have, range(2 * WORKERS))
+    started = time.perf_counter()
+    (value,) = system.each(made, [0])
+    total = float(value[::PAGE_ITEMS].sum())
+    result_s = time.perf_counter() - started
+    assert total == float(np.arange(0, RESULT_BYTES // 8, PAGE_ITEMS, dtype=np.float64).sum())
+    del value
+    started = time.perf_counter()
+    found: collections.Counter[str] = collections.Counter()
+    for one in system.each(words, paths):
+        found.update(one)
+    words_s = time.perf_counter() - started
+    assert found.total() == count
+    return {"tasks_s": tasks_s, "copies": copies, "result_s": result_s, "words_s": words_s}
+
+
+def _copies(system: System, array: Any) -> float:
+    before = memory_bytes()
+    with system.shared(array) as given:
+        seen: list[int] = []
+        timer = threading.Timer(HOLD_S * 0.7, lambda: seen.append(memory_bytes()))
+        timer.start()
+        sums = system.each(hold, itertools.repeat(given, WORKERS), itertools.repeat(HOLD_S, WORKERS))
+        timer.join()
+    assert sums == [float(array[::PAGE_ITEMS].sum())] * WORKERS
+    return (seen[0] - before) / float(array.nbytes)
+
+
+def far(rounds: int) -> tuple[list[float], list[float]]:
+    """Return MB/s of an object between two nodes, and of a libp2p stream between two processes, round by round."""
+    objects, streams = [], []
+    stream = [sys.executable, "-m", "benchmarks.links"]
+    with (
+        LocalGrid(nodes=2) as local,
+        local.grid(0) as here,
+        local.grid(1) as there,
+        subprocess.Popen([*stream, "listen", "127.0.0.1"], stdout=subprocess.PIPE, text=True) as listener,
+    ):
+        assert listener.stdout is not None
+        address = listener.stdout.readline().strip()
+        for number in range(rounds + 1):
+            array = np.full(FAR_BYTES // 8, float(number))
+            array[:: PAGE_ITEMS // 2] = np.random.default_rng(number).random(len(array[:: PAGE_ITEMS // 2]))
+            ref = here.put(array)
+            started = time.perf_counter()
+            found = there.get(ref)
+            took_s = time.perf_counter() - started
+            assert np.array_equal(found, array)
+            command = [*stream, "dial", address, str(FAR_BYTES / 1e6), "raw"]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120, check=True)
+            if number:  # the first one made the shared memory
+                objects.append(FAR_BYTES / took_s / 1e6)
+                streams.append(json.loads(done.stdout)["mb_s"])
+            del found, ref
+        listener.terminate()
+    return objects, streams
 
 
 def run(rounds: int) -> dict[str, Any]:
@@ -315,65 +295,42 @@ def run(rounds: int) -> dict[str, Any]:
     context = multiprocessing.get_context("fork")
     figures: dict[str, dict[str, list[float]]] = {}
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        makers = [
-            ours(Path(folder)),
-            by_executor("shared_memory", ProcessPoolExecutor(WORKERS, mp_context=context), named=True),
-            by_pool(context),
-            by_executor("ProcessPoolExecutor", ProcessPoolExecutor(WORKERS, mp_context=context)),
-        ]
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        paths = write_texts(folder)
+        makers = [by_pool(context), by_executor(ProcessPoolExecutor(WORKERS, mp_context=context)), ours()]
         makers += [
             maker()
-            for module, maker in (
-                ("joblib", by_joblib),
-                ("ray", lambda: by_ray(Path(folder))),
-                ("distributed", by_dask),
-            )
+            for module, maker in (("joblib", by_joblib), ("ray", lambda: by_ray(folder)), ("distributed", by_dask))
             if importlib.util.find_spec(module) is not None
         ]
         systems = [stack.enter_context(maker) for maker in makers]
-        array = np.arange(SHARED_BYTES // 8, dtype=np.float64)
+        array = np.arange(SHARED_ITEMS, dtype=np.float64)
+        count = TEXT_BYTES // FILES // 10 * FILES
         for _ in range(rounds):
             for system in systems:
                 array = array + 1  # another one each time: joblib would know this one again
-                for what, value in _round(system, array).items():
+                for what, value in measure(system, array, paths, count).items():
                     figures.setdefault(system.name, {}).setdefault(what, []).append(value)
-    data = array.tobytes()
-    start = time.perf_counter()
-    manifest_of(data)
-    hashed_s = time.perf_counter() - start
+    objects, streams = far(rounds)
     medians = {s: {what: statistics.median(v) for what, v in rows.items()} for s, rows in figures.items()}
-    for name, rows in figures.items():
-        medians[name]["copies"] = rows["copies"][0]
-    _print(medians, hashed_s)
+    ratio = statistics.median(ours / stream for ours, stream in zip(objects, streams, strict=True))
+    node = {"object_mb_s": statistics.median(objects), "stream_mb_s": statistics.median(streams), "ratio": ratio}
+    _print(medians, node)
     return {
         "workers": WORKERS, "rounds": rounds, "python": sys.version.split()[0], "cpus": os.cpu_count(),
-        "medians": medians, "first": {s: {what: v[0] for what, v in rows.items()} for s, rows in figures.items()},
-        "hash_100_mb_s": hashed_s,
+        "medians": medians, "node_to_node": node, "objects_mb_s": objects, "streams_mb_s": streams,
     }  # fmt: skip
 
 
-def _round(system: System, array: Any) -> dict[str, float]:
-    before = pss_bytes(system.pids)
-    start = time.perf_counter()
-    sums = system.share(array)
-    share_s = time.perf_counter() - start
-    assert sums == [float(array[::PAGE_ITEMS].sum())] * WORKERS, system.name
-    copies = (pss_bytes(system.pids) - before) / array.nbytes
-    system.forget()
-    start = time.perf_counter()
-    value = system.result()
-    total = float(value[::PAGE_ITEMS].sum())
-    result_s = time.perf_counter() - start
-    assert total == float(made()[::PAGE_ITEMS].sum()), system.name
-    del value
-    system.forget()
-    return {"share_s": share_s, "copies": copies, "result_s": result_s}
-
-
-def _print(medians: dict[str, dict[str, float]], hashed_s: float) -> None:
-    print(f"{'':22}{'share 100 MB':>14}{'copies':>9}{'result 256 MB':>16}", file=sys.stderr)
+def _print(medians: dict[str, dict[str, float]], node: dict[str, float]) -> None:
+    print(f"{'':22}{'200 tasks':>11}{'copies':>9}{'256 MB result':>16}{'words':>10}", file=sys.stderr)
     for name, row in medians.items():
-        line = f"{name:22}{row['share_s']:12.3f} s{row['copies']:9.2f}{row['result_s']:14.3f} s"
-        print(line, file=sys.stderr)
-    print(f"its id costs {hashed_s:.3f} s more (BLAKE3 of 100 MB, one core, outside the GIL)", file=sys.stderr)
+        print(
+            f"{name:22}{row['tasks_s']:9.3f} s{row['copies']:9.2f}{row['result_s']:14.3f} s{row['words_s']:8.2f} s",
+            file=sys.stderr,
+        )
+    print(
+        f"node to node {node['object_mb_s']:.0f} MB/s verified, a libp2p stream alone {node['stream_mb_s']:.0f} MB/s: "
+        f"{node['ratio']:.2f} ×\n{GOALS}",
+        file=sys.stderr,
+    )
