@@ -131,6 +131,13 @@ class Door(Handler):
         detached = {kept.id: self._detached(kept, self.pool.works.get(kept.id)) for kept in orphans}
         needed = self.depending.needed({kept.id: kept.open_tasks - detached[kept.id] for kept in orphans})
         for kept in orphans:
+            if kept.accepted != self.config.node_id:
+                # The node that its client spoke to is gone as well: what was acknowledged there runs.
+                self.out.append(self.keeping.note(kept, "orphan"))
+                if kept.total is None:
+                    self.out += self.keeping.close(kept, (kept.known.last() or (0, 0))[1], None)
+                self.outcomes.settle(kept)
+                continue
             stay = detached[kept.id] | needed.get(kept.id, RangeSet())
             if not stay:
                 self._cancel_spans(kept, None, (), ABANDONED)

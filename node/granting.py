@@ -350,7 +350,7 @@ class Granting(Handler):
         if lapsed.vanished:
             for lo, hi in charged:
                 for task in range(lo, hi):
-                    self._charge(kept, task, lapsed.holder)
+                    self.charge(kept, task, lapsed.holder)
             spans = spans - kept.done
         if not kept.ended:
             self.outcomes.reissue(kept, list(spans), alone=lapsed.vanished)
@@ -367,7 +367,7 @@ class Granting(Handler):
             self._uncover(lapsed, now)
         self.watch()
 
-    def _charge(self, kept: Kept, task: int, holder: str) -> None:
+    def charge(self, kept: Kept, task: int, holder: str) -> None:
         """A node vanished while it ran this task."""
         one = Try("n", holder, self.keeping.incarnation, self.keeping.next_number())
         self.out.append(self.keeping.tried(kept, task, one))

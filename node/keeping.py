@@ -88,6 +88,7 @@ class Keeping:
         self._appended: dict[int, Appended] = {}
         self._marked: dict[int, tuple[Job, Mark]] = {}
         self.readers = Readers(self.jobs, node, node_name, options, self._token)
+        self.readers.seal = self.seal
         self._failed: list[Unsynced] = []
         self.changed: Callable[[Kept], None] = lambda _: None
         """Hears of every job that is new here, has ended, or is kept for longer."""
@@ -128,7 +129,9 @@ class Keeping:
             kept.order.sort()
             self.changed(kept)
 
-    def merge(self, kept: Kept, row: Row, objects: Container[bytes] | None = None) -> None:
+    def merge(  # noqa: C901, PLR0912 - one case for each kind of row
+        self, kept: Kept, row: Row, objects: Container[bytes] | None = None
+    ) -> None:
         """Take what a row of the journal, of this node or another keeper, says into the record."""
         record = kept.record
         match row.kind:
@@ -174,6 +177,10 @@ class Keeping:
                 kept.logs.add(index, index + 1)
             case "copied":
                 kept.copied = True
+            case "taken":
+                kept.taken_over = True
+            case "orphan":
+                kept.orphaned = True
             case _:
                 pass  # a kind of a later minor version: kept, not understood
 
@@ -188,6 +195,9 @@ class Keeping:
                 return kept.overlaps  # it was in memory only: as if the task had not run
             kept.objects.append(large)
         batch = BatchId(node, incarnation, number)
+        kept.torn.discard(batch)
+        if batch in kept.record.results:
+            return kept.overlaps  # it had been damaged here
         results = Results(lo, hi, failed, attempt, content, (large.name,) if large else ())
         overlaps = kept.overlaps or bool(kept.done.within(lo, hi))
         self._note(kept, batch, results, size)
@@ -499,7 +509,7 @@ class Keeping:
         elif kept.cancelled.size >= max(kept.total, 1):
             state = CANCELLED
         else:
-            state = FAILED if kept.failed else DONE
+            state = ABANDONED if kept.orphaned else FAILED if kept.failed else DONE
         kept.state = state
         kept.record.state = State.CANCELLED if state in (CANCELLED, ABANDONED) else State.FINISHED
         _, effect = self.store([self._end(kept)])
@@ -536,6 +546,25 @@ class Keeping:
             self.readers.is_pinned((kept.id, BatchId(source.node, source.incarnation, source.number + i)))
             for i in range(count)
         )
+
+    def note(self, kept: Kept, kind: str) -> Effect:
+        """Write down something that is true of a job from now on: it was "taken" over, or is an "orphan"."""
+        row = Row(kept.id, kind, b"", b"", b"")
+        self.merge(kept, row)
+        return self.store([row])[1]
+
+    def seal(self, kept: Kept, batches: Iterable[BatchId]) -> list[Effect]:
+        """A reader is given these results: where a task may have more than one, it is these that count from now on."""
+        rows = []
+        for batch in batches:
+            results = kept.record.results[batch]
+            attempts = kept.record.attempts.within(results.lo, results.hi)
+            if not (kept.overlaps or attempts) or kept.record.seals.get(results.lo) is not None:
+                continue
+            kept.record.seals.join(results.lo, results.hi, (0, batch))
+            meta = pack([results.lo, results.hi, list(batch)])
+            rows.append(Row(kept.id, "seal", content_id(meta), meta, b""))
+        return [self.store(rows)[1]] if rows else []
 
     def next_number(self) -> int:
         """Return a number that names one event of this incarnation."""

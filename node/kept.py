@@ -127,6 +127,14 @@ class Kept:
     """Set while this node is about to serve it."""
     copied: bool = False
     """Whether another node ever had a copy."""
+    taken_over: bool = False
+    """Whether a node that served it vanished: whatever runs is named to other keepers before it begins."""
+    named: dict[str, RangeSet] = field(default_factory=dict)
+    """What the nodes that served it said they run themselves."""
+    orphaned: bool = False
+    """Whether the node that accepted it and its client are gone: nobody will say that it is complete."""
+    torn: set[BatchId] = field(default_factory=set)
+    """Results that are damaged on disk here and are being had from another keeper."""
     overlaps: bool = False
     """Whether some task has more than one result: then it matters which one counts."""
 

@@ -331,7 +331,7 @@ class Machine(Handler):
                     self.prints.sent(event.peer, event.kind, event.body, now)
                 case kind if m.P_STEAL <= kind <= m.P_LIFELINE:
                     self.thieves.sent(event, now)
-                case kind if m.P_ROWS <= kind <= m.P_KEEPER:
+                case kind if m.P_ROWS <= kind <= m.P_RUNS:
                     self.replicas.sent(event, now)
                 case _:
                     self.members.sent(event, now)
@@ -344,7 +344,9 @@ class Machine(Handler):
         self.parts.hungry = False
         if self.parts.refusing:
             return
-        self.out += self.running.feed(self.pool, self.fitness.eligible, now)
+        fed = self.running.feed(self.pool, self.fitness.eligible, now)
+        self.replicas.name_running(fed)
+        self.out += fed
         if self.peers:
             self.thieves.feed(now)
             self.members.feed(now)

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from p2pgrid.node.net.station import Station
 
 _OF_THE_MACHINE = (
-    (m.P_WANT, m.P_CLOCK_IS), (m.P_STEAL, m.P_LIFELINE), (m.P_READ, m.P_JOBS_RECORDS), (m.P_ROWS, m.P_KEEPER),
+    (m.P_WANT, m.P_CLOCK_IS), (m.P_STEAL, m.P_LIFELINE), (m.P_READ, m.P_JOBS_RECORDS), (m.P_ROWS, m.P_RUNS),
     (m.P_SHOW, m.P_PRINTED),
 )  # fmt: skip
 """Kinds of frames that go to it, from and to."""

@@ -47,6 +47,10 @@ class Readers:
         self._token = token
         self.names: dict[str, str] = {}
         """Names of the other nodes that made results."""
+        self.seal: Callable[[Kept, Iterable[BatchId]], list[Effect]] = lambda *_: []
+        """Told what a reader is given."""
+        self.mend: Callable[[Kept, BatchId], bool] = lambda *_: False
+        """Whether a damaged result is being had from another keeper."""
         self._fetches: dict[int, tuple[Job, int, list[BatchId]]] = {}
         self._recent: OrderedDict[Key, tuple[int, Any, int]] = OrderedDict()
         self._recent_size = 0
@@ -141,11 +145,25 @@ class Readers:
         entries = []
         for batch in batches:
             value = values.get(pack(batch))
-            if value is None:
-                entries += self._lost(kept, batch, watch.sent)
-            else:
+            if value is not None:
                 entries.append(self._entry(kept, batch, *unpack(value)))
-        return self._send(kept, watch, entries) + self.catch_up(kept, watch)
+            elif self.mend(kept, batch):
+                kept.torn.add(batch)
+            else:
+                entries += self._lost(kept, batch, watch.sent)
+        sealed = self.seal(kept, [batch for batch in batches if batch not in kept.torn]) if kept.copied else []
+        return self._send(kept, watch, entries) + sealed + self.catch_up(kept, watch)
+
+    def give_up(self, kept: Kept) -> list[Effect]:
+        """Nobody has what was damaged here: its readers are told."""
+        torn, kept.torn = kept.torn, set()
+        out: list[Effect] = []
+        for watch in list(kept.watches.values()):
+            for batch in torn:
+                out += self._send(kept, watch, self._lost(kept, batch, watch.sent))
+            watch.behind = True
+            out += self.catch_up(kept, watch)
+        return out
 
     def _lost(self, kept: Kept, batch: BatchId, sent: RangeSet) -> list[list[Any]]:
         """The only copy is damaged: its readers are told, they do not wait for ever."""
@@ -180,11 +198,14 @@ class Readers:
         if watch.behind:
             watch.behind = False
             entries: list[list[Any]] = []
+            given: list[BatchId] = []
             batches: list[BatchId] = []
             budget = watch.window_bytes - watch.unread
             step = self.options.step_bytes
             for batch, size in self._missing(kept, watch.sent):
                 results = kept.record.results[batch]
+                if batch in kept.torn:
+                    continue
                 is_wanted = watch.wanted is not None and results.lo <= watch.wanted < results.hi
                 if (budget <= 0 and not is_wanted) or step <= 0 or len(batches) >= FETCH_MAX:
                     watch.behind = True
@@ -196,13 +217,16 @@ class Readers:
                     step -= size
                 else:
                     entries.append(self._entry(kept, batch, recent[0], recent[1]))
+                    given.append(batch)
             out += self._send(kept, watch, entries)
+            if given and kept.copied:
+                out += self.seal(kept, given)
             if batches:
                 watch.fetching = self._token()
                 watch.behind = True
                 self._fetches[watch.fetching] = (kept.id, watch.client, batches)
                 out.append(Fetch(watch.fetching, [(kept.id, "result", pack(batch)) for batch in batches]))
-        if kept.ended and not watch.behind and not watch.ended:
+        if kept.ended and not watch.behind and not watch.ended and not kept.torn:
             watch.ended = True
             out.append(Reply(watch.client, m.STATE, 0, [kept.id, kept.state, kept.reason]))
         return out
@@ -211,6 +235,9 @@ class Readers:
         """Yield the batches whose tasks a reader lacks and their sizes, in order of index, one where two overlap."""
         missing = kept.done - had
         covered = RangeSet()
+        if kept.overlaps:
+            yield from self._chosen(kept, missing)
+            return
         for lo, hi in missing:
             at = bisect_left(kept.order, (lo, BatchId("", 0, 0), 0))
             while at > 0 and kept.record.results[kept.order[at - 1][1]].hi > lo:
@@ -223,6 +250,21 @@ class Readers:
                 if results.hi > lo and covered.missing(results.lo, results.hi):
                     covered.add(results.lo, results.hi)
                     yield batch, size
+
+    @staticmethod
+    def _chosen(kept: Kept, missing: RangeSet) -> Iterable[tuple[BatchId, int]]:
+        """Yield the batches that count for tasks of which some have more than one result: sealed ones, then the first.
+
+        What a seal names is given to every reader, whichever copy of the record he reads.
+        """
+        seals, results = kept.record.seals, kept.record.results
+        sealed = {batch for _, _, (_, batch) in seals}
+        left = missing.copy()
+        for _, batch, size in sorted(kept.order, key=lambda one: (one[1] not in sealed, one[1])):
+            lo, hi = results[batch].lo, results[batch].hi
+            if left.within(lo, hi):
+                left.discard(lo, hi)
+                yield batch, size
 
     def dismiss(self, kept: Kept, state: str, reason: str) -> list[Effect]:
         """A job is deleted: whoever reads it and was not told its end gets no more of it."""

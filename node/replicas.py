@@ -23,7 +23,7 @@ from p2pgrid.core.keeper_shapes import Copy, from_keeper
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.record import BatchId, Record, unpack_spec
 from p2pgrid.core.shapes import failure_text
-from p2pgrid.core.wire import unpack
+from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node import events as e
 from p2pgrid.node.copying import Copying, CopyOptions
 from p2pgrid.node.keepers import Candidate, keepers
@@ -42,6 +42,8 @@ ROUND_S = 1.0
 LISTEN_S = 3.0
 """How long a keeper that became first in rank waits for the others."""
 LISTEN_ROUND_S = 0.3
+MEND_S = 10.0
+"""How long what is damaged on disk is hoped for from others."""
 ANNOUNCED_S = 10.0
 """How long it goes on saying that it serves: some may notice late that the former keeper is gone."""
 DIGESTS_MAX = 512
@@ -79,6 +81,9 @@ class Replicas(Handler):
         self._supplies: dict[str, deque[tuple[Job, list[Name]]]] = {}
         """Rows that keepers lack, still to be read."""
         self.keeping.spread = self._spread
+        self.keeping.readers.mend = self._mend
+        self._mending: dict[Job, float] = {}
+        """Jobs of which something was damaged here, and until when it is hoped for."""
         self.keeping.deleted = self.copying.forget
         self.keeping.copies_pending = lambda job: job in self.copying.waiting
 
@@ -143,6 +148,8 @@ class Replicas(Handler):
         outside = not any(one.id == me for one in group)
         if not (kept.answers or outside or (group and kept.server != group[0].id)):
             return []  # whoever serves it does
+        if kept.id in self._mending:
+            return [one.id for one in group if one.id != me and one.id in self.peers]
         if kept.serving and group and group[0].id != me and group[0].id in self.peers:
             return [group[0].id]  # one of us gives way
         if kept.listening is None:
@@ -227,6 +234,7 @@ class Replicas(Handler):
     def tick(self, now: float) -> None:
         """Ask those whose copies may differ; see whether a listener has heard enough."""
         self.copying.overdue(now)
+        self._mended(now)
         asks: dict[str, list[Kept]] = {}
         for kept in list(self.keeping.jobs.values()):
             for peer in self._unlevel(kept):
@@ -289,10 +297,40 @@ class Replicas(Handler):
                 self._own(kept, entry)
         if kept.accepted != self.config.node_id:
             self.out.append(e.Log("info", f"{kept.name}: its keeper is gone, this node goes on with it"))
-            if not kept.spec.detach:
-                self.parts.timer(("orphan", kept.spec.session), now + self.config.orphan_after_s)
+        if not kept.taken_over:
+            self.out.append(self.keeping.note(kept, "taken"))
+        self._charge(kept)
+        if kept.ended:
+            self.restoring.release(kept.id, now)
+            return
+        if kept.accepted != self.config.node_id and not kept.spec.detach:
+            self.parts.timer(("orphan", kept.spec.session), now + self.config.orphan_after_s)
         self.restoring.begin(kept)
         self.parts.hungry = True
+
+    def name_running(self, fed: Sequence[e.Effect]) -> None:
+        """Tell the other keepers what this node is about to run of jobs of which a keeper has vanished.
+
+        If it vanishes as well, they know which tasks to charge: one that kills its node must not kill them all.
+        """
+        jobs = {one.job for one in fed if isinstance(one, e.Run)}
+        for job in sorted(jobs):
+            kept = self.keeping.jobs.get(job)
+            if kept is None or not kept.serving or not kept.taken_over:
+                continue
+            flat = self.running.spans(job).flat()
+            self.out += [e.Send(peer, m.P_RUNS, [[job, flat]]) for peer in self.others(kept) if peer in self.peers]
+
+    def _charge(self, kept: Kept) -> None:
+        """Whoever served a job is gone: what it ran itself is charged, and runs alone from now on."""
+        group = {one.id for one in self.group(kept) if one.lives}
+        for node, spans in kept.named.items():
+            if node in group or node == self.config.node_id:
+                continue
+            for lo, hi in (spans & kept.open_tasks) - self.leases.covered(kept.id):
+                for task in range(lo, hi):
+                    self.members.granting.charge(kept, task, node)
+        kept.named.clear()
 
     def _own(self, kept: Kept, entry: list[Any]) -> None:
         """Results of this node that were on their way to the former keeper."""
@@ -363,6 +401,11 @@ class Replicas(Handler):
                 self._wanted(peer, *body)
             case m.P_KEEPER:
                 self._keeper(peer, body, now)
+            case m.P_RUNS:
+                for job, spans in body:
+                    kept = self.keeping.jobs.get(job)
+                    if kept is not None and not kept.serving:
+                        kept.named[peer] = spans
 
     def _synced(self, peer: str, done: list[int], refused: list[int]) -> None:
         for number in done:
@@ -473,6 +516,29 @@ class Replicas(Handler):
             self.out += self.copying.caught_up(peer, job)
         self._supply(peer)
         return True
+
+    # ---- what is damaged here ---------------------------------------------------------------------------------------
+
+    def _mend(self, kept: Kept, batch: BatchId) -> bool:
+        """A result here is damaged: have it from another keeper, if there is one."""
+        if not kept.copied or not any(peer in self.peers for peer in self.others(kept)):
+            return False
+        kept.rows.put(e.Row(kept.id, "result", pack(batch), b"", None))
+        if kept.id not in self._mending:
+            self.out.append(e.Log("warning", f"{kept.name}: a result is damaged on disk; it is had from another node"))
+            self._mending[kept.id] = self.parts.now + MEND_S
+        self._wake_at(self.parts.now + LISTEN_ROUND_S)
+        return True
+
+    def _mended(self, now: float) -> None:
+        """See which damages are mended; what nobody else has is lost."""
+        for job, until_s in list(self._mending.items()):
+            kept = self.keeping.jobs.get(job)
+            if kept is None or not kept.torn:
+                del self._mending[job]
+            elif until_s <= now:
+                del self._mending[job]
+                self.out += self.keeping.readers.give_up(kept)
 
     # ---- rows of others ---------------------------------------------------------------------------------------------
 

@@ -83,7 +83,7 @@ def _row(value: Any) -> tuple[bytes, str, bytes, bytes, bytes]:
 
 def _check(kind: str, key: bytes, meta: bytes, data: bytes) -> None:
     """See whether a row says something that can be taken in, and whether its value is what its key or meta names."""
-    match kind, None if kind in ("spec", "code") else unpack(meta):
+    match kind, unpack(meta) if kind in _KINDS and kind != "code" else None:
         case "spec", _:
             unpack_spec(meta)
         case "code", _ if content_id(data) == key:
@@ -195,6 +195,14 @@ def _keeper(value: Any) -> tuple[bytes, str]:
     _refuse("keeper")
 
 
+def _runs(value: Any) -> tuple[bytes, RangeSet]:
+    match value:
+        case [job, flat, *_]:
+            _flat(flat)
+            return _job(job), RangeSet.from_flat(flat)
+    _refuse("list of running tasks")
+
+
 def _copies(body: Any) -> list[Copy]:
     return _each(_copy, JOBS_MAX)(body)
 
@@ -211,6 +219,7 @@ _READ: dict[int, Callable[[Any], Any]] = {
     m.P_TAGS: _tagged,
     m.P_WANTED: _wanted,
     m.P_KEEPER: _keepers,
+    m.P_RUNS: _each(_runs, JOBS_MAX),
 }
 
 

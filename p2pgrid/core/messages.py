@@ -169,6 +169,7 @@ P_BUCKETS = 171  # [job16, [[bucket, digest16], …]]  mine differs from yours: 
 P_TAGS = 172  # [job16, buckets, tags]              what I have in these: give me the rest, and ask for what you lack
 P_WANTED = 173  # [job16, tags]                     give me these rows
 P_KEEPER = 174  # [[job16, node id], …]             who serves these jobs from now on: claim there, deliver there
+P_RUNS = 175  # [[job16, [lo, hi, …]], …]           what I am about to run of jobs I serve that cost a node its life
 
 # ---- objects (node/objects.py; those with bytes in them on a bulk stream); read by `core.shapes.of_objects` ----------
 # id: 33 bytes (core.pieces); pieces: [lo, hi, …] or, where it says so, None for all of them

@@ -53,7 +53,7 @@ class Task:
     """What one task does when it runs."""
 
     seconds: float
-    outcome: str = "ok"  # ok | raise | crash | timeout | memory
+    outcome: str = "ok"  # ok | raise | crash | timeout | memory | kill: its node dies
     times: int = 1 << 30
     """How many executions end so; the ones after them are well."""
 
@@ -79,6 +79,8 @@ class World:
         self.cuts: Counter[frozenset[str]] = Counter()
         self._free_s: dict[tuple[str, str, bool], float] = {}
         self.tasks: dict[bytes, Callable[[int], Task]] = {}
+        self.killed: Callable[[Node], None] = lambda node: node.crash()
+        """What becomes of a node that is killed by its task."""
         self.needs: dict[bytes, Needs] = {}
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
@@ -302,6 +304,7 @@ class Node:
                     self.disk.pop((row.job, row.kind, row.key), None)
                 else:
                     self.disk[row.job, row.kind, row.key] = row
+                    self.damaged.discard((row.job, row.kind, row.key))
             if effect.token:
                 self.handle(e.Stored(effect.token))
 
@@ -373,6 +376,9 @@ class Child:
 
     def _done(self, task: Task, run: e.Run, index: int, segment: e.Segment) -> None:
         ill = task.outcome if self.node.world.runs[run.job, index] <= task.times else "ok"
+        if ill == "kill":
+            self.node.world.killed(self.node)
+            return
         if ill in CAUSES:
             self.die(index, CAUSES[ill], "killed by signal SIGSEGV" if ill == "crash" else f"{ill} after 1 s")
             return

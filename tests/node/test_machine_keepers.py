@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from p2pgrid.core.shapes import FAILURE
 from tests.node.driver import Client, Submitted, Task
 from tests.node.grid_world import GridNode, GridWorld
 
@@ -127,3 +128,66 @@ def test_a_copy_is_given_up_where_others_have_it() -> None:
     assert world.run(settled, 60), [node.name for node in everybody if _record(node) is not None]
     assert len({_record(node).rows.digest() for node in everybody if _record(node) is not None}) == 1
     assert len(_served_by(world)) == 1
+
+
+def test_a_result_that_is_damaged_on_disk_is_had_from_another_node() -> None:
+    """Its reader waits for a moment and gets it; where nobody else has it he is told."""
+    world = GridWorld(14)
+    nodes = world.grid(3)
+    one = _submitted(world, nodes[0], 60, 0.05)
+    assert world.run(lambda: one.ended, 60)
+    assert world.run(lambda: all(_is_over(node) for node in nodes), 10)
+    nodes[0].crash()
+    _wait(world, 1)
+    for key in nodes[0].disk:
+        if key[1] == "result":
+            nodes[0].damaged.add(key)
+    nodes[0].start()
+    assert world.run(lambda: _served_by(world) == ["n0"], 20)
+    reader = Client(nodes[0], 5, b"r" * 16)
+    reader.connect()
+    read = reader.read(b"J" * 16)
+
+    assert world.run(lambda: read.ended, 30)
+    assert set(read.got) == set(range(60))
+    assert read.state == "done"
+    assert all(shape != FAILURE for shape, _ in read.got.values())
+
+
+def test_an_open_job_whose_client_and_node_are_gone_ends_as_abandoned() -> None:
+    """What was acknowledged runs; nobody waits for more."""
+    world = GridWorld(15)
+    nodes = world.grid(4)
+    one = _submitted(world, nodes[0], 40, 1.0, detach=False, close=False)
+    assert world.run(lambda: len([ack for ack in one.acks if ack[0] == "input"]) == 1, 10)
+    nodes[0].crash(with_disk=False)
+    others = nodes[1:]
+    assert world.run(lambda: all(_is_over(node) for node in others), 200)
+    assert {_record(node).state for node in others} == {"abandoned"}
+    assert all(_record(node).done.size == 40 for node in others)
+
+
+def test_a_task_that_kills_every_node_is_given_up() -> None:
+    """Five nodes at most, whoever serves the job; all other tasks end well."""
+    world = GridWorld(16)
+    nodes = world.grid(8, slots=2)
+    for node in nodes:
+        node.known = tuple(other.name for other in nodes if other is not node)
+    client = Client(nodes[0], 1, b"s" * 16)
+    client.connect()
+    kills: list[str] = []
+
+    def task(index: int) -> Task:
+        return Task(0.3, "kill") if index == 17 else Task(0.1)
+
+    def killed(node: GridNode) -> None:
+        kills.append(node.name)
+        node.crash(reset=True)
+        world.at(20.0, node.start)
+
+    world.killed = killed  # type: ignore[assignment]
+    client.submit(b"J" * 16, 60, task, detach=True)
+    assert world.run(lambda: all(node.alive and _is_over(node) for node in nodes), 400), kills
+    assert {_record(node).state for node in nodes} == {"failed"}
+    assert _record(nodes[1]).failed.size == 1
+    assert len(kills) <= 7, kills
