@@ -118,6 +118,9 @@ class Promises(Checker):
         job, what, lo = effect.body
         kind, keyed = self._ROWS[what]
         key = (lo if isinstance(lo, bytes) else lo.to_bytes(8, "big")) if keyed else b""
+        if what == "close":
+            kept = node.machine.keeping.jobs.get(job)
+            key = b"" if kept is None else pack(kept.total)
         if (job, kind, key) not in node.disk.rows:
             self.fail(f"{node.name} acknowledged the {what} of {job.hex()[:6]}, which is not on its disk", node)
 
