@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-NAMES = ("hotpath", "data", "arena", "grid", "uneven", "idle", "detect", "links")
+NAMES = ("hotpath", "data", "arena", "grid", "uneven", "idle", "detect", "links", "simulator")
 
 
 def main() -> int:

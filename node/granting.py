@@ -54,6 +54,8 @@ KNOWN_KEPT = 4096
 """Inputs and functions per member of which is remembered that it has them."""
 
 Life = tuple[str, int]
+CALLED_PER_TASK, CALLED_LEAST = 2, 2
+"""So many idle members are told of tasks that wait: more than can come, for one of them may be busy by now, or gone."""
 """A member and its incarnation."""
 
 
@@ -71,6 +73,10 @@ class Granting(Handler):
         """Told when claims have shown what runs where."""
         self.told: dict[str, None] = {}
         """Who knows that there is work here."""
+        self._waiters: dict[str, None] = {}
+        """Who asked last and was given nothing, the longest waiting first: they are idle."""
+        self._called: dict[str, None] = {}
+        """Those of them that were told that there is work, and have not asked since."""
         self._rates: OrderedDict[tuple[str, bytes], float] = OrderedDict()
         """Seconds per task of a function, by member."""
         self._began_s: dict[str, float] = {}
@@ -79,9 +85,14 @@ class Granting(Handler):
         """What a member has, in which of its lives."""
         parts.ran_at = lambda fn: [peer for peer, of in self._rates if of == fn]
 
+    def down(self, peer: str) -> None:
+        """A member is not reachable."""
+        for known in (self.told, self._waiters, self._called):
+            known.pop(peer, None)
+
     def up(self, peer: str, now: float) -> None:
         """A member is reachable (again)."""
-        self.told.pop(peer, None)
+        self.down(peer)
         for rid, body in self.leases.up(peer, now):
             self._send(peer, rid, body)
         self.watch()
@@ -97,7 +108,7 @@ class Granting(Handler):
         """Tell members that there is work, once each."""
         if len(self.told) >= len(self.peers) or not self.pool.waits or self.parts.stopping:
             return
-        for peer in sorted(self.peers.keys() - self.told.keys()):
+        for peer in self._wanted():
             if peer in self.parts.suspects:
                 continue
             # Who could run none of it is not asked to ask: it would be told again at once, for ever.
@@ -105,6 +116,26 @@ class Granting(Handler):
                 self.told[peer] = None
                 self.out.append(e.Send(peer, m.P_WORK, []))
         self.parts.timer_unless_set(("offer",), now + self.config.holding.ask_again_s)
+
+    def told_again(self) -> None:
+        """On the timer: whoever did not come is told once more."""
+        self.told.clear()
+        self._called.clear()
+
+    def _wanted(self) -> list[str]:
+        """Return whom to tell: all, or where there are more idle members than tasks, only a few of these.
+
+        In a grid of a hundred idle members a program that submits one task at a time would else have all of them ask
+        for each, and get nothing.
+        """
+        untold = self.peers.keys() - self.told.keys()
+        idle = [peer for peer in self._waiters if peer in untold and peer not in self.parts.suspects]
+        enough = CALLED_PER_TASK * self.pool.ready() + CALLED_LEAST
+        if len(idle) + len(self._called) <= enough:
+            return sorted(untold)
+        called = idle[: max(enough - len(self._called), 0)]
+        self._called.update(dict.fromkeys(called))
+        return called
 
     def watch(self) -> None:
         """Look at the leases when the next of them may lapse."""
@@ -116,6 +147,8 @@ class Granting(Handler):
 
     def want(self, peer: str, body: Any, now: float) -> None:
         rid, free, _, seconds = body
+        self._called.pop(peer, None)
+        self._waiters.pop(peer, None)
         if not self.parts.may(peer, WORK):
             self.parts.log_once(peer, "asks for work, which its certificate does not allow")
         before = self.leases.answered(peer, rid)
@@ -141,6 +174,8 @@ class Granting(Handler):
                 RECALL_S, lambda lane: lane.work.keeper is None and self.fitness.fits(lane, peer)
             )
         self.told.pop(peer, None)
+        if not shut:
+            self._waiters[peer] = None
         hints = [] if shut else sorted(self.backlogs(besides=peer).items(), key=lambda item: -item[1])[:HINTS]
         self.out.append(e.Send(peer, m.P_NONE, [list(rid), [list(one) for one in hints]] if hints else [list(rid)]))
 

@@ -56,11 +56,15 @@ class GridTime:
         self._seq = 0
         self._next_s: float | None = None
         self._warned = False
+        self._offset_s: float | None = None
+        self._known = True
+        """Whether that is the median of the clocks as they are: it is asked for after every frame."""
 
     def wall_offset(self, seconds: float) -> None:
         """Wall clock minus monotonic clock, as the shell sees it; if it was set, all clocks moved against ours."""
         for clock in self.clocks.values():
             clock.ahead_s -= seconds - self._wall_offset_s
+        self._known = False
         self._wall_offset_s = seconds
 
     def offset_s(self) -> float | None:
@@ -68,10 +72,11 @@ class GridTime:
 
         Of an even number of others ours takes part: the mean of two would follow half-way one that is years off.
         """
-        ahead = [clock.ahead_s for clock in self.clocks.values()]
-        if not ahead:
-            return None
-        return median(ahead if len(ahead) % 2 else [*ahead, 0.0])
+        if not self._known:
+            ahead = [clock.ahead_s for clock in self.clocks.values()]
+            self._offset_s = median(ahead if len(ahead) % 2 else [*ahead, 0.0]) if ahead else None
+            self._known = True
+        return self._offset_s
 
     def grid_s(self, now: float) -> float | None:
         """Return grid time as unix time, or None before it exists."""
@@ -102,6 +107,7 @@ class GridTime:
         if asked != peer or now - sent_s > self.options.answer_s:
             return []
         error_s = (now - sent_s) / 2
+        self._known = False
         self.clocks[peer] = Clock(body[1] + error_s - now - self._wall_offset_s, error_s, now)
         if len(self.clocks) > self.options.peers_max:
             del self.clocks[min(self.clocks, key=lambda node: self.clocks[node].heard_s)]
@@ -136,6 +142,7 @@ class GridTime:
             return []
         self._next_s = now + self.options.again_s
         old = now - self.options.forget_s
+        self._known = False
         self.clocks = {node: clock for node, clock in self.clocks.items() if clock.heard_s > old}
         known = [peer for peer in peers if peer in self.clocks]
         others = [peer for peer in peers if peer not in self.clocks]

@@ -151,6 +151,8 @@ class Liveness:
         self._seq = 0
         self._slot_s: float | None = None
         self._subjects: list[NodeId] | None = None
+        self.moved = True
+        """Whether what was taken in since it was set to False may have changed a verdict, or when `tick` is due."""
         self._frames: dict[int, Callable[[NodeId, Any, float], list[Effect]]] = {
             m.P_PING: self._ping,
             m.P_ACK: self._ack,
@@ -183,6 +185,7 @@ class Liveness:
         if incarnation < self.incarnation or incarnation + 1 >= INCARNATION_MAX or self._slot_s is None:
             return []
         self.incarnation = incarnation + 1
+        self.moved = True
         self._worse(1)
         return [self._alive()]
 
@@ -210,6 +213,7 @@ class Liveness:
         return []
 
     def _welcome(self, verdict: Verdict, now: float) -> None:
+        self.moved = True
         self.gone.pop(verdict.id, None)
         self.peers[verdict.id] = Peer(verdict.incarnation, verdict.leaf, now)
         if verdict.leaf:
@@ -219,6 +223,7 @@ class Liveness:
             self._subjects = None
 
     def _acquit(self, subject: NodeId, peer: Peer, incarnation: int) -> None:
+        self.moved = True
         peer.incarnation = incarnation
         peer.suspected_s = None
         peer.misses = 0
@@ -325,10 +330,13 @@ class Liveness:
             self._again.pop(node, None)
         else:  # only itself can end that; but who has just heard from it declares no death, and tells it soon
             peer.suspected_s = now
-        for seq in [seq for seq, probe in self._probes.items() if probe.subject == node]:
-            self._answered(seq)
+            self.moved = True
+        if self._probes:
+            for seq in [seq for seq, probe in self._probes.items() if probe.subject == node]:
+                self._answered(seq)
 
     def _answered(self, seq: int) -> None:
+        self.moved = True
         self._late[seq] = self._probes.pop(seq)
         if len(self._late) > self.options.late_kept:
             self._late.popitem(last=False)
@@ -353,6 +361,7 @@ class Liveness:
         relay = self._relays.get(seq)
         if relay is not None and relay.subject == sender:
             del self._relays[seq]
+            self.moved = True
             effects += self._newer(sender, incarnation)
             return [*effects, Send(relay.asker, m.P_ACK, [relay.seq, incarnation, 0])]
         probe = self._probes.get(seq) or self._late.get(seq)
@@ -391,6 +400,7 @@ class Liveness:
         if subject == self.me or len(self._relays) >= self.options.relays_max:
             return []
         self._seq += 1
+        self.moved = True
         wait_s = self.options.timeout_max_s
         self._relays[self._seq] = Relay(asker, seq, subject, now + 0.8 * wait_s, now + 4 * wait_s)
         return [Send(subject, m.P_PING, [self._seq, self.incarnation, accused])]
@@ -423,12 +433,14 @@ class Liveness:
         """Return when `tick` is due."""
         if self._slot_s is None:
             return None
-        times = [self._slot_s]
-        times += [p.ask_others_s if p.helpers is None else p.ends_s for p in self._probes.values()]
-        times += [r.ends_s if r.nack_s is None else r.nack_s for r in self._relays.values()]
-        if not self.options.leaf:
-            times += [self._dies_s(node) for node in self._suspects]
-        return min(times)
+        due_s = self._slot_s
+        for probe in self._probes.values():
+            due_s = min(due_s, probe.ask_others_s if probe.helpers is None else probe.ends_s)
+        for relay in self._relays.values():
+            due_s = min(due_s, relay.ends_s if relay.nack_s is None else relay.nack_s)
+        if self._suspects and not self.options.leaf:
+            due_s = min(due_s, *(self._dies_s(node) for node in self._suspects))
+        return due_s
 
     def tick(self, now: float) -> list[Effect]:
         """Do what is due."""

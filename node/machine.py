@@ -104,7 +104,7 @@ class Machine(Handler):
             "recall": self._on_recall,
             "beat": self.members.beat,
             "ask": lambda _: None,  # feeding asks again
-            "offer": lambda _: self.members.granting.told.clear(),
+            "offer": lambda _: self.members.granting.told_again(),
             "lease": self.members.granting.leases_due,
             "debt": self.members.forget,
             "orphan": lambda _, session: self.door.abandon(session),
@@ -160,7 +160,11 @@ class Machine(Handler):
 
     def handle(self, event: e.Event, now: float) -> list[e.Effect]:
         """Take in one event; return what the shell shall do, in order."""
-        return [effect for effects in self.steps(event, now) for effect in effects]
+        self._take_in(event, now)
+        if not self.parts.later:
+            return self._end(now)
+        urgent = self.relays.addressed(self.out)
+        return urgent + self._rest(now)
 
     def steps(self, event: e.Event, now: float) -> Iterator[list[e.Effect]]:
         """As `handle`, in two parts: first what a worker or a reader waits for, then the book-keeping.
@@ -168,6 +172,15 @@ class Machine(Handler):
         A shell that performs the first part before it asks for the second takes hashing and journalling out of every
         task's way. It has to ask for both before the next event.
         """
+        self._take_in(event, now)
+        if self.parts.later:
+            yield self.relays.addressed(self.out)
+            yield self._rest(now)
+        else:
+            yield self._end(now)
+
+    def _take_in(self, event: e.Event, now: float) -> None:
+        """Do what somebody waits for."""
         parts = self.parts
         assert not parts.later, "the shell left an event half done"
         self.out.clear()
@@ -182,23 +195,29 @@ class Machine(Handler):
             self.replicas.look(now)
         if parts.hungry and self.loaded:
             self._feed(now)
-        if parts.later:
-            yield self.relays.addressed(self.out)
-            self.out.clear()
-            parts.hungry = False
-            for rest in parts.later:
-                rest()
-            parts.later.clear()
-            if self.awaiting.jobs:
-                self.awaiting.attend(now)
-            if parts.hungry:
-                self._feed(now)
+
+    def _rest(self, now: float) -> list[e.Effect]:
+        """Do the book-keeping, and return its effects alone."""
+        parts = self.parts
+        self.out.clear()
+        parts.hungry = False
+        for rest in parts.later:
+            rest()
+        parts.later.clear()
+        if self.awaiting.jobs:
+            self.awaiting.attend(now)
+        if parts.hungry:
+            self._feed(now)
+        return self._end(now)
+
+    def _end(self, now: float) -> list[e.Effect]:
+        """Do what every event ends with; return its effects."""
         if self.listing.changed:
             self.listing.settle(now)
-        if parts.stopping and self.loaded:
+        if self.parts.stopping and self.loaded:
             self._settle_stop(now)
         self.replicas.flush()
-        yield self.relays.addressed(self.out)
+        return self.relays.addressed(self.out)
 
     def wall(self, now: float) -> float:
         """Return unix time, by the clocks of the grid if there are others."""

@@ -75,7 +75,7 @@ class Members(Handler):
 
     def down(self, event: e.PeerDown, now: float) -> None:
         self.peers.pop(event.peer, None)
-        self.granting.told.pop(event.peer, None)
+        self.granting.down(event.peer)
         self.running.grid_slots = self.parts.grid_slots()
         self.holding.gone(event.peer)
         if event.peer in self.holding.debts:

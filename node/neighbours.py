@@ -170,7 +170,10 @@ class Neighbours(Handler):
         if body is None or self.view is None:
             return
         if event.kind <= m.P_NACK:
+            self._liveness.moved = False
             self._perform(self._liveness.received(event.peer, event.kind, body, now), now, of_view=False)
+            if not self._liveness.moved:
+                return  # most frames of an idle grid: nothing is due at another time than before
         else:
             self._liveness.heard(event.peer, now)
             if event.kind <= m.P_RECORDS:
@@ -295,7 +298,9 @@ class Neighbours(Handler):
         assert self.view is not None, "a timer without a grid"
         self._perform(self._liveness.tick(now), now, of_view=False)
         self._perform(self.view.tick(now), now, of_view=True)
-        self._perform(self._time.tick(sorted(self.peers), now), now, of_view=True)
+        clocks_s = self._time.next_s()
+        if clocks_s is not None and clocks_s <= now:
+            self._perform(self._time.tick(sorted(self.peers), now), now, of_view=True)
         self._settle(now)
 
     def _settle(self, now: float) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from p2pgrid.core import messages as m
-from p2pgrid.core.record import Record, State, merge
+from p2pgrid.core.record import BatchId, Record, State, merge
 from p2pgrid.core.wire import pack
 from p2pgrid.node import events as e
 from p2pgrid.simulations.world import Violation
@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 
 TIMERS_MAX = 256
 NEWS_MAX = 4096
-LAWS_EVERY = 16
-"""Laws of merging are tried on every so many samples of a record."""
+LOOK_S = 0.05
+"""Conditions that walk over all nodes are looked at so often."""
+LAWS_EVERY, LAWS_SELDOM = 4, 64
+"""Laws of merging are tried on every so many samples of a record, on those with many batches less often."""
+MANY = 500
 
 
 class Safety:
@@ -132,16 +135,9 @@ class Promises(Checker):
             kept = node.machine.keeping.jobs.get(job)
             if kept is None or kept.ended:
                 continue  # nothing of it is needed any more
-            mine = [key for key, _ in kept.record.results.items() if key[:2] == (effect.peer, incarnation)]
-            if (
-                any(key.number == number for key in mine)
-                and (job, "result", pack(_key(effect.peer, incarnation, number))) not in node.disk.rows
-            ):
+            batch = BatchId(effect.peer, incarnation, number)
+            if batch in kept.record.results and (job, "result", pack(batch)) not in node.disk.rows:
                 self.fail(f"{node.name} acknowledged batch {number} of {effect.peer}, which is not on its disk", node)
-
-
-def _key(node: str, incarnation: int, number: int) -> list[Any]:
-    return [node, incarnation, number]
 
 
 class Delivered(Checker):
@@ -166,6 +162,7 @@ class Grows(Checker):
         super().__init__(world)
         self._before: dict[tuple[str, int, bytes], tuple[int, int, int, State, float, Any]] = {}
         self._copies: dict[tuple[str, int, bytes], Record] = {}
+        self._looks: dict[tuple[str, int, bytes], int] = {}
         self._turn = 0
 
     def lived(self, node: Node) -> None:
@@ -185,7 +182,8 @@ class Grows(Checker):
         kept = jobs[job]
         key = (node.name, node.life, job)
         self._compare(node, key, kept)
-        if self._turn % LAWS_EVERY == 0:
+        looks = self._looks[key] = self._looks.get(key, 0) + 1
+        if looks % (LAWS_EVERY if len(kept.record.results) < MANY else LAWS_SELDOM) == 0:
             self._laws(node, key, kept.record)
 
     def _compare(self, node: Node, key: tuple[str, int, bytes], kept: Kept) -> None:
@@ -276,7 +274,7 @@ CHECKERS: tuple[type[Checker], ...] = (Promises, Delivered, Grows, Apart, Bounde
 
 def must_end(world: World, limit_s: float) -> None:
     """L1: every job that shall end does. Raises Violation with who waits for whom."""
-    if world.run(lambda: all(job.settled for job in world.jobs), limit_s):
+    if world.run(lambda: all(job.settled for job in world.jobs), limit_s, look_s=LOOK_S):
         return
     waiting = [job for job in world.jobs if not job.settled]
     nodes = list(dict.fromkeys(job.client.node for job in waiting))
@@ -320,7 +318,7 @@ def must_be_right(world: World) -> None:
 
 def must_agree(world: World, limit_s: float) -> None:
     """L3: every live node sees the live ones, and nobody else, as alive."""
-    if world.run(now_and_then(world, world.agreed), limit_s):
+    if world.run(world.agreed, limit_s, look_s=LOOK_S):
         return
     alive = {name for name, node in world.nodes.items() if node.alive}
     for node in world.nodes.values():
@@ -334,7 +332,7 @@ def must_agree(world: World, limit_s: float) -> None:
 
 def must_be_idle(world: World, limit_s: float) -> None:
     """L6: nothing runs, waits or is kept for others when all work is over."""
-    if world.run(now_and_then(world, lambda: not _left(world)), limit_s):
+    if world.run(lambda: not _left(world), limit_s, look_s=LOOK_S):
         return
     node, what = _left(world)[0]
     raise Violation("L6 nothing is left over", f"{node.name} {what}", [node])
@@ -355,17 +353,3 @@ def _left(world: World) -> list[tuple[Node, str]]:
         elif any(work.keeper is not None for work in machine.pool.works.values()):
             found.append((node, "still keeps inputs of others"))
     return found
-
-
-def now_and_then(world: World, holds: Any) -> Any:
-    """Return a condition that is looked at ten times a second, not at every step: it walks over all nodes."""
-    at_s = world.now
-
-    def until() -> bool:
-        nonlocal at_s
-        if world.now < at_s:
-            return False
-        at_s = world.now + 0.1
-        return bool(holds())
-
-    return until

@@ -18,6 +18,12 @@ UNIX_0 = 1_800_000_000.0
 """Unix time at virtual second 0."""
 _STEP = struct.Struct("<dIII")
 _FLUSH = 8192
+AT_ONCE_MAX = 100_000
+"""Steps without time going on: whoever sets a timer for now, each time it fires, would go on for ever."""
+
+
+class Standstill(Exception):
+    """Time does not go on."""
 
 
 class Clock:
@@ -44,19 +50,33 @@ class Clock:
         self._count += 1
         heapq.heappush(self._heap, (self.now + delay_s, self._count, action, arguments))
 
-    def run(self, until: Callable[[], bool] | None = None, limit_s: float = 60.0) -> bool:
-        """Let time pass until a condition holds, or for `limit_s`; return whether it holds."""
+    def run(self, until: Callable[[], bool] | None = None, limit_s: float = 60.0, *, look_s: float = 0.0) -> bool:
+        """Let time pass until a condition holds, or for `limit_s`; return whether it holds.
+
+        It is asked after every step, or, if asking takes long, once per `look_s`.
+        """
         heap, pop = self._heap, heapq.heappop
-        end_s = self.now + limit_s
-        steps, every = self.steps, self.check_every
+        end_s, ask_s = self.now + limit_s, self.now
+        since_s, at_once = self.now, 0
+        every, left = self.check_every, self.check_every - self.steps % self.check_every
         while heap and heap[0][0] <= end_s:
-            if until is not None and until():
-                return True
+            if until is not None and self.now >= ask_s:
+                if until():
+                    return True
+                ask_s = self.now + look_s
             self.now, _, action, arguments = pop(heap)
             action(*arguments)
-            self.steps = steps = steps + 1
-            if steps % every == 0 and self.check is not None:
-                self.check()
+            self.steps += 1
+            at_once += 1
+            if self.now > since_s:
+                since_s, at_once = self.now, 0
+            elif at_once > AT_ONCE_MAX:
+                raise Standstill(f"{AT_ONCE_MAX} steps at {self.now:.4f} s")
+            left -= 1
+            if not left:
+                left = every
+                if self.check is not None:
+                    self.check()
         if until is not None and until():
             return True
         self.now = max(self.now, end_s)

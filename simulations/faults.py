@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from p2pgrid.simulations.clock import UNIX_0
 from p2pgrid.simulations.forging import Forger
+from p2pgrid.simulations.world import Violation
 
 if TYPE_CHECKING:
     from p2pgrid.simulations.node import Node
@@ -40,6 +41,8 @@ class Fault:
     """crash: so often some of what was being written is on disk after all."""
     wiped: float = 0.0
     """crash: so often the disk is empty afterwards."""
+    gone: float = 0.0
+    """crash: so often it never comes back, also not when the storm is over."""
     old: float = 0.0
     """crash: so often the disk is an old copy of itself."""
     whole: float = 0.3
@@ -61,6 +64,8 @@ class Fault:
     spike: float = 0.0
     spike_s: float = 2.0
     replay: float = 0.0
+    for_ever: bool = False
+    """weather: it stays when the storm is over."""
     rate: float = 2.0
     """forge: frames per second of each forger; liar: so often a result is wrong, at most 1."""
 
@@ -75,6 +80,8 @@ class Storm:
         self.end_s = end_s
         self.struck: dict[str, int] = {}
         """How often each kind struck."""
+        self.gone: dict[str, None] = {}
+        """Nodes that are gone for good."""
         self._mends: dict[int, Callable[[], None]] = {}
         self._count = 0
 
@@ -111,7 +118,8 @@ class Storm:
         for number in list(self._mends):
             self._mend(number)
         for node in self.world.nodes.values():
-            node.start()
+            if node.name not in self.gone:
+                node.start()
 
     def chance(self, probability: float) -> bool:
         """Draw."""
@@ -135,7 +143,10 @@ def crash(fault: Fault, storm: Storm) -> None:
         elif node.name in images and storm.chance(fault.old):
             node.disk.restore(images[node.name])
         images[node.name] = node.disk.copy()
-        storm.lasts(fault, node.start)
+        if storm.chance(fault.gone):
+            storm.gone[node.name] = None
+        else:
+            storm.lasts(fault, node.start)
 
     for node in storm.victims(fault):
         storm.often(fault, lambda node=node: strike(node))  # type: ignore[misc]
@@ -198,6 +209,33 @@ def part(fault: Fault, storm: Storm) -> None:
         storm.often(fault, strike)
 
 
+def halves(fault: Fault, storm: Storm) -> None:
+    """Cut the grid in the middle, once; before it is mended each half has to take the other for dead."""
+    nodes = list(storm.world.nodes.values())
+    some, others = nodes[: len(nodes) // 2], nodes[len(nodes) // 2 :]
+    network = storm.world.network
+    pairs = [pair for a in some for b in others for pair in ((a, b), (b, a))]
+
+    def strike() -> None:
+        storm.struck[fault.kind] = 1
+        for a, b in pairs:
+            network.cut(a, b)
+        storm.world.at(fault.lasts_s, mend)
+
+    def mend() -> None:
+        for half, rest in ((some, others), (others, some)):
+            seen = {node: node.sees() for node in half if node.alive}
+            living = [(node, b) for node in seen for b in rest if seen[node].get(b.name) not in (None, "dead")]
+            lacking = [(node, a) for node in seen for a in half if a.alive and seen[node].get(a.name) != "alive"]
+            for node, other in [*living, *lacking]:
+                what = f"{node.name} sees {other.name} as {seen[node].get(other.name)} after {fault.lasts_s:g} s"
+                raise Violation("L3 a half sees its half", what, [node, other])
+        for a, b in pairs:
+            network.mend(a, b)
+
+    storm.world.at(fault.every_s, strike)
+
+
 def isolate(fault: Fault, storm: Storm) -> None:
     """Cut one node off from some of the others."""
 
@@ -233,6 +271,8 @@ def weather(fault: Fault, storm: Storm) -> None:
         loss=fault.loss, duplicate=fault.duplicate, reorder=fault.reorder, spike=fault.spike, spike_s=fault.spike_s,
         replay=fault.replay,
     )  # fmt: skip
+    if fault.for_ever:
+        return
     storm.world.at(
         storm.end_s - storm.world.now,
         lambda: network.turn(loss=0.0, duplicate=0.0, reorder=0.0, spike=0.0, replay=0.0),
@@ -306,6 +346,7 @@ KINDS: dict[str, Kind] = {
     "pause": pause,
     "slow": slow,
     "part": part,
+    "halves": halves,
     "isolate": isolate,
     "weather": weather,
     "clock": clock,

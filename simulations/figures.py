@@ -81,14 +81,12 @@ class Figures:
         for victim in victims:
             victim.crash(reset=False)
             began_s = self.world.now
-            at_s = began_s
-            while self.world.now < began_s + KNOWN_WITHIN_S:
-                at_s += LOOK_S
-                self.world.run(lambda at_s=at_s: self.world.now >= at_s, 2 * LOOK_S)  # type: ignore[misc]
-                if all(n.sees().get(victim.name) in ("dead", None) for n in self.world.nodes.values() if n.alive):
-                    break
+            self.world.run(lambda victim=victim: self._known_dead(victim), KNOWN_WITHIN_S, look_s=LOOK_S)  # type: ignore[misc]
             took.append(self.world.now - began_s)
         self._results["detection_s"] = max(took)
+
+    def _known_dead(self, victim: Node) -> bool:
+        return all(n.sees().get(victim.name) in ("dead", None) for n in self.world.nodes.values() if n.alive)
 
     def result(self, drawn: Drawn) -> Mapping[str, float]:
         """Return all figures, rounded so that they read well."""

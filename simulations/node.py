@@ -236,7 +236,7 @@ class Node:
 
     # ---- events -----------------------------------------------------------------------------------------------------
 
-    def handle(self, event: e.Event) -> None:
+    def handle(self, event: e.Event, mark: int = 0) -> None:
         """Feed the machine and carry its effects out."""
         if self.frozen is not None:
             self.frozen.append(event)
@@ -247,7 +247,7 @@ class Node:
         except Exception as error:
             raise world.broken("the machine raised", f"{type(error).__name__}: {error}", self, event) from error
         self.recent.append((world.now, event, effects))
-        world.note(self.number, len(effects), world.kinds[type(event)])
+        world.note(self.number, world.kinds[type(event)] << 16 | len(effects), mark)
         perform = self._perform
         for effect in effects:
             perform[type(effect)](effect)
@@ -281,8 +281,7 @@ class Node:
     def receive(self, link: Link, source: str, kind: int, body: Any, mark: int) -> None:
         """Take in a frame."""
         if self.links.get(source) is link and (not link.cut or source not in link.cut):
-            self.world.note(self.number, kind, mark)
-            self.handle(e.PeerSent(source, kind, body))
+            self.handle(e.PeerSent(source, kind, body), mark)
 
     def met(self, peer: Node, link: Link, card: Card | None, roles: int) -> None:
         """A connection was made and introductions were exchanged."""

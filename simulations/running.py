@@ -11,6 +11,7 @@ from typing import Any
 from p2pgrid import __version__
 from p2pgrid.simulations import checkers, faults, workloads
 from p2pgrid.simulations.checkers import Safety
+from p2pgrid.simulations.clock import Standstill
 from p2pgrid.simulations.faults import Storm
 from p2pgrid.simulations.figures import Figures
 from p2pgrid.simulations.node import Node
@@ -118,6 +119,9 @@ class Run:
             self._happen()
         except Violation as violation:
             broken = violation
+        except Standstill as found:
+            busiest = max(self.world.nodes.values(), key=lambda node: node.recent[-1][0] if node.recent else 0.0)
+            broken = Violation("time goes on", str(found), [busiest])
         world = self.world
         world.write(json.dumps(sorted((job.job.hex(), job.state, len(job.got)) for job in world.jobs)).encode())
         figures = self.figures.result(self.drawn)
@@ -144,7 +148,7 @@ class Run:
             world.pause(course.storm_s)
             storm.mend()
         submitted_s = max((work.at_s + work.jobs * work.every_s for work in self.drawn.work), default=0.0)
-        world.run(lambda: world.now >= self.figures.met_s + submitted_s, submitted_s + 1.0)
+        world.pause(max(self.figures.met_s + submitted_s - world.now, 0.0))
         checkers.must_end(world, course.deadline_s)
         self.figures.worked()
         checkers.must_be_right(world)
@@ -180,8 +184,11 @@ class Run:
             node = world.join(*nodes[:1], start=False, **config)
             nodes.append(node)
             world.at(rng.uniform(0.1, max(grid.join_s, 0.1)) if number else 0.0, node.start)
-        met = checkers.now_and_then(world, lambda: all(n.alive for n in nodes) and world.agreed(nodes))
-        if not world.run(met, grid.join_s + MEET_S):
+
+        def met() -> bool:
+            return all(node.alive for node in nodes) and world.agreed(nodes)
+
+        if not world.run(met, grid.join_s + MEET_S, look_s=0.1):
             checkers.must_agree(world, 0.0)
         return nodes[:owners]
 

@@ -114,7 +114,7 @@ class World(Clock):
                 key: value[number % len(value)] if isinstance(value, list) else value for key, value in config.items()
             }
             nodes.append(self.join(*nodes[:1], **own))
-        assert self.run(lambda: self.agreed(nodes), settle_s), "they never met"
+        assert self.run(lambda: self.agreed(nodes), settle_s, look_s=0.01), "they never met"
         return nodes
 
     def agreed(self, nodes: Iterable[Node] | None = None) -> bool:

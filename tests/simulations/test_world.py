@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from p2pgrid.core import messages as m
 from p2pgrid.simulations import Plan, World
 
 
@@ -75,3 +76,25 @@ def test_the_same_seed_is_the_same_run() -> None:
         return world.digest()
 
     assert digest(5) == digest(5) != digest(6)
+
+
+def test_one_task_does_not_wake_a_hundred_idle_nodes() -> None:
+    """Of many idle nodes a few are told of a task, and one of them runs it; none of the others asks in vain."""
+    world = World(seed=6)
+    nodes = world.grid(40, slots=1)
+    job = world.client(nodes[0]).submit(200, 1.0, at_once=False, batch=1)
+
+    def one() -> None:
+        job.more(job.sent + 1)
+        if job.sent < job.count:
+            world.at(0.1, one)
+
+    one()
+    world.pause(5)
+    asked = world.network.sent[m.P_WANT]
+    world.pause(10)
+
+    assert world.network.sent[m.P_WANT] - asked < 100 * 6
+    assert world.run(lambda: job.ended, 30)
+    assert job.ended_s is not None
+    assert job.ended_s - job.began_s < 200 * 0.1 + 3
