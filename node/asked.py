@@ -73,10 +73,10 @@ class Asked:
         return {"invite": text, **facts, "addresses": addresses, "warnings": warnings}
 
     async def _join(self, given: _Given) -> dict[str, Any]:
-        return await self._net.join(given.text("invite"), leave=given.flag("leave"))
+        return await self._net.migration.join(given.text("invite"), leave=given.flag("leave"))
 
     async def _leave(self, given: _Given) -> dict[str, Any]:
-        return await self._net.leave()
+        return await self._net.migration.leave()
 
     async def _grid(self, given: _Given) -> dict[str, Any]:
         return self._net.charter.describe(self._rows())
@@ -135,7 +135,7 @@ class Asked:
     async def _recover(self, given: _Given) -> dict[str, Any]:
         joining = self._net.charter.recovering(given.text("text"), given.text("passphrase"))
         await self._net.ready()
-        await self._net.take_up(joining, leave=given.flag("leave"))
+        await self._net.migration.take_up(joining, leave=given.flag("leave"))
         return {"roles": role_names(self._net.charter.roles), "grid": self._net.charter.grid_name}
 
     # ---- who is meant -----------------------------------------------------------------------------------------------

@@ -391,7 +391,7 @@ class Node:
         if self.config.join:  # what is wrong with the text is said before anything else
             joining = self.charter.join(self.config.join)
             self.joining = "" if joining.already else joining.grid_name
-            self.network.may_leave(joining, leave=False)
+            self.network.migration.may_leave(joining, leave=False)
         if self.config.join or not self.config.embedded:
             self.network.open()
         self.server.listen()
@@ -453,12 +453,12 @@ class Node:
             await self.network.ready()
         await self._spawned()
         if self.config.join:
-            await self.network.follow(self.config.join)
+            await self.network.migration.follow(self.config.join)
         said = {"id": self.identity.id, "name": self.identity.name, "grid": self.charter.grid_name}
         addresses = self.network.dialled
         plain = " ".join(["ready", said["id"], said["name"], *addresses])
         self.talk.event(plain, "ready", **said, addresses=addresses)
-        self.network.announce()
+        self.network.migration.announce()
         self.talk.started()
 
     async def _mind(self, make: MakeMind) -> Mind:

@@ -18,28 +18,27 @@ import contextlib
 import gc
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
 from p2pgrid import __version__
 from p2pgrid.core import messages as m
-from p2pgrid.core.chains import Reason, Refused, is_provisional, newest_signed_at, read_chain
+from p2pgrid.core.chains import Refused
 from p2pgrid.core.errors import GridError, PeerError
-from p2pgrid.core.invite import bad_invite
 from p2pgrid.core.member import Card, shown
 from p2pgrid.core.shapes import of_objects
-from p2pgrid.core.trust import Judge
 from p2pgrid.core.wire import frame
 from p2pgrid.dht.records import GRID_NAMESPACE, Namespace, Signed
 from p2pgrid.node import events as e
 from p2pgrid.node import routes
 from p2pgrid.node.addresses import ADDRESSES_MAX, Listening, advertised, interfaces, is_local, listen, place
 from p2pgrid.node.banner import Talk
-from p2pgrid.node.charter import Admitted, Charter, Joining
+from p2pgrid.node.charter import Admitted, Charter
 from p2pgrid.node.config import NodeConfig
-from p2pgrid.node.identity import Identity, peer_id, read_way, write_way
+from p2pgrid.node.identity import Identity, read_way
+from p2pgrid.node.migration import Migration
 from p2pgrid.node.reachability import Reachability
 from p2pgrid.node.seeking import Seeker, reach
 from p2pgrid.node.trustees import Trustees
@@ -59,11 +58,6 @@ _OF_THE_MACHINE = (
 TOLD_AGAIN_S = 60.0
 LAST_WORDS_S = 0.3
 """For the revocation to reach the one it is about; nothing of what it sends is listened to any more."""
-PATIENCE_S = 3.0
-"""How long a start waits for the grid that it was told to join."""
-
-MOVED_S = 10.0
-"""So long after a move, who is turned away is not worth a line."""
 
 Deliver = Callable[[Sequence[e.Event]], None]
 
@@ -104,21 +98,16 @@ class Network:
         self.trustees = Trustees(self)
         self.seeker = Seeker(self, read_way(config.dir, charter.grid))
         self.reachability = Reachability(self)
+        self.migration = Migration(self)
         self.changed = trio.Event()
         self._deliver = deliver
         self._card: Card | None = None
-        self._kept: dict[str, tuple[str, ...]] = {}  # with whom the machine wants a connection
+        self.kept: dict[str, tuple[str, ...]] = {}
+        """With whom the machine wants a connection."""
         self._events: list[e.Event] = []
         self._came = trio.Event()
         self._wanted = trio.Event()
         self._ready = trio.Event()
-        self._changing = trio.Lock()  # one change of grid at a time
-        self._joining: Joining | None = None
-        self._arrived_s = float("-inf")
-        self._let_in: set[bytes] = set()  # by the grid that is being joined
-        self._unarrived: GridError | None = None
-        self._met_any = False
-        self._announced = False
         self._unkept = ""
         self._told_away_until = 0.0
         self._door: Door | None = None
@@ -162,7 +151,7 @@ class Network:
             await nursery.start(net.links.serve)
             self.links = net.links
             await nursery.start(net.kad.serve)
-            for peer, addresses in self._kept.items():
+            for peer, addresses in self.kept.items():
                 net.links.connect(peer, addresses)
             nursery.start_soon(self._hand_over)
             nursery.start_soon(self.seeker.run)
@@ -177,15 +166,13 @@ class Network:
         """Return the frames that a control stream begins with."""
         assert self._card is not None, "the machine says what we are before there is a network"
         said = {"v": 1, "version": __version__, "card": shown(self._card)}
-        return [frame(m.L_HELLO, said), *([] if self._joining else self.trustees.hello())]
+        return [frame(m.L_HELLO, said), *([] if self.is_moving else self.trustees.hello())]
 
     def admit(self, certificate: bytes, public: bytes, *, dialler: bool) -> Admitted:
         """Judge whoever connects; whom we dial on the way into another grid, by that grid."""
-        joining = self._joining
+        joining = self.migration.joining
         if joining is not None and dialler:
-            roles = Judge(joining.grid).check(certificate, public, newest_signed_at(joining.chain))
-            self._let_in.add(public)
-            return Admitted(public, peer_id(public), roles, certificate, is_provisional(read_chain(certificate)))
+            return self.migration.admit(joining, certificate, public)
         return self.charter.admit(certificate, public, dialler=dialler)
 
     def log(self, text: str) -> None:
@@ -196,8 +183,8 @@ class Network:
         now = time.monotonic()
         if now < self._told_away_until or self.membership is None:
             return
-        if self.is_moving or now < self._arrived_s + MOVED_S:
-            return  # members of the one grid or the other that have not heard of the move: they will have in a moment
+        if self.migration.is_fresh:
+            return
         self._told_away_until = now + TOLD_AGAIN_S
         why, self.membership.last_refusal = self.membership.last_refusal, ""
         self.log(f"refused a connection from {address}: {why or 'it is no member of this grid'}")
@@ -265,7 +252,7 @@ class Network:
 
     def known_at(self, peer: str) -> set[str]:
         """Return the addresses that a member says it has."""
-        return {*self._kept.get(peer, ()), *dict(self.charter.saved_peers()).get(peer, ())}
+        return {*self.kept.get(peer, ()), *dict(self.charter.saved_peers()).get(peer, ())}
 
     # ---- the DHT ----------------------------------------------------------------------------------------------------
 
@@ -280,7 +267,7 @@ class Network:
 
     def release(self, peer: str) -> None:
         """A question of the DHT's has connected us with that peer: the machine may not want that."""
-        if peer in self.members and peer not in self._kept:
+        if peer in self.members and peer not in self.kept:
             self.drop(peer, "not wanted any more")
 
     async def answers_at(self, peer: str, address: str, within_s: float) -> bool:
@@ -295,7 +282,7 @@ class Network:
     @property
     def is_moving(self) -> bool:
         """Whether it is on its way into another grid."""
-        return self._joining is not None
+        return self.migration.joining is not None
 
     async def reach(self, addresses: Sequence[str]) -> tuple[bool, Refused | None]:
         """As `seeking.reach`."""
@@ -304,7 +291,7 @@ class Network:
 
     def is_known(self, peer: str) -> bool:
         """Whether it is connected, or the machine knows of it and has it dialled."""
-        return peer in self.members or peer in self._kept
+        return peer in self.members or peer in self.kept
 
     def wake(self) -> None:
         """Have whoever waits for a change look again."""
@@ -315,11 +302,9 @@ class Network:
 
     def up(self, peer: str, hello: dict[str, Any], member: Admitted) -> None:
         try:
-            if self._joining is not None and member.public in self._let_in:
-                self._adopt(self._joining)
+            self.migration.met(member.public)
             member = self.charter.shown(member.public, member.chain)  # the handshake may have been in another grid
         except GridError as error:
-            self._unarrived = error  # for whoever wants to join
             self.drop(peer, error.message)
             return
         except Refused as refused:
@@ -337,19 +322,7 @@ class Network:
         if self.kad is not None:
             self.kad.member_up(peer, card.addresses, serves=not card.leaf)
         self.wake()
-        if not self._met_any:
-            self._met_any = True
-            self.log(f"in grid {self.charter.grid_name}: its members can run tasks here, as this user")
-            self._say_joined()
-
-    def announce(self) -> None:
-        """The node has said `ready`, which comes first: now what has happened before may be said."""
-        self._announced = True
-        self._say_joined()
-
-    def _say_joined(self) -> None:
-        if self._announced and self._met_any:
-            self.talk.event(None, "joined", id=self.identity.id, grid=self.charter.grid_name)
+        self.migration.greeted()
 
     def down(self, peer: str, *, reset: bool, why: str) -> None:
         if self.members.pop(peer, None) is not None:
@@ -396,6 +369,11 @@ class Network:
         self._events.append(event)
         self._came.set()
 
+    def at_once(self, event: e.Event) -> None:
+        """Tell the machine now, and all that waits before it."""
+        events, self._events = self._events, []
+        self._deliver([*events, event])
+
     async def _hand_over(self) -> None:
         while True:
             await self._came.wait()
@@ -413,13 +391,13 @@ class Network:
                     self.links.send(effect.peer, effect.kind, effect.body)
             case e.Connect():
                 addresses = tuple(effect.addresses)
-                self._kept[effect.peer] = addresses
+                self.kept[effect.peer] = addresses
                 with contextlib.suppress(ValueError):  # members are told of by members: it may be no PeerId
                     self.charter.saw(effect.peer, addresses)
                 if self.links is not None:
                     self.links.connect(effect.peer, addresses)
             case e.Disconnect():
-                self._kept.pop(effect.peer, None)
+                self.kept.pop(effect.peer, None)
                 if self.links is not None:
                     self.links.disconnect(effect.peer)
             case e.Drop():
@@ -466,7 +444,7 @@ class Network:
         """Keep no connection any more, whatever the machine wanted so far."""
         for peer in list(self.members):
             self.drop(peer, "not wanted any more")
-        for peer in self._kept:
+        for peer in self.kept:
             if self.links is not None:
                 self.links.disconnect(peer)
 
@@ -483,165 +461,6 @@ class Network:
             self.membership.certificate = self.charter.certificate
         self.seeker.announce()
         self.later(e.Belongs(self.charter.grid, self.charter.grid_name, self.charter.roles, self.charter.certificate))
-
-    async def follow(self, text: str) -> None:
-        """Join at the start. Who is refused ends; who meets nobody soon is ready all the same, and goes on trying.
-
-        Raises:
-            GridError: as `join`, within that time.
-        """
-        done = trio.Event()
-
-        async def go() -> None:
-            try:
-                await self.join(text, leave=False)
-            except GridError as error:
-                if not patience.cancelled_caught:
-                    raise
-                self.warn(f"{error.message}; {error.next}")  # it is ready, somebody may use it by now
-            done.set()
-
-        self.soon(go)
-        with trio.move_on_after(PATIENCE_S) as patience:
-            await done.wait()
-
-    async def join(self, text: str, *, leave: bool) -> dict[str, Any]:
-        """Go to the grid of an invite. What this node runs and keeps stays with it.
-
-        Raises:
-            GridError: the invite is no good, or this node is in a grid with others and may not leave it.
-        """
-        joining = self.charter.join(text)
-        async with self._changing:
-            if joining.already:
-                return {**self._place(), "joined": False}
-            self.may_leave(joining, leave=leave)
-            self.open()  # who joins wants to be reached, also where a program started the node for itself
-            await self.ready()
-            if joining.grid == self.charter.grid:
-                self._adopt(joining)
-                return {**self._place(), "joined": True}
-            assert self.membership is not None, "a network without membership"
-            self._joining, self.membership.certificate = joining, joining.chain
-            try:
-                self._unarrived = None
-                reached, refused = await self.reach([*joining.addresses, *self.seeker.lan.members(joining.grid)])
-                if self._unarrived is not None:
-                    raise self._unarrived
-                if self.charter.grid != joining.grid:
-                    self._adopt_unseen(joining, refused)
-            finally:
-                self._joining, self.membership.certificate = None, self.charter.certificate
-                self._let_in.clear()
-            if not reached:
-                self.warn(f"no member of grid {self.charter.grid_name} answers yet; this node keeps trying")
-            return {**self._place(), "joined": True}
-
-    def may_leave(self, joining: Joining, *, leave: bool) -> None:
-        """Raise GridError if going there means to leave a grid that has other members."""
-        if joining.grid != self.charter.grid and not self.charter.alone and not leave:
-            raise GridError(
-                f"this node is in grid {self.charter.grid_name}, which has other members",
-                next="leave that one for it: p2pgrid join --leave INVITE",
-                code="in-a-grid",
-            )
-
-    async def take_up(self, joining: Joining, *, leave: bool) -> None:
-        """Be a member by what nobody has to be asked for.
-
-        Raises:
-            GridError: the directory cannot be used, or this node is in a grid with others and may not leave it.
-        """
-        async with self._changing:
-            self.may_leave(joining, leave=leave)
-            self._adopt(joining)
-
-    def _adopt_unseen(self, joining: Joining, refused: Refused | None) -> None:
-        """Nobody there let us in. Raises GridError if somebody refused, or the invite is over by our own clock."""
-        try:
-            if refused is not None:
-                raise refused
-            Judge(joining.grid).check(joining.chain, self.identity.public, time.time())
-        except Refused as error:
-            if error.reason is Reason.REVOKED:  # a member says this of an invite and of a node's key alike
-                raise GridError(
-                    f"the invite was revoked, or this node was, in grid {joining.grid_name}",
-                    next="ask an admin of the grid for a new invite; a node that was revoked needs a new key as well: "
-                    "stop it, move node.key and grid.json away, and join",
-                    code="bad-invite",
-                ) from None
-            raise bad_invite(error.reason) from None
-        self._adopt(joining)
-
-    async def leave(self) -> dict[str, Any]:
-        """Leave the grid for one of this node's own."""
-        async with self._changing:
-            left = self.charter.grid_name
-            self.charter.need_disk()
-            self._part()
-            self.charter.found_anew()
-            self._arrive(())
-            self.talk.event(None, "left", id=self.identity.id, left=left, grid=self.charter.grid_name)
-            self.log(f"left grid {left}; now alone in grid {self.charter.grid_name}")
-            return {"left": left, "grid": self.charter.grid_name}
-
-    def _place(self) -> dict[str, Any]:
-        me = self.identity
-        return {"grid": self.charter.grid_name, "id": me.id, "name": me.name, "reached": len(self.members)}
-
-    def _adopt(self, joining: Joining) -> None:
-        if joining.grid == self.charter.grid:
-            self.charter.adopt(joining)
-            self.trustees.refresh()
-            self._come_back(joining)
-            return
-        self.charter.need_disk()
-        self._part()
-        self._note_way(joining.grid, joining.addresses)  # first: in the new grid without it a restart would know nobody
-        self.charter.adopt(joining)
-        self._joining = None
-        self._arrive(joining.addresses)
-
-    def _come_back(self, joining: Joining) -> None:
-        """Be in the grid again, if we were out of it: members that let us go are looked for."""
-        if not self.trustees.lost or self.charter.lost:
-            return
-        self.trustees.lost = False
-        self._seek(joining.addresses)
-        for peer, addresses in self._kept.items():
-            if self.links is not None:
-                self.links.connect(peer, addresses)
-        self.wake()
-
-    def _part(self) -> None:
-        """Take leave of the members of the grid we are in."""
-        events, self._events = self._events, []
-        self._deliver([*events, e.Leaving()])
-        for peer in list(self.members):
-            self.send(peer, m.L_GOODBYE, ["leaving"])
-            self.drop(peer, "leaving")
-        self.let_go()
-
-    def _arrive(self, addresses: Iterable[str]) -> None:
-        self._arrived_s = time.monotonic()
-        self._met_any = False
-        self.trustees.arrived()
-        self.reachability.arrived()
-        if self.kad is not None:
-            self.kad.begin_anew(self.namespaces())
-        self._seek(addresses)
-        self.show()
-        self.wake()
-
-    def _seek(self, addresses: Iterable[str]) -> None:
-        """Remember where members are said to be."""
-        self.seeker.said, self.seeker.refusal = tuple(addresses), ""
-        self._note_way(self.charter.grid, self.seeker.said)
-
-    def _note_way(self, grid: bytes, addresses: Sequence[str]) -> None:
-        if addresses and read_way(self.config.dir, grid) != tuple(addresses):  # nobody may be met before the next start
-            with contextlib.suppress(GridError):  # a full disk: the membership is written all the same
-                write_way(self.config.dir, grid, addresses)
 
     # ---- answers ----------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import trio
 
 from p2pgrid.core.errors import GridError
 from p2pgrid.node import events as e
-from p2pgrid.node import identity, network
+from p2pgrid.node import identity, migration
 from p2pgrid.node.identity import Identity, peer_id, read_way
 from p2pgrid.node.network import Network
 from tests.node.boxes import HERE, USER, WEEK, Box, grid_of
@@ -49,7 +49,7 @@ def test_a_full_disk_lets_nobody_leave_half(tmp_path: Path, fill: Callable[[], N
     moving = Moving(founder)
     fill()
     with pytest.raises(GridError, match="no space left"):
-        trio.run(moving.network.leave)
+        trio.run(moving.network.migration.leave)
 
     assert moving.events == []
     assert moving.said == []
@@ -62,7 +62,7 @@ def test_a_full_disk_lets_nobody_join_half(tmp_path: Path, fill: Callable[[], No
     before = box.charter.grid
     fill()
     with pytest.raises(GridError, match="no space left"):
-        moving.network._adopt(joining)
+        moving.network.migration._adopt(joining)
 
     assert moving.events == []
     assert box.charter.grid == before
@@ -77,9 +77,9 @@ def test_who_ends_between_two_writes_knows_the_way(tmp_path: Path, monkeypatch: 
     def ends(_: object) -> None:
         raise SystemExit
 
-    monkeypatch.setattr(moving.network, "_arrive", ends)
+    monkeypatch.setattr(moving.network.migration, "_arrive", ends)
     with pytest.raises(SystemExit):
-        moving.network._adopt(joining)
+        moving.network.migration._adopt(joining)
     box.start()
 
     assert box.charter.grid == founder.charter.grid
@@ -88,7 +88,7 @@ def test_who_ends_between_two_writes_knows_the_way(tmp_path: Path, monkeypatch: 
 
 def test_who_is_refused_after_it_was_ready_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In time it is an error of the start; later it is a warning, for somebody may use the node by then."""
-    monkeypatch.setattr(network, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(migration, "PATIENCE_S", 0.05)
     moving = Moving(Box(tmp_path, "x"))
     warned: list[str] = []
     monkeypatch.setattr(moving.network, "warn", warned.append)
@@ -97,12 +97,12 @@ def test_who_is_refused_after_it_was_ready_goes_on(tmp_path: Path, monkeypatch: 
         await trio.sleep(wait_s)
         raise GridError("the invite was revoked", next="ask for a new one", code="bad-invite")
 
-    monkeypatch.setattr(moving.network, "join", refuses)
+    monkeypatch.setattr(moving.network.migration, "join", refuses)
 
     async def start() -> None:
         async with trio.open_nursery() as nursery:
             moving.network._nursery = nursery
-            await moving.network.follow("an invite")
+            await moving.network.migration.follow("an invite")
 
     wait_s = 0.2
     trio.run(start)
@@ -116,8 +116,8 @@ def test_who_is_refused_after_it_was_ready_goes_on(tmp_path: Path, monkeypatch: 
 
 def test_joined_is_said_once_and_after_ready(tmp_path: Path) -> None:
     moving = Moving(Box(tmp_path, "x"))
-    moving.network._met_any = True
-    moving.network._say_joined()
+    moving.network.migration._met_any = True
+    moving.network.migration._say_joined()
     assert moving.said == []
-    moving.network.announce()
+    moving.network.migration.announce()
     assert moving.said == ["joined"]
