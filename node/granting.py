@@ -48,6 +48,8 @@ AHEAD = 0.3
 """What part of the time that a job will still take a member is given work for, at most `ahead_s`: fewer requests."""
 FAR_S = 0.02
 """A member whose round trip takes longer is given a second task at once, while nobody knows how long they take."""
+UNNAMED, UNNAMED_BYTES, UNNAMED_KEPT = 16, 4096, 256
+"""Lots of results that wait for the word of whoever handed the tasks over: of one member and job; bytes; members."""
 HINTS = 4
 """Members named to one that asks in vain, because work waits there."""
 KNOWN_KEPT = 4096
@@ -81,6 +83,8 @@ class Granting(Handler):
         """Seconds per task of a function, by member."""
         self._began_s: dict[str, float] = {}
         """When a member was given something first: it has not been busy for longer."""
+        self._unnamed: OrderedDict[tuple[str, bytes], list[ResultEntry]] = OrderedDict()
+        """Results of tasks, by member and job, that nobody has said yet to have handed to it."""
         self._known: dict[str, tuple[int, OrderedDict[Key, None]]] = {}
         """What a member has, in which of its lives."""
         parts.ran_at = lambda fn: [peer for peer, of in self._rates if of == fn]
@@ -341,17 +345,22 @@ class Granting(Handler):
         for job, said in named.items():
             self.parts.tell_shown(peer, job)
             for thief, spans in said.handed.items():
-                back, why = self.leases.early(thief, job, spans, now)
-                kept, work = self.keeping.jobs.get(job), self.pool.works.get(job)
-                if back and kept is not None and work is not None:  # its thief has it no more
-                    self._back(kept, work, thief, self.leases.returned(peer, job, back), why, now)
+                self._named(peer, thief, job, spans, now)
             work = self.pool.works.get(job)
-            if (
-                work is not None and work.keeper is None
-            ):  # claimed by a holder that we took for dead: it is covered again, unless it is old
+            if work is not None and work.keeper is None:
+                # Claimed by a holder that we took for dead: it is covered again, unless it is old.
                 for lo, hi in said.held & self.leases.held(peer, job):
                     self.pool.remove(work, lo, hi)
         self.looked(now)
+
+    def _named(self, victim: str, thief: str, job: bytes, handed: RangeSet, now: float) -> None:
+        """A member says what it handed to another; what that one did with it may have been heard of before."""
+        back, why = self.leases.early(thief, job, handed, now)
+        kept, work = self.keeping.jobs.get(job), self.pool.works.get(job)
+        if back and kept is not None and work is not None:
+            self._back(kept, work, thief, self.leases.returned(victim, job, back), why, now)
+        if came := self._unnamed.pop((thief, job), None):
+            self.results(thief, came, now)
 
     def _of_what_was_given(self, peer: str, job: bytes, claim: Claimed, given: RangeSet) -> Claimed:
         """Return as much of a claim as its member was ever given: or it could keep a job from everybody.
@@ -432,7 +441,13 @@ class Granting(Handler):
             spans = [*((lo, hi) for lo, hi, _, _ in outcomes), *((index, index + 1) for index, _ in entry.logs)]
             if given is not None and any(given.missing(lo, hi) for lo, hi in spans):
                 if not RangeSet(spans) - self.leases.covered(job):
-                    continue  # from whom it took them has not said so yet: they come again with its next beat
+                    # From whom it took them has not said so yet; what is large or much comes again with its next beat.
+                    waiting = self._unnamed.setdefault((peer, job), [])
+                    if len(waiting) < UNNAMED and _size(entry) <= UNNAMED_BYTES and entry not in waiting:
+                        waiting.append(entry)
+                    if len(self._unnamed) > UNNAMED_KEPT:
+                        self._unnamed.popitem(last=False)
+                    continue
                 self.parts.log_once(peer, "sends results of tasks that it was not given")
                 self.out.append(ack)
                 continue
@@ -507,3 +522,10 @@ class Granting(Handler):
         for lane in list(work.lanes.values()):
             if lane.unfit and lane.ready:
                 self.outcomes.unfit_everywhere(work, lane)
+
+
+def _size(entry: ResultEntry) -> int:
+    """Return how many bytes of results and output a lot has, about."""
+    values = (data if isinstance(data, list) else [data] for _, _, _, data in entry.outcomes)
+    texts = (text for _, text in entry.logs)
+    return sum(len(one) for row in (*values, texts) for one in row if isinstance(one, bytes))
