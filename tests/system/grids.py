@@ -33,7 +33,9 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
 POLL_S = 0.02
-READY_S = 40.0
+READY_S = 60.0
+STARTING = 5
+"""Processes that start at once: each needs a second of CPU before it can say anything."""
 STOP_S = 15.0
 LOG_TAIL_LINES = 40
 _GUARD = 'read -r _; kill -CONT "$1"; kill -KILL "$1"'
@@ -140,14 +142,15 @@ class Node:
         with self.log_file.open("ab") as log:
             self._child = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, cwd=self._folder,
-                env=self._environment(), start_new_session=True, bufsize=0,
+                env=self.environment(), start_new_session=True, bufsize=0,
             )  # fmt: skip
         self._guard = subprocess.Popen(
             ["/bin/sh", "-c", _GUARD, "sh", str(self._child.pid)], stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
+        """Return the environment of its process, and of commands and programs on its machine."""
         ours = {key: value for key, value in os.environ.items() if not key.startswith("P2PGRID_")}
         path = [str(ROOT)]
         if self.clock is not None:
@@ -291,7 +294,7 @@ class Node:
         """Run `p2pgrid WORDS` on its directory."""
         return subprocess.run(
             [sys.executable, "-m", "p2pgrid", *words, "--dir", str(self.dir)], cwd=self._folder,
-            env=self._environment(), capture_output=True, text=True, timeout=timeout_s, check=False,
+            env=self.environment(), capture_output=True, text=True, timeout=timeout_s, check=False,
         )  # fmt: skip
 
     def grid(self, **options: Any) -> Grid:
@@ -336,10 +339,11 @@ class Nodes:
         first, *others = made = [self.node(name) for name in names]
         first.start()
         invite = first.invite() if others else None
-        for other in others:
-            other.spawn(invite)
-        for other in others:
-            other.wait_ready()
+        for at in range(0, len(others), STARTING):
+            for other in others[at : at + STARTING]:
+                other.spawn(invite)
+            for other in others[at : at + STARTING]:
+                other.wait_ready()
         return made
 
     def views(self, among: Iterable[Node] | None = None) -> Mapping[str, Mapping[str, str]]:

@@ -1,0 +1,211 @@
+"""A job whose client, whose node, and more nodes are killed: twelve real nodes, and what is left must know the answer.
+
+    python -m benchmarks survive --runs 20 --seed 1
+    python -m benchmarks survive --moments 200          one node of four killed at a random moment of a small job
+
+A client submits 2,000 tasks of 50 ms to the third node with `grid.start` and prints the id. At 30 % both get SIGKILL
+at once, then four more nodes that the seed names, one every 2 s. Then `p2pgrid result ID`, at a node that the
+client never spoke with and, where there is one, that has nothing of the job on disk, prints what a loop would have
+printed, every index once; or the run has failed. Nodes that were killed start again before the next run, on their
+directories; no run is left out of the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from p2pgrid.core.errors import GridError
+from tests.system.grids import DidNotHappen, Node, Nodes
+from tests.system.survival import Sent, answer, has_rows_of, stranger_to
+
+NODES, TASKS, TASK_S = 12, 2000, 0.05
+GIVEN_TO = 2
+"""The third node takes the job."""
+KILL_AT = 0.3
+MORE, PAUSE_S = 4, 2.0
+ALIVE_S = 240.0
+SMALL_NODES, SMALL_TASKS, SMALL_TASK_S = 4, 40, 0.03
+MOMENT_MAX_S = 1.5
+"""From the call of `start` on: about as long as the small job takes, and a little longer."""
+
+
+class Run(NamedTuple):
+    """What became of one run."""
+
+    right: bool
+    killed: list[str]
+    reader: str
+    kept: bool
+    """Whether that one had a copy of the job's record."""
+    seconds: float
+    """From the first kill until the result was printed."""
+    again: int
+    """Executions of tasks that were executed before."""
+    why: str = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> Sequence[str]:
+    """Add what only this benchmark wants; return the names."""
+    parser.add_argument("--runs", type=int, default=1, help="survive: how often (default 1)")
+    parser.add_argument("--seed", type=int, default=1, help="survive: of the first run; the next has the next")
+    parser.add_argument("--moments", type=int, default=0, help="survive: instead, so many kills in small jobs")
+    return "runs", "seed", "moments"
+
+
+def strike(nodes: Sequence[Node], sent: Sent, given_to: Node, rng: random.Random, more: int) -> list[str]:
+    """Kill the client and its node at once, then more nodes, one every 2 s; return whom, in order."""
+    victims = rng.sample([node for node in nodes if node is not given_to], more)
+    sent.kill()
+    given_to.kill()
+    began = time.monotonic()
+    for number, victim in enumerate(victims, 1):
+        time.sleep(max(began + number * PAUSE_S - time.monotonic(), 0))
+        victim.kill()
+    return [given_to.name, *(victim.name for victim in victims)]
+
+
+def play(nodes: Nodes, given_to: Node, seed: int, tasks: int, more: int) -> Run:
+    """Play one run, and start again who was killed."""
+    rng = random.Random(seed)
+    with Sent(given_to, tasks, TASK_S) as sent:
+        sent.wait(KILL_AT)
+        began = time.monotonic()
+        killed = strike(nodes.all, sent, given_to, rng, more)
+        reader = stranger_to(sent, nodes.all, rng)
+        kept = has_rows_of(reader, sent.id)
+        why = ""
+        try:
+            sent.must_be_right(reader)
+        except (AssertionError, OSError, TimeoutError) as error:
+            why = str(error)
+        found = Run(not why, killed, reader.name, kept, time.monotonic() - began, sent.again, why)
+    revive(nodes)
+    return found
+
+
+def revive(nodes: Nodes) -> None:
+    """Start whoever was killed, on its directory; return once all are one grid."""
+    gone = [node for node in nodes.all if not node.runs]
+    for at in range(0, len(gone), 3):
+        for node in gone[at : at + 3]:
+            node.spawn()
+        for node in gone[at : at + 3]:
+            node.wait_ready(ALIVE_S)
+    nodes.wait_all_alive(ALIVE_S)
+
+
+# ---- random moments --------------------------------------------------------------------------------------------------
+
+
+def _slow_answer(index: int) -> int:
+    time.sleep(SMALL_TASK_S)
+    return answer(index)
+
+
+class Moment(NamedTuple):
+    """One node killed at one moment; `taken` is False if the client was not promised anything before."""
+
+    right: bool
+    taken: bool
+    victim: str
+    at_s: float
+    why: str = ""
+
+
+def moment(nodes: Nodes, rng: random.Random) -> Moment:
+    """Kill one node, any, at a moment of a small job; whatever was promised must come true at another."""
+    given_to, victim = rng.choice(nodes.all), rng.choice(nodes.all)
+    at_s = rng.uniform(0, MOMENT_MAX_S)
+    session = given_to.grid(reconnect=False)
+    killer = threading.Timer(at_s, victim.kill)
+    killer.start()
+    try:
+        job = session.start(_slow_answer, range(SMALL_TASKS))
+    except GridError as error:
+        killer.join()
+        return Moment(victim is given_to, False, victim.name, at_s, "" if victim is given_to else str(error))  # noqa: FBT003
+    finally:
+        session.shutdown(wait=False)
+    killer.join()
+    reader = rng.choice([node for node in nodes.all if node.runs])
+    why = ""
+    try:
+        with reader.grid() as other:
+            got = list(other.job(job.id).results(timeout=90))
+        if got != [answer(index) for index in range(SMALL_TASKS)]:
+            why = f"{job.id} at {reader.name}: {len(got)} results, or wrong ones"
+    except (GridError, TimeoutError) as error:
+        why = f"{job.id} at {reader.name}: {error!r}"
+    return Moment(not why, True, victim.name, at_s, why)  # noqa: FBT003
+
+
+def moments(nodes: Nodes, count: int, seed: int) -> list[Moment]:
+    """Play until `count` jobs were taken and one node each was killed."""
+    rng = random.Random(seed)
+    found: list[Moment] = []
+    while sum(one.taken for one in found) < count:
+        found.append(moment(nodes, rng))
+        print(f"{len(found)}: {found[-1]}", file=sys.stderr, flush=True)
+        revive(nodes)
+    return found
+
+
+# ---- the run ---------------------------------------------------------------------------------------------------------
+
+
+def run(rounds: int, runs: int, seed: int, moments: int) -> dict[str, Any]:
+    """Run it; prints a line for each run on stderr."""
+    if moments:
+        return _run_moments(moments, seed)
+    found: list[Run] = []
+    with tempfile.TemporaryDirectory() as folder, Nodes(Path(folder)) as nodes:
+        made = nodes.grid([f"n{number}" for number in range(1, NODES + 1)])
+        nodes.wait_all_alive(ALIVE_S)
+        for number in range(seed, seed + runs):
+            try:
+                one = play(nodes, made[GIVEN_TO], number, TASKS, MORE)
+            except (DidNotHappen, GridError) as error:
+                one = Run(False, [], "", False, 0.0, 0, str(error))  # noqa: FBT003
+                found.append(one)
+                print(f"seed {number}: {one.why}", file=sys.stderr)
+                break  # the grid itself is not whole: nothing that follows would be this run
+            found.append(one)
+            print(f"seed {number:3}: {_told(one)}", file=sys.stderr, flush=True)
+    right = sum(one.right for one in found)
+    print(f"{right} of {len(found)} right", file=sys.stderr)
+    return {
+        "nodes": NODES, "tasks": TASKS, "task_s": TASK_S, "seed": seed, "runs": [one._asdict() for one in found],
+        "right": right, "seconds": statistics.median(one.seconds for one in found),
+    }  # fmt: skip
+
+
+def _told(one: Run) -> str:
+    place = f"{one.reader}, {'a keeper' if one.kept else 'which had nothing of it'}"
+    return (
+        f"{'ended' if one.right else 'LOST '}   killed {' '.join(one.killed)}   read at {place}, {one.seconds:.1f} s "
+        f"after the first kill; {one.again} of {TASKS} executed again {one.why}"
+    )
+
+
+def _run_moments(count: int, seed: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder, Nodes(Path(folder)) as nodes:
+        nodes.grid([f"n{number}" for number in range(1, SMALL_NODES + 1)])
+        nodes.wait_all_alive(ALIVE_S)
+        found = moments(nodes, count, seed)
+    taken = [one for one in found if one.taken]
+    right = sum(one.right for one in taken)
+    print(
+        f"{right} of {len(taken)} jobs ended right; {len(found) - len(taken)} more were killed before they were taken, "
+        f"and their clients told so",
+        file=sys.stderr,
+    )
+    return {"nodes": SMALL_NODES, "seed": seed, "taken": len(taken), "right": right, "kills": len(found)}
