@@ -77,6 +77,8 @@ class Door(Handler):
         """Told that somebody began or stopped to watch a job."""
         self._securing: dict[int, tuple[bytes, int, list[e.Row]]] = {}
         """Objects that are being brought to safety for a job, and the client that waits for it."""
+        self.drain: Callable[[dict[str, Any], float], dict[str, Any]] = lambda *_: {}
+        """Answers the request `drain`."""
         self.log_requests: dict[int, tuple[int, int]] = {}
         self._frames: dict[int, Callable[[int, Any, float], None]] = {
             m.OPEN: self._open,
@@ -386,6 +388,8 @@ class Door(Handler):
             grace = arguments.get("grace")
             self.stop(e.Stop(float(grace) if isinstance(grace, int | float) and 0 <= grace < DAY_S else 2.0), now)
             return None
+        if verb == "drain":
+            return self.drain(arguments, now)
         if verb == "cancel":
             return self._cancel_target(event, str(arguments.get("target", "")))
         if verb == "forget":

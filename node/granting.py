@@ -456,7 +456,8 @@ class Granting(Handler):
                 continue  # the first arrival will be acknowledged
             self._learn(peer, kept, entry, now)
             if attempt > 1:
-                self.parts.moves.count(job, peer, RERUN, sum(hi - lo for lo, hi, _, _ in outcomes))
+                again = sum(hi - lo for lo, hi, _, _ in outcomes if kept.is_again(lo, attempt))
+                self.parts.moves.count(job, peer, RERUN, again)
             parsed = [e.Outcome(*outcome) for outcome in outcomes]
             self.arriving.accept(kept, parsed, attempt, source, [ack])
 

@@ -40,7 +40,7 @@ LISTS = frozenset({"jobs", "top"})
 COUNTED = {"cancel": "cancelled", "forget": "forgotten"}
 """Verbs that take several jobs, and what they answer."""
 EVERYWHERE = LISTS | COUNTED.keys() | {"find", "show", "explain", "logs", "keep"}
-_NEEDS = {"cancel": "submit", "forget": "submit", "keep": "submit"}
+_NEEDS = {"cancel": "submit", "forget": "submit", "keep": "submit", "drain": "revoke"}
 """The act that a role must allow (core.chains.ACTS); the others only read."""
 
 Row = Mapping[str, Any]
@@ -107,6 +107,8 @@ class Inquiries(Handler):
         self.patience_s: Callable[[float, float], float] = lambda *_: 0.0
         self.names = names
         door.elsewhere = self.ask
+        self.node: Callable[[str], str | None] = lambda _: None
+        """Who a text names; None: this node."""
         self._rounds: dict[int, Round] = {}
         self._number = 0
         self._asker = 0
@@ -117,6 +119,8 @@ class Inquiries(Handler):
 
     def ask(self, event: e.ClientSent, verb: str, arguments: dict[str, Any], now: float) -> bool:
         """Answer a request of a client of this machine with the help of others; False: this node alone will do."""
+        if verb == "drain" and event.client >= 0 and arguments.get("target"):
+            return self._drain(event, arguments, now)
         if event.client < 0 or verb not in EVERYWHERE or arguments.get("mine"):
             return False
         if not self.peers and not self._by_hearsay():
@@ -132,6 +136,24 @@ class Inquiries(Handler):
             self._send(self._who_has_jobs(), "jobs", {}, lambda heard: self._jobs(event, heard), now)
         else:
             self._ask_about(Request(event, verb, arguments, now + _within(arguments)), now)
+        return True
+
+    def _drain(self, event: e.ClientSent, arguments: dict[str, Any], now: float) -> bool:
+        """Pass on what is asked of another node; False: it is this one."""
+        try:
+            peer = self.node(str(arguments["target"]))
+        except GridError as error:
+            self._refuse(event, error)
+            return True
+        if peer is None:
+            return False
+        if peer not in self.peers:
+            away = GridError(f"{self.names(peer)} cannot be reached", code="timed-out", next="p2pgrid members")
+            self._refuse(event, away)
+            return True
+        passed = {key: value for key, value in arguments.items() if key != "target"}
+        row = {"owner": peer, "id": "what is asked"}
+        self._send([peer], "drain", passed, lambda got: self._passed_on(event, row, got), now)
         return True
 
     def _ask_about(self, one: Request, now: float) -> None:

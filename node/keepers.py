@@ -26,6 +26,8 @@ class Candidate(NamedTuple):
     lives: bool
     """It is taken for alive; else it is suspected, and what it holds is still waited for."""
     eligible: bool
+    drains: bool = False
+    """It hands over what it has."""
 
 
 @lru_cache(4096)
@@ -41,7 +43,7 @@ def _rendezvous(job: bytes, node: str) -> bytes:
 def keepers(job: bytes, accepting: str, candidates: Iterable[Candidate]) -> list[Candidate]:
     """Return who should hold the record of a job, in serving rank; those that are suspected come last."""
     key = int.from_bytes(job, "big")
-    known = list(candidates)
+    known = [one for one in candidates if not one.drains]
     first = [one for one in known if one.id == accepting]
     others = [one for one in known if one.eligible and one.id != accepting]
     if len(others) > K - len(first):

@@ -168,8 +168,10 @@ class Keeping:
                 task, *rest = unpack(row.meta)
                 record.tries[task] = record.tries.get(task, frozenset()) | {Try(*rest)}
             case "attempt":
-                lo, hi, attempt = unpack(row.meta)
+                lo, hi, attempt, *raised = unpack(row.meta)
                 record.attempts.join(lo, hi, attempt)
+                if raised:
+                    kept.raised.join(lo, hi, attempt)
             case "expiry":
                 record.expires = max(record.expires, float(unpack(row.meta)))
             case "log":
@@ -525,13 +527,15 @@ class Keeping:
         meta = pack([task, *one])
         return self.store([Row(kept.id, "try", content_id(meta), meta, b"")])[1]
 
-    def reissued(self, kept: Kept, spans: Iterable[Span]) -> list[Effect]:
-        """Raise the attempt number of tasks that will run again."""
+    def reissued(self, kept: Kept, spans: Iterable[Span], *, raised: bool = False) -> list[Effect]:
+        """Raise the attempt number of tasks that will run again, or (`raised`) may have been begun before."""
         rows = []
         for lo, hi in spans:
             attempt = 1 + max((v for _, _, v in kept.record.attempts.within(lo, hi)), default=1)
             kept.record.attempts.join(lo, hi, attempt)
-            meta = pack([lo, hi, attempt])
+            if raised:
+                kept.raised.join(lo, hi, attempt)
+            meta = pack([lo, hi, attempt, *([True] if raised else [])])
             rows.append(Row(kept.id, "attempt", meta, meta, b""))
         return [self.store(rows)[1]] if rows else []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from p2pgrid.core.large import Large
-from p2pgrid.core.ranges import RangeSet, Span
+from p2pgrid.core.ranges import RangeMap, RangeSet, Span
 from p2pgrid.core.record import BatchId, Record, Spec
 from p2pgrid.node.events import Outcome, Reply, Send
 from p2pgrid.node.rows import Rows
@@ -127,6 +127,8 @@ class Kept:
     """Set while this node is about to serve it."""
     copied: bool = False
     """Whether another node ever had a copy."""
+    raised: RangeMap[int] = field(default_factory=lambda: RangeMap(max))
+    """Attempt numbers that tasks got because this node took the job over or was started again, begun or not."""
     taken_over: bool = False
     """Whether a node that served it vanished: whatever runs is named to other keepers before it begins."""
     named: dict[str, RangeSet] = field(default_factory=dict)
@@ -142,6 +144,10 @@ class Kept:
     def total(self) -> int | None:
         """How many tasks the job has, once that is known."""
         return self.record.closed
+
+    def is_again(self, task: int, attempt: int) -> bool:
+        """Whether an execution under this number is known to be another one of the task."""
+        return attempt > (self.raised.get(task) or 1)
 
     @property
     def answers(self) -> bool:

@@ -32,6 +32,8 @@ from p2pgrid.node.depending import TIMER as DEPENDS
 from p2pgrid.node.depending import Depending
 from p2pgrid.node.doubling import TIMER as DOUBLE
 from p2pgrid.node.doubling import Doubling
+from p2pgrid.node.draining import TIMER as DRAINED
+from p2pgrid.node.draining import Draining
 from p2pgrid.node.fitness import Fitness
 from p2pgrid.node.inquiries import LATE, Inquiries
 from p2pgrid.node.inquiries import TIMER as INQUIRY
@@ -96,6 +98,9 @@ class Machine(Handler):
         self.relays.patience_s = self.inquiries.patience_s = self.neighbours.patience_s
         self.restoring = Restoring(parts, self.outcomes, self.door, self.depending)
         self.replicas = Replicas(parts, self.outcomes, self.members, self.restoring, self._candidates)
+        self.draining = Draining(parts, self.members, self.neighbours, self._on_stop)
+        self.door.drain = self.draining.request
+        self.inquiries.node = self.draining.node
         self.clients = self.door.clients
         self.wall_offset_s = 0.0
         self.loaded = False
@@ -127,6 +132,7 @@ class Machine(Handler):
             AWAIT: self.awaiting.again,
             RELAY: lambda now, client, job: self.relays.due(client, job, now),
             COPIES: self.replicas.tick,
+            DRAINED: self.draining.look,
             ALONE: self.replicas.alone,
         }
         self._events: dict[type, Callable[[Any, float], None]] = {
@@ -381,7 +387,9 @@ class Machine(Handler):
             return  # of a run that was taken from it meanwhile
         self.running.progressed(info, event.outcomes, event.busy_s, self.pool, now)
         if info.taken.attempt > 1:
-            again = sum(outcome.hi - outcome.lo for outcome in event.outcomes)
+            known = self.keeping.jobs.get(info.job)
+            fresh = (one for one in event.outcomes if known is None or known.is_again(one.lo, info.taken.attempt))
+            again = sum(outcome.hi - outcome.lo for outcome in fresh)
             self.parts.counts["rerun"] += again
             if info.taken.work.keeper is None:
                 self.parts.moves.count(info.job, self.config.node_id, RERUN, again)

@@ -113,6 +113,12 @@ class Neighbours(Handler):
             self.view.show(now, facts={**self.view.card.facts, "reachable": event.yes})
             self._settle(now)
 
+    def tell_facts(self, facts: dict[str, Any], now: float) -> None:
+        """Say something of this node in its card."""
+        if self.view is not None:
+            self.view.show(now, facts={**self.view.card.facts, **facts})
+            self._settle(now)
+
     def wall_clock(self, event: e.WallClock, now: float) -> None:
         self._wall_offset_s = event.offset_s
         if self.view is not None:
@@ -331,12 +337,13 @@ class Neighbours(Handler):
         me = self.config.node_id
         works = bool(self.parts.own_roles & WORK)
         card = self.view.card
-        found = [Candidate(me, True, keeps(card.facts, leaf=card.leaf, works=works))]  # noqa: FBT003
+        found = [Candidate(me, True, keeps(card.facts, leaf=card.leaf, works=works), self.parts.draining)]  # noqa: FBT003
         for node, known in self.view.live():
             if node != me:
                 works = self.parts.may(node, WORK)
                 eligible = keeps(known.card.facts, leaf=known.card.leaf, works=works)
-                found.append(Candidate(node, known.status == ALIVE and node not in self.parts.suspects, eligible))
+                lives = known.status == ALIVE and node not in self.parts.suspects
+                found.append(Candidate(node, lives, eligible, known.card.facts.get("draining") is True))
         return found
 
     # ---- answers ----------------------------------------------------------------------------------------------------

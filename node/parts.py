@@ -130,6 +130,8 @@ class Parts:
         self.timers: dict[tuple[Any, ...], float] = {}
         self.tokens = 1 << 40  # apart from those of `keeping`
         self.stopping = False
+        self.draining = False
+        """Whether this node takes no work and hands over what it has."""
         self.hungry = False
         """Whether workers may have something new to do."""
         self.regrouped = False
@@ -188,7 +190,7 @@ class Parts:
         """
         slots, rtt_s = self.config.slots, 1.5 * self.holding.rtt_s
         free = self.running.free_slots()
-        if not slots or (not free and not rtt_s):
+        if not slots or self.draining or (not free and not rtt_s):
             return None
         target_s = slots * max(self.config.queue_s, 3 * rtt_s)
         waits_s, typical_s = self.running.backlog(self.pool, eligible, target_s)

@@ -32,7 +32,7 @@ class Restoring(Handler):
         """Read what the open tasks of a job need; they may have been started before, so their attempt number rises."""
         self.leases.inherited.add(kept.id)
         open_tasks = kept.open_tasks
-        self.out += self.keeping.reissued(kept, open_tasks)
+        self.out += self.keeping.reissued(kept, open_tasks, raised=True)
         self.outcomes.settle(kept)
         if kept.ended:
             self.release(kept.id, 0.0)

@@ -46,6 +46,7 @@ VERBS = {
     "promote": "p2pgrid.cli.membership:promote",
     "revoke": "p2pgrid.cli.membership:revoke",
     "grid": "p2pgrid.cli.keys:grid",
+    "drain": "p2pgrid.cli.drain:drain",
     "demo": "p2pgrid.cli.demo:demo",
     "sim": "p2pgrid.cli.sim:sim",
     "completion": "p2pgrid.cli.completion:completion",
@@ -53,7 +54,6 @@ VERBS = {
 LATER = {
     verb: milestone
     for milestone, verbs in {
-        "No owner to lose": "drain",
         "At home": "submit map run service",
         "Fast": "bench",
         "": "retry events dashboard metrics trace doctor plan put get fs stream cron actors env policy config upgrade",

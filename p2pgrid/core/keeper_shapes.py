@@ -105,7 +105,7 @@ def _check(kind: str, key: bytes, meta: bytes, data: bytes) -> None:
             pass
         case "try", [int(), str(), str(), int(), int()]:
             pass
-        case "attempt", [int(lo), int(hi), int()] if 0 <= lo < hi:
+        case "attempt", [int(lo), int(hi), int(), *_] if 0 <= lo < hi:
             pass
         case "expiry", (int() | float()) as until if math.isfinite(until):
             pass

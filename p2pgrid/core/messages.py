@@ -47,6 +47,7 @@ REQUESTS = {
     "forget": "{target} -> {forgotten: jobs}; cancels what still runs",
     "keep": "{target, until: unix seconds} -> {expires}; an expiry only grows",
     "find": "{target} -> {job: 16 bytes, lo, hi} of an id, prefix, name or `last`",
+    "drain": "{target: node, off, stop, deadline: seconds, look} -> {draining, drained, running, serves, copies}",
     "stop": "{}  (embedded or by `p2pgrid stop`)",
     "members": "{} -> {members: [{id, name, status, addresses, slots, roles, pythons, version, facts}]}",
     "top": "{} -> {nodes: [{id, name, status, slots, busy, queued, jobs, done, messages}], jobs: as in `jobs`}",
@@ -117,7 +118,7 @@ P_PRINTED = 181  # [job16, lines, more, said, [[index, last 64 KiB], …]]   to 
 OBJECT_REQUESTS = frozenset({"arena", "attach", "place", "written", "want", "let_go"})
 """`arena` goes over a connection of its own: when that ends, so do pins and views (node/sharing.py)."""
 
-ASKED = ("jobs", "show", "explain", "cancel", "logs", "load", "find", "forget", "keep")
+ASKED = ("jobs", "show", "explain", "cancel", "logs", "load", "find", "forget", "keep", "drain")
 """What a node answers for a client at another node, about its own jobs."""
 
 # ---- a reader at one node, the job at another (node/relaying.py) ---------------------------------------------------
