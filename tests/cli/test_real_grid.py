@@ -141,6 +141,11 @@ def test_a_running_node_joins_and_works_at_every_node(make: Make) -> None:
     assert {one["name"] for one in owl.json("top")["nodes"]} == {"fox", "owl"}
     assert owl.run("show", "nobody-knows-1").returncode == 4
 
+    drained = owl.json("drain", "fox")["drain"]
+    assert (drained["name"], drained["drained"]) == ("fox", True)
+    assert until(lambda: {job["owner_name"] for job in fox.json("jobs")["jobs"]} == {"owl"}, SEEN_WITHIN_S)
+    assert owl.run("drain", "fox", "--off").returncode == 0
+
 
 def test_join_where_no_node_runs(make: Make) -> None:
     """The next `p2pgrid node` is in the grid."""
