@@ -140,3 +140,64 @@ def values(node: GridNode, job: bytes, tasks: int) -> None:
 def test_a_storm_over_everybody(seed: int) -> None:
     tasks, runs = storm(seed)
     assert runs <= 2 * tasks + 100
+
+
+def halves(seed: int) -> tuple[int, int]:
+    """Cut fourteen nodes in two amid a job, a new job on each side; return how many tasks there were, how many runs."""
+    world = GridWorld(seed)
+    nodes = [world.join(f"n{i}", *(["n0"] if i else []), slots=1) for i in range(14)]
+    assert world.run(lambda: all(node.sees("alive") == 14 for node in nodes), 20.0)
+    world.rng.shuffle(nodes)
+    left, right = nodes[:7], nodes[7:]
+    jobs: dict[bytes, int] = {}
+
+    def submit(node: GridNode, letter: bytes, tasks: int, seconds: float) -> None:
+        client = Client(node, 1000 + len(jobs), letter * 16)
+        client.connect()
+        one = client.submit(letter * 16, tasks, lambda _: Task(seconds), detach=True)
+        assert world.run(lambda: ("close", 0) in one.acks, 30.0), "never durable"
+        jobs[letter * 16] = tasks
+
+    submit(left[0], b"a", 200, world.rng.uniform(0.5, 2.0))
+    world.run(lambda: False, world.rng.uniform(0.5, 5.0))
+    world.part(left, right)
+    world.run(lambda: False, world.rng.uniform(0.0, 8.0))
+    submit(left[1], b"b", 50, 0.3)
+    submit(right[1], b"c", 50, 0.3)
+    if world.rng.random() < 0.5:
+        left[0].crash(with_disk=world.rng.random() < 0.5)
+        world.at(30.0, left[0].start)
+        left[0].known = tuple(node.name for node in nodes if node is not left[0])
+    world.run(lambda: False, 20.0)
+    world.heal()
+    world.run(lambda: False, 40.0)  # whoever was killed is back
+
+    def over(job: bytes) -> bool:
+        records = [kept for node in nodes if (kept := node.machine.keeping.jobs.get(job)) is not None]
+        return bool(records) and all(kept.ended for kept in records)
+
+    assert world.run(lambda: all(map(over, jobs)), 400.0), [
+        (job[:1], [_told(node, job) for node in nodes]) for job in jobs
+    ]
+    assert world.run(lambda: all(node.sees("alive") == 14 for node in nodes), 120.0)
+    for job, tasks in jobs.items():
+        assert world.run(lambda job=job: _held(nodes, job) == 6, 120.0), (job[:1], [_told(node, job) for node in nodes])  # type: ignore[misc]
+        holders = [node for node in nodes if job in node.machine.keeping.jobs]
+        _agreed(world, holders, job, tasks)
+
+    def listed() -> bool:
+        lists = [{(one.job, one.standing.state) for one in node.machine.listing.list.jobs.values()} for node in nodes]
+        return all(one == {(job, "done") for job in jobs} for one in lists)
+
+    assert world.run(listed, 60.0), "they do not list the same jobs"
+    return sum(jobs.values()), sum(world.runs[job, i] for job, n in jobs.items() for i in range(n))
+
+
+def _held(nodes: list[GridNode], job: bytes) -> int:
+    return sum(job in node.machine.keeping.jobs for node in nodes)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_fourteen_nodes_cut_in_halves(seed: int) -> None:
+    tasks, runs = halves(seed)
+    assert runs <= 2 * tasks
