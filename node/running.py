@@ -31,6 +31,10 @@ class RunningOptions:
 
     grain_s: float = 0.05
     grain_calls: int = 64
+    overlap_calls: int = 512
+    """Of tasks that wait at the same time: several times as many as a child has in flight …"""
+    overlap_least: int = 100
+    """… and at least that many, if there are."""
     grain_items: int = 20_000
     crumb_s: float = 0.003
     """Work that is not worth sharing out."""
@@ -263,12 +267,16 @@ class Running:
         per_task = self._seconds_per_task.get(lane.fn)
         if per_task is None:
             return 1
-        most = self.options.grain_items if lane.packed else self.options.grain_calls
+        overlaps = lane.fn in self._overlapping and not lane.resources and lane.cpus <= 1
+        calls = self.options.overlap_calls if overlaps else self.options.grain_calls
+        most = self.options.grain_items if lane.packed else calls
         per_task = max(per_task, 1e-9)
         # Shared out towards the end, but not into crumbs: handing over costs as much as some milliseconds of work.
         slots = self.slots if lane.work.keeper is not None else max(self.slots, self.grid_slots)
-        if lane.fn in self._overlapping:
-            return max(1, min(most, -(-lane.ready.size // slots)))
+        if overlaps:
+            # Fewer than wait at once in a child would leave it waiting, and come one after the other.
+            given = sum(info.left.size for w in self.workers.values() for info in w.runs if info.taken.lane is lane)
+            return max(1, min(most, max(-(-(lane.ready.size + given) // slots), self.options.overlap_least)))
         fair = max(-(-lane.ready.size // (2 * slots)), int(self.options.crumb_s / per_task))
         return max(1, min(most, fair, int(self.options.grain_s / per_task)))
 

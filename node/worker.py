@@ -20,7 +20,7 @@ import sys
 import threading
 from _signal import getsignal  # type: ignore[import-not-found]  # signal's own, without its enum: 50 ns, not 1.5 µs
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ from p2pgrid.node.worker_recent import Recent
 from p2pgrid.node.worker_report import Report
 from p2pgrid.node.worker_results import Values
 from p2pgrid.node.worker_scratch import Scratch
-from p2pgrid.node.worker_tasks import Work, fail_all, run_segment
+from p2pgrid.node.worker_tasks import Work, fail_all, run_segment, starter
 
 if TYPE_CHECKING:
     from p2pgrid.core.objects import Serialised
@@ -147,24 +147,40 @@ class Worker:
 
         `refused` is why the run cannot start: all its tasks fail with that.
         """
-        for place, segment in enumerate(segments):
-            later = [(s.lo, s.hi) for s in segments[place + 1 :]]
+        rest = deque(segments)
+        while rest:
+            segment = rest.popleft()
             if refused is not None:
                 fail_all(work, segment, refused)
                 continue
             self._page.floats[START] = monotonic()
             self._page.words[INDEX] = segment.lo  # loading function and items runs the user's code, too
             if work.recalled():
-                return [(segment.lo, segment.hi), *later], ""
+                return [(segment.lo, segment.hi), *((s.lo, s.hi) for s in rest)], ""
             try:
                 function = self._functions.load(segment.fn)
-                stopped = run_segment(work, segment, function, self._items(job, segment))
+                stopped, segment = run_segment(
+                    work, segment, function, self._items(job, segment), lambda: self._next_async(work, job, rest)
+                )
             except Unfit as unfit:
                 at = segment.lo if unfit.at is None else unfit.at
-                return [(at, segment.hi), *later], str(unfit)
+                return [(at, segment.hi), *((s.lo, s.hi) for s in rest)], str(unfit)
             if stopped < segment.hi:
-                return [(stopped, segment.hi), *later], ""
+                return [(stopped, segment.hi), *((s.lo, s.hi) for s in rest)], ""
         return [], ""
+
+    def _next_async(
+        self, work: Work, job: bytes, rest: deque[Segment]
+    ) -> tuple[Segment, Callable[[int], Any]] | None:  # fmt: skip
+        """Take the next segment if its tasks are `async def` ones that can be started as they are."""
+        if not rest:
+            return None
+        with contextlib.suppress(BaseException):  # whoever comes to it in its turn says what is wrong with it
+            function = self._functions.load(rest[0].fn)
+            if function.is_async and function.broken is None:
+                call = starter(work, rest[0], function, self._items(job, rest[0]))
+                return rest.popleft(), call
+        return None
 
     def _items(self, job: bytes, segment: Segment) -> Items | None:
         if not segment.key:

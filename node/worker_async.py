@@ -1,4 +1,4 @@
-"""`async def` tasks in the worker child: up to 100 of a segment at once, on one event loop that stays.
+"""`async def` tasks in the worker child: up to 100 of a run at once, on one event loop that stays.
 
 The shared page has room for one index: it names the task that runs longest, which is the one a time limit means. What
 a task prints and what `pg.current()` says are exact, by a context variable. Imported only when the first such function
@@ -14,6 +14,7 @@ from time import monotonic, process_time
 from typing import Any
 
 from p2pgrid.core import current
+from p2pgrid.core.segments import Segment
 from p2pgrid.node import worker_results as results
 from p2pgrid.node.page import INDEX, MANY, START
 from p2pgrid.node.worker_tasks import Work
@@ -23,57 +24,69 @@ IN_FLIGHT_MAX = 100
 Call = Callable[[int], Awaitable[Any]]
 """Starts the task at this place of the segment."""
 
+Part = tuple[Segment, Call]
 
 _loop = asyncio.new_event_loop()
 """Never set as the thread's current one, so a plain task's `asyncio.run` works as anywhere. It stays: what a function
 keeps between its tasks (a session, a lock) is bound to its loop."""
 
 
-def run(work: Work, lo: int, hi: int, call: Call) -> int:
-    """Run tasks [lo, hi); return the first that was not started."""
-    segment = _Segment(work, lo, hi, call)
+def run(work: Work, segment: Segment, call: Call, more: Callable[[], Part | None]) -> tuple[int, Segment]:
+    """Run the tasks of a segment and, without a pause, of those that `more` gives.
+
+    Return the first task that was not started, and the segment it is of (or the end of the last one).
+    """
+    lanes = _Lanes(work, segment, call, more)
     work.page.words[MANY] = 1
     try:
-        _loop.run_until_complete(segment.run())
+        _loop.run_until_complete(lanes.run())
     finally:
         work.page.words[MANY] = 0
-    return segment.next
+    return lanes.next, lanes.segment
 
 
-class _Segment:
-    def __init__(self, work: Work, lo: int, hi: int, call: Call) -> None:
+class _Lanes:
+    def __init__(self, work: Work, segment: Segment, call: Call, more: Callable[[], Part | None]) -> None:
         self._work = work
-        self._lo = lo
-        self._hi = hi
         self._call = call
+        self._more = more
         self._since: dict[int, float] = {}  # tasks in flight, oldest first
         self._accounted = process_time()
-        self.next = lo
+        self.segment = segment
+        self.next = segment.lo
 
     async def run(self) -> None:
         """Run everything, then end what the tasks left behind on the loop."""
         starts = self._starts()
-        lanes = [asyncio.ensure_future(self._lane(starts)) for _ in range(min(IN_FLIGHT_MAX, self._hi - self._lo))]
+        lanes = [asyncio.ensure_future(self._lane(starts)) for _ in range(IN_FLIGHT_MAX)]
         await asyncio.gather(*lanes)
         left = asyncio.all_tasks() - {asyncio.current_task()}
         for task in left:
             task.cancel()
 
-    def _starts(self) -> Iterator[int]:
-        while self.next < self._hi and not self._work.recalled():
+    def _starts(self) -> Iterator[tuple[int, Call, int]]:
+        """Yield index, call and place of each task."""
+        while not self._work.recalled():
+            if self.next == self.segment.hi:
+                part = self._more()
+                if part is None:
+                    return
+                self.segment, self._call = part
+                self.next = self.segment.lo
             self.next += 1
-            yield self.next - 1
+            yield self.next - 1, self._call, self.next - 1 - self.segment.lo
 
-    async def _lane(self, starts: Iterator[int]) -> None:
-        for index in starts:
+    async def _lane(self, starts: Iterator[tuple[int, Call, int]]) -> None:
+        for index, call, place in starts:
             self._started(index)
-            task = asyncio.get_running_loop().create_task(self._one(index), context=contextvars.copy_context())
+            one = self._one(index, call, place)
+            task = asyncio.get_running_loop().create_task(one, context=contextvars.copy_context())
             self._ended(index, await task)
 
-    async def _one(self, index: int) -> bytes | results.Placed | BaseException:
+    async def _one(self, index: int, call: Call, place: int) -> bytes | results.Placed | BaseException:
         current.task_index.set(index)
         try:
-            return self._work.report.encoded(await self._call(index - self._lo))
+            return self._work.report.encoded(await call(place))
         except BaseException as error:  # noqa: BLE001 - the task's outcome; asyncio would let SystemExit stop the loop
             return error
 

@@ -75,8 +75,28 @@ class Work:
         return damaged or used
 
 
-def run_segment(work: Work, segment: Segment, function: Function, items: Items | None) -> int:
-    """Run tasks [lo, hi) of a segment; return the first that was not started (hi: all were)."""
+def run_segment(
+    work: Work, segment: Segment, function: Function, items: Items | None,
+    more: Callable[[], tuple[Segment, Callable[[int], Any]] | None],
+) -> tuple[int, Segment]:  # fmt: skip
+    """Run tasks [lo, hi) of a segment; return the first that was not started (hi: all were), and its segment.
+
+    Tasks that are `async def` run together with those of the segments that `more` gives.
+    """
+    if function.is_async and function.broken is None:
+        from p2pgrid.node import worker_async  # noqa: PLC0415 - asyncio costs 40 ms, and few jobs are async
+
+        try:
+            call = starter(work, segment, function, items)
+        except BaseException as error:
+            if unfit := unfit_at(error, segment.lo):
+                raise unfit from error
+            return fail_all(work, segment, error), segment
+        return worker_async.run(work, segment, call, more)
+    return _run_plain(work, segment, function, items), segment
+
+
+def _run_plain(work: Work, segment: Segment, function: Function, items: Items | None) -> int:
     if function.broken is not None:
         return fail_all(work, segment, function.broken)
     cut: Sequence[Any] = segment.data
@@ -90,15 +110,20 @@ def run_segment(work: Work, segment: Segment, function: Function, items: Items |
             return fail_all(work, segment, error)
     elif segment.shape == DEPENDENT:
         cut, loads = worker_deps.opened(segment.data)
-    if function.is_async:
-        return _on_lanes(work, segment, function.call, cut, loads)
     if items is None:
         return _calls(work, segment.lo, function.call, cut, loads)
     return _packed(work, segment, function.call, cut)
 
 
-def _on_lanes(work: Work, segment: Segment, call: Callable[..., Any], inputs: Sequence[Any], loads: Loads) -> int:
-    from p2pgrid.node import worker_async  # noqa: PLC0415 - asyncio costs 40 ms, and few jobs are async
+def starter(work: Work, segment: Segment, function: Function, items: Items | None) -> Callable[[int], Any]:
+    """Return what calls the function for the task at a place of a segment. Raises what unpickling the items raises."""
+    call = function.call
+    loads: Loads = pickle.loads
+    inputs: Sequence[Any] = segment.data
+    if items is not None:
+        inputs = items.cut(segment.offset, segment.hi - segment.lo, fresh=work.attempt > 1)
+    elif segment.shape == DEPENDENT:
+        inputs, loads = worker_deps.opened(segment.data)
 
     def start(place: int) -> Any:
         match segment.shape:
@@ -112,7 +137,7 @@ def _on_lanes(work: Work, segment: Segment, call: Callable[..., Any], inputs: Se
             case _:
                 return call(*inputs[place])
 
-    return worker_async.run(work, segment.lo, segment.hi, start)
+    return start
 
 
 def fail_all(work: Work, segment: Segment, error: BaseException) -> int:

@@ -267,3 +267,21 @@ def test_env_that_is_not_text_is_refused(grid: Grid, env: object) -> None:
 
     assert "\n" not in str(error.value)
     assert "x" not in str(error.value).replace("expected", "").replace("text", "")
+
+
+async def nap(x: int) -> int:
+    import asyncio  # noqa: PLC0415
+
+    await asyncio.sleep(1)
+    return x
+
+
+def test_async_tasks_wait_together() -> None:
+    """A thousand sleeps of a second on two slots, 100 at once in each; how long it took is printed."""
+    with LocalGrid(nodes=1, slots=2) as local, local.grid(0) as grid:
+        began = time.monotonic()
+        assert list(grid.map(nap, range(1000))) == list(range(1000))
+        took = time.monotonic() - began
+    print(f"1,000 sleeps of 1 s on 2 slots: {took:.1f} s")
+
+    assert took < 100  # one after the other: 500
