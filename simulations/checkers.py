@@ -162,12 +162,13 @@ class Grows(Checker):
         super().__init__(world)
         self._before: dict[tuple[str, int, bytes], tuple[int, int, int, State, float, Any]] = {}
         self._copies: dict[tuple[str, int, bytes], Record] = {}
+        self._kept: dict[tuple[str, int, bytes], Kept] = {}
         self._looks: dict[tuple[str, int, bytes], int] = {}
         self._turn = 0
 
     def lived(self, node: Node) -> None:
         """A former life may have known more than was on disk."""
-        for store in (self._before, self._copies):
+        for store in (self._before, self._copies, self._kept, self._looks):
             for key in [key for key in store if key[0] == node.name]:
                 del store[key]
 
@@ -198,6 +199,10 @@ class Grows(Checker):
         )
         before = self._before.get(key)
         self._before[key] = now
+        if self._kept.get(key) is not kept:  # a copy that was dropped, and is had again
+            self._kept[key] = kept
+            self._copies.pop(key, None)
+            return
         if before is None or record.state is State.FORGOTTEN:
             return
         names = ("result batches", "the number of tasks", "lost batches", "the state", "the expiry")
