@@ -22,6 +22,7 @@ from p2pgrid.node.pool import Job, Lane, Pool, Taken, segments
 
 OVERLAP = 5
 OVERLAP_S = 0.05
+WARM_KEPT = 64
 """A run that took so much longer than its tasks kept the processor busy was waiting, with many of them at once."""
 
 
@@ -72,6 +73,8 @@ class Worker:
     id: int
     ready: bool = False
     recalled: bool = False
+    warm: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
+    """Functions it has run: a first run takes long because of what is imported, not because its tasks wait."""
     runs: list[RunInfo] = field(default_factory=list)
     python: int = 0
     """Its interpreter, by its place among those of the node."""
@@ -338,7 +341,8 @@ class Running:
         self.done += count
         fn, sample = info.taken.lane.fn, busy_s / count
         info.busy_s += busy_s
-        if not info.queued and now - info.since_s > max(OVERLAP_S, OVERLAP * info.busy_s):
+        warm = any(fn in worker.warm for worker in self.workers.values() if info in worker.runs)
+        if warm and not info.queued and now - info.since_s > max(OVERLAP_S, OVERLAP * info.busy_s):
             self._overlapping[fn] = None
             if len(self._overlapping) > self.options.rates_kept:
                 del self._overlapping[next(iter(self._overlapping))]
@@ -352,6 +356,9 @@ class Running:
         child = self.workers[worker]
         child.runs.remove(info)
         child.recalled = False
+        child.warm[info.taken.lane.fn] = None
+        if len(child.warm) > WARM_KEPT:
+            child.warm.popitem(last=False)
         if child.runs:
             child.runs[0].since_s = now
 
@@ -361,6 +368,7 @@ class Running:
         runs, child.runs = child.runs, []
         child.ready = child.recalled = False
         child.tree = None
+        child.warm.clear()
         return runs
 
     # ---- taking back ------------------------------------------------------------------------------------------------

@@ -77,6 +77,18 @@ def test_many_reports_of_one_run_are_not_taken_for_tasks_that_overlap() -> None:
     assert max(len(tasks(one)) for one in runs(desk.all)[before:]) == 1
 
 
+def test_a_first_run_that_took_long_to_import_is_not_taken_for_tasks_that_overlap() -> None:
+    """A worker that unpacked a source tree first got all that a job had left, and nobody could help."""
+    desk = Desk(slots=1)
+    desk.ready()
+    desk.join()
+    desk.submit(200)
+    desk.now += 2.0
+    desk.finish(runs(desk.all)[0], busy_s=0.05)
+
+    assert max(len(tasks(one)) for one in runs(desk.all)[1:]) == 1
+
+
 def test_a_thief_asks_for_what_waits_inside_a_worker_behind_a_queued_run() -> None:
     """Its age counts from when it came to the front."""
     desk = victim(40)
