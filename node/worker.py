@@ -111,7 +111,7 @@ class Worker:
             case messages.W_TREE, [_, folder, packed]:
                 from p2pgrid.node.worker_trees import take_up  # noqa: PLC0415 - for those that have one
 
-                self._functions.no_tree = take_up(folder, packed)
+                self._functions.folder, self._functions.no_tree = folder, take_up(folder, packed)
             case messages.W_AT, _:
                 pass  # whoever waited for it was interrupted
             case kind, _:

@@ -53,6 +53,8 @@ class Functions:
         self._known: Recent[bytes, bytes | Function] = Recent(CODES_MAX)
         self.no_tree = ""
         """Why the source tree could not be taken up."""
+        self.folder = ""
+        """Where it is."""
 
     def add(self, code_id: bytes, union: bytes) -> None:
         """Take in a function; it is loaded when first called for."""
@@ -69,16 +71,16 @@ class Functions:
             raise Unfit("the function did not arrive")
         if isinstance(known, Function):
             return known
-        function = _load(known, self.no_tree)
+        function = _load(known, self.no_tree, self.folder)
         self._known.replace(code_id, function)
         return function
 
 
-def _load(union: bytes, no_tree: str) -> Function:
+def _load(union: bytes, no_tree: str, folder: str) -> Function:
     here = f"{sys.executable} (Python {sys.version_info.major}.{sys.version_info.minor})"
     try:
         match unpack(union):
-            case ["import", _, bytes()] | ["pickle", _, _, bytes()] if no_tree:
+            case ["import", _, bytes()] | ["exec", _, bytes()] | ["pickle", _, _, bytes()] if no_tree:
                 raise Unfit(no_tree)
             case ["pickle", int(minor), bytes(data), *_]:
                 if minor != sys.version_info.minor:
@@ -87,6 +89,10 @@ def _load(union: bytes, no_tree: str) -> Function:
             case ["import", str(name), _]:
                 module, _, qualname = name.partition(":")
                 call = attrgetter(qualname)(importlib.import_module(module))
+            case ["exec", list(argv), _]:
+                from p2pgrid.node.worker_program import Program  # noqa: PLC0415 - subprocess, for those who need it
+
+                call = Program(argv, folder)
             case _:
                 raise Unfit("a kind of function that this version does not know")
     except (ImportError, AttributeError) as error:

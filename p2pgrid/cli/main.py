@@ -2,6 +2,7 @@
 
     usage, not-yet, GridError    one line with what to do next (`--json`: an object); the code is that of the error
     Ctrl-C                       130
+    in `run` and `map`           125, whatever of ours went wrong: theirs are the codes of the command
     anything else                a bug of ours: the path of a report, 70
 
 Verbs are imported when they are typed, so that none pays for the others.
@@ -38,6 +39,9 @@ VERBS = {
     "result": "p2pgrid.cli.result:result",
     "forget": "p2pgrid.cli.jobs:forget",
     "keep": "p2pgrid.cli.jobs:keep",
+    "run": "p2pgrid.cli.programs:run",
+    "map": "p2pgrid.cli.programs:map_",
+    "submit": "p2pgrid.cli.programs:submit",
     "members": "p2pgrid.cli.members:members",
     "top": "p2pgrid.cli.members:top",
     "invite": "p2pgrid.cli.membership:invite",
@@ -54,13 +58,16 @@ VERBS = {
 LATER = {
     verb: milestone
     for milestone, verbs in {
-        "At home": "submit map run service",
+        "At home": "service",
         "Fast": "bench",
         "": "retry events dashboard metrics trace doctor plan put get fs stream cron actors env policy config upgrade",
     }.items()
     for verb in verbs.split()
 }
 """Verbs that are reserved, and the milestone that brings them."""
+
+PASSING = ("run", "map")
+"""Verbs that end with the code of the command they ran."""
 
 MEANT = {
     "ls": "jobs",
@@ -156,13 +163,19 @@ def main(args: Sequence[str] | None = None) -> int:
         return ExitCode.INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last border: a bug of ours becomes a report, not a traceback
         _failed(_bug(error, words), words)
-        return ExitCode.BUG
+        return _ours(ExitCode.BUG, words)
     return code if isinstance(code, int) else ExitCode.DONE
 
 
 def _failed(error: GridError, words: Sequence[str]) -> int:
     emit_error(error, json=_wants_json(words))
-    return error.exit_code
+    return _ours(error.exit_code, words)
+
+
+def _ours(code: int, words: Sequence[str]) -> int:
+    """Return the code of our own failures: where the codes of commands are passed, one that few of them use."""
+    verb = next((word for word in words if word in VERBS), "")
+    return ExitCode.OURS_IN_RUN if verb in PASSING else code
 
 
 def _wants_json(words: Sequence[str]) -> bool:

@@ -6,7 +6,7 @@ What is held back, because a result before it is missing, counts as not taken in
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from p2pgrid.cli.link import TIMEOUT_S, Link
@@ -16,6 +16,7 @@ from p2pgrid.core import messages as m
 from p2pgrid.core.batch import TASKS_MAX
 from p2pgrid.core.errors import NotFound, error_from_wire
 from p2pgrid.core.large import LARGE, outcome_bytes
+from p2pgrid.core.prints import PRINTS
 from p2pgrid.core.ranges import RangeSet, Span
 from p2pgrid.core.shapes import FAILURE, PACKED, VALUES
 
@@ -41,9 +42,15 @@ class Part(NamedTuple):
 class Parts:
     """All results of a job, or of some of its tasks."""
 
-    def __init__(self, link: Link, job: bytes, span: Span | None) -> None:
-        """Expect them; nothing is asked for before somebody iterates."""
+    def __init__(
+        self, link: Link, job: bytes, span: Span | None, printed: Callable[[list[Any], int], None] | None = None
+    ) -> None:
+        """Expect them; nothing is asked for before somebody iterates.
+
+        `printed` gets lines of tasks as they come (as in PRINTED), and how many were left out.
+        """
         self._link = link
+        self._printed = printed
         self._job = job
         self._span = span or (0, TASKS_MAX - 1)
         self._had = RangeSet([(0, self._span[0]), (self._span[1], TASKS_MAX - 1)])
@@ -72,7 +79,8 @@ class Parts:
 
     def as_they_come(self, *, credit: bool = True) -> Iterator[Part]:
         """Yield results in order of completion."""
-        self._link.send(m.WATCH, [self._job, self._had.flat(), TIMEOUT_S])
+        show = [] if self._printed is None else [PRINTS]
+        self._link.send(m.WATCH, [self._job, self._had.flat(), TIMEOUT_S, *show])
         while not self.state and self._had.missing(*self._span):
             for one in self._link.next_frames(None):
                 for part in self._of(one.kind, one.body):
@@ -101,9 +109,12 @@ class Parts:
             self._link.send(m.GOT, [self._job, size, wanted])
 
     def _of(self, kind: int, body: Any) -> Iterator[Part]:
-        if kind not in (m.RESULT, m.STATE, m.CANCELLED, m.NOTICE, m.REFUSED) or body[0] != self._job:
+        if kind not in (m.RESULT, m.STATE, m.CANCELLED, m.NOTICE, m.REFUSED, m.PRINTED) or body[0] != self._job:
             return
-        if kind == m.RESULT:
+        if kind == m.PRINTED:
+            if self._printed is not None:
+                self._printed(body[2], body[3])
+        elif kind == m.RESULT:
             for entry in body[1]:
                 yield from self._fresh(*entry[:4])
         elif kind == m.CANCELLED:

@@ -82,7 +82,7 @@ def result(setting: Setting, target: str, follow: bool, output: Path | None, for
         job, span = _found(link, target)
         parts = Parts(link, job, span)
         printer = _Printer(out, job_name(job), "jsonl" if as_rows else form, one=setting.json and not follow)
-        with LargeValues(link.dir) as large, Showing(link.dir, _interpreter(link), printer.form) as showing:
+        with LargeValues(link.dir) as large, Showing(link.dir, interpreter_of(link), printer.form) as showing:
             printer.large = large
             for part in parts.as_they_come() if follow else parts.in_order():
                 printer.part(part, showing)
@@ -116,7 +116,7 @@ class _Printer:
             self.tasks += len(shown)
             self._lines([one.text for one in shown])
             return
-        for row, one in _rows(part, showing, self.large):
+        for row, one in rows_of(part, showing, self.large):
             self._task(row, one)
 
     def _task(self, row: Row, shown: Shown | None) -> None:
@@ -158,7 +158,7 @@ class _Printer:
             talk(f"{self._name} is {plain(state)}{why}; {count(missing, 'task')} of it without a result")
 
 
-def _rows(part: Part, showing: Showing, large: LargeValues | None) -> Iterator[tuple[Row, Shown | None]]:
+def rows_of(part: Part, showing: Showing, large: LargeValues | None) -> Iterator[tuple[Row, Shown | None]]:
     """Yield each task as a row of `jsonl`, with its value if it has one."""
     empty: Row = {"index": part.lo, "state": "done", "value": None, "repr": None, "error": None}
     if part.shape == CANCELLED:
@@ -197,7 +197,7 @@ def _found(link: Link, target: str) -> tuple[bytes, Span | None]:
     return job, (lo, hi) if isinstance(lo, int) and isinstance(hi, int) else None
 
 
-def _interpreter(link: Link) -> str:
+def interpreter_of(link: Link) -> str:
     """Return the interpreter of this node's workers, which finds the classes of values if anything here does."""
     with contextlib.suppress(GridError):
         for row in rows(link.ask("members").get("members")):

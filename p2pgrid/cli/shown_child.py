@@ -66,6 +66,8 @@ def shown(value: object, form: str, index: int) -> str | dict[str, Any]:
         text = repr(value)[:REPR_MAX]
     except Exception as error:  # noqa: BLE001 - a repr runs somebody's code
         text = f"<a {type(value).__qualname__} whose repr raises {type(error).__name__}: {error}>"
+    if type(value).__name__ == "CompletedProcess":  # a program's: subprocess itself need not be imported for that
+        value = {name: getattr(value, name, None) for name in ("args", "returncode", "stdout", "stderr")}
     if form == "jsonl" and sayable(value):
         with contextlib.suppress(ValueError, TypeError, RecursionError):
             return {"repr": text, "value": json.loads(json.dumps(value))}

@@ -431,7 +431,8 @@ class Grid(Executor):
 
         Args:
             fn_or_argv: a function, or a command as a list of texts; then each result is a
-                `subprocess.CompletedProcess` with text output, whatever the command's exit code.
+                `subprocess.CompletedProcess` with text output, whatever the command's exit code. A script or executable
+                that is given by its path goes along.
             args: arguments of the function.
             where: only nodes that satisfy this, as in `options`.
 

@@ -30,7 +30,7 @@ def reached(names: Iterable[str]) -> dict[str, Place]:
             parent = name.rpartition(".")[0]
             queue += [parent] if parent else []
             if place.file is not None and is_source(place.file):
-                queue += _imported(place)
+                queue += imported(place)
         # What a package has imported by names made at run time is there by now, and comes with the package's files.
         queue = [
             name for name in list(sys.modules) if name not in found and name.rpartition(".")[0] in found
@@ -47,7 +47,7 @@ def _is_beside(name: str, found: dict[str, Place]) -> bool:
     return place is not None and not place.is_package
 
 
-def _imported(place: Place) -> Iterator[str]:
+def imported(place: Place) -> Iterator[str]:
     """Yield the names of the modules that a source file imports, and names that may be modules."""
     package = place.name if place.is_package else place.name.rpartition(".")[0]
     for level, module, names in _statements(place):

@@ -1,6 +1,5 @@
 """Who is in the grid, as Python sees it, and which of them a `run` goes to."""
 
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -129,11 +128,12 @@ def only(member: Member) -> str:
 
 def call_of(
     fn_or_argv: Callable[..., Any] | Sequence[str], args: tuple[Any, ...]
-) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     """Return function, arguments and keyword arguments of what is to be run: itself, or a command in the task.
 
     Raises:
         TypeError: neither a function nor a list of texts, or a command with arguments beside it.
+        GridError: the command is a path, and there is nothing that could be started.
     """
     if callable(fn_or_argv):
         return fn_or_argv, args, {}
@@ -141,9 +141,9 @@ def call_of(
         if args:
             msg = f"a command has its arguments in the list: {[*fn_or_argv, *map(str, args)]!r}"
             raise TypeError(msg)
-        # Nothing of ours travels: the standard library is wherever workers run.
-        as_text = {"capture_output": True, "text": True, "errors": "replace", "stdin": subprocess.DEVNULL}
-        return subprocess.run, (list(fn_or_argv),), as_text
+        from p2pgrid.client.programs import Program  # ast and more, for those who run commands
+
+        return Program(fn_or_argv), (), {}
     msg = f"run(…): expected a function, or a command such as ['uname', '-m'], not {fn_or_argv!r:.60}"
     raise TypeError(msg)
 

@@ -410,6 +410,9 @@ class Functions:
         return lambda needs: self.get(fn, needs)
 
     def _pack(self, fn: Any, needs: Needs) -> Function:
+        ready = getattr(fn, "function", None)  # a command (client.programs)
+        if isinstance(ready, Function):
+            return ready
         if not callable(fn):
             msg = f"the first argument has to be a function, not {type(fn).__name__}"
             raise TypeError(msg)

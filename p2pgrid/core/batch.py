@@ -11,6 +11,7 @@ bytes beyond the pickled items themselves:
     union = msgpack ["pickle", python minor, bytes, tree id or nil] | ["import", "module:qualname", tree id or nil]
                   | ["name", text] | ["exec", argv, tree id or nil] | ["tree", …]
 
+A word of `argv` is a text, ["file", path in the source tree], or ["python"]: the interpreter that runs the task.
 A source tree (`core.tree`) travels in the table of functions, before those that name it by its id.
 
 Shapes are those of `node.events.Segment`. `deps` is nil but for runs whose tasks wait for others (`core.deps`);
@@ -67,6 +68,11 @@ def pickled_function(minor: int, data: bytes, tree: bytes | None = None) -> byte
 def imported_function(name: str, tree: bytes | None) -> bytes:
     """Return the union of a function that a worker imports: `module:qualname`, from a source tree or installed."""
     return pack(["import", name, tree])
+
+
+def program(argv: Sequence[Any], tree: bytes | None) -> bytes:
+    """Return the union of a command; its words may name files of the source tree called so."""
+    return pack(["exec", list(argv), tree])
 
 
 class Binding(NamedTuple):

@@ -39,7 +39,7 @@ def test_help_lists_what_works_today(run: Run) -> None:
     words = run("--help").out.split()
 
     assert set(VERBS) <= set(words)
-    assert not {"submit", "dashboard", "trace"} & set(words)
+    assert not {"dashboard", "trace"} & set(words)
 
 
 def test_nothing_typed_shows_help_and_is_wrong(run: Run) -> None:

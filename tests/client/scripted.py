@@ -21,6 +21,7 @@ from p2pgrid.core.batch import CALLS, ITEMS, decode_batch
 from p2pgrid.core.failure import encode_exception
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.wire import Frame, Splitter, frame, pack, unpack
+from p2pgrid.node.worker_program import Program
 
 STOP_S = 10.0
 
@@ -144,12 +145,7 @@ class ScriptedNode:
                 self.journal.setdefault(body[0], {})
                 self._ack(body[0], "spec", 0)
             case m.CODE:
-                match unpack(body[2]):
-                    case ["pickle", _, data, *_]:
-                        self.functions[body[1]] = pickle.loads(data)
-                    case ["import", name, _]:
-                        module, _, qualname = name.partition(":")
-                        self.functions[body[1]] = attrgetter(qualname)(importlib.import_module(module))
+                self.functions[body[1]] = _function(body[2])
                 self._ack(body[0], "code", 0)
             case m.INPUT:
                 job, lo, hi, data = body
@@ -230,3 +226,15 @@ def _segment(lo: int, values: list[Any], *, packed: bool) -> list[Any]:
         return [[lo, lo + len(values), 1, pickle.dumps(values, 5), "n0", 1]]
     data = [b"" if value is None else pickle.dumps(value, 5) for value in values]
     return [[lo, lo + len(values), 0, data, "n0", 1]]
+
+
+def _function(union: bytes) -> Any:
+    match unpack(union):
+        case ["pickle", _, data, *_]:
+            return pickle.loads(data)
+        case ["exec", argv, None]:
+            return Program(argv, "")
+        case ["import", name, _]:
+            module, _, qualname = name.partition(":")
+            return attrgetter(qualname)(importlib.import_module(module))
+    return None  # a source tree
