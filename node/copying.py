@@ -136,11 +136,20 @@ class Copying:
                 way.level.discard(job)
 
     def compared(self, peer: str, job: Job) -> None:
-        """What a member has is known: what it lacks comes, and is all that it lacks."""
+        """What a member has is known: what it lacks comes, and is all that it lacks.
+
+        What was promised so far may be kept once that is there.
+        """
         way = self._ways.get(peer)
         if way is not None:
             way.level.add(job)
             way.unsure.discard(job)
+            way.late.setdefault(job, []).extend(self.waiting.get(job, ()))
+
+    def settle(self, peer: str, job: Job) -> list[Promise]:
+        """Return the promises that may be kept if nothing is on its way that a member lacked."""
+        way = self._ways.get(peer)
+        return [] if way is None or way.behind(job) else self._release(way.late.pop(job, ()))
 
     def has_all(self, peer: str, job: Job) -> bool:
         """Whether a member acknowledged all rows of a job."""

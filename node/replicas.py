@@ -253,7 +253,11 @@ class Replicas(Handler):
 
     def _say(self, peer: str, those: Iterable[Kept], *, asks: bool) -> None:
         copies = [[kept.id, kept.rows.digest(), kept.serving, asks] for kept in those]
-        self.out.append(e.Send(peer, m.P_COPIES, copies))
+        self._when_synced(e.Send(peer, m.P_COPIES, copies))
+
+    def _when_synced(self, frame: e.Send) -> None:
+        """Say what is here once all of it is on disk: others make promises by it."""
+        self.out.append(self.keeping.store([], [frame], copied=False)[1])
 
     def _announce(self, jobs: Sequence[Job], peers: Iterable[str]) -> None:
         rows = [[job, self.config.node_id] for job in jobs if job in self.keeping.jobs]
@@ -461,7 +465,7 @@ class Replicas(Handler):
         if chosen is not None and not chosen:
             return
         self.copying.doubt(peer, job)  # what it lacks it asks for; what is new from now on it gets
-        self.out.append(e.Send(peer, m.P_TAGS, [job, chosen, kept.rows.tags(chosen)]))
+        self._when_synced(e.Send(peer, m.P_TAGS, [job, chosen, kept.rows.tags(chosen)]))
 
     def _compare(self, peer: str, job: Job, buckets: list[int] | None, tags: list[bytes]) -> None:
         kept = self.keeping.jobs.get(job)
@@ -472,6 +476,7 @@ class Replicas(Handler):
             self.out.append(e.Send(peer, m.P_WANTED, [job, b"".join(lacks)]))
         self.copying.compared(peer, job)
         self._give(peer, job, kept.rows.besides(buckets, tags))
+        self.out += self.copying.settle(peer, job)
 
     def _wanted(self, peer: str, job: Job, tags: list[bytes]) -> None:
         kept = self.keeping.jobs.get(job)
