@@ -17,7 +17,6 @@ import random
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,17 +24,15 @@ from typing import Any, NamedTuple
 
 from p2pgrid.core.errors import GridError
 from tests.system.grids import DidNotHappen, Node, Nodes
-from tests.system.survival import Sent, answer, has_rows_of, stranger_to
+from tests.system.harm import ALIVE_S, Moment, moment, revive, strike
+from tests.system.survival import Sent, has_rows_of, stranger_to
 
 NODES, TASKS, TASK_S = 12, 2000, 0.05
 GIVEN_TO = 2
 """The third node takes the job."""
 KILL_AT = 0.3
-MORE, PAUSE_S = 4, 2.0
-ALIVE_S = 240.0
-SMALL_NODES, SMALL_TASKS, SMALL_TASK_S = 4, 40, 0.03
-MOMENT_MAX_S = 1.5
-"""From the call of `start` on: about as long as the small job takes, and a little longer."""
+MORE = 4
+SMALL_NODES = 4
 
 
 class Run(NamedTuple):
@@ -61,18 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> Sequence[str]:
     return "runs", "seed", "moments"
 
 
-def strike(nodes: Sequence[Node], sent: Sent, given_to: Node, rng: random.Random, more: int) -> list[str]:
-    """Kill the client and its node at once, then more nodes, one every 2 s; return whom, in order."""
-    victims = rng.sample([node for node in nodes if node is not given_to], more)
-    sent.kill()
-    given_to.kill()
-    began = time.monotonic()
-    for number, victim in enumerate(victims, 1):
-        time.sleep(max(began + number * PAUSE_S - time.monotonic(), 0))
-        victim.kill()
-    return [given_to.name, *(victim.name for victim in victims)]
-
-
 def play(nodes: Nodes, given_to: Node, seed: int, tasks: int, more: int) -> Run:
     """Play one run, and start again who was killed."""
     rng = random.Random(seed)
@@ -92,60 +77,7 @@ def play(nodes: Nodes, given_to: Node, seed: int, tasks: int, more: int) -> Run:
     return found
 
 
-def revive(nodes: Nodes) -> None:
-    """Start whoever was killed, on its directory; return once all are one grid."""
-    gone = [node for node in nodes.all if not node.runs]
-    for at in range(0, len(gone), 3):
-        for node in gone[at : at + 3]:
-            node.spawn()
-        for node in gone[at : at + 3]:
-            node.wait_ready(ALIVE_S)
-    nodes.wait_all_alive(ALIVE_S)
-
-
 # ---- random moments --------------------------------------------------------------------------------------------------
-
-
-def _slow_answer(index: int) -> int:
-    time.sleep(SMALL_TASK_S)
-    return answer(index)
-
-
-class Moment(NamedTuple):
-    """One node killed at one moment; `taken` is False if the client was not promised anything before."""
-
-    right: bool
-    taken: bool
-    victim: str
-    at_s: float
-    why: str = ""
-
-
-def moment(nodes: Nodes, rng: random.Random) -> Moment:
-    """Kill one node, any, at a moment of a small job; whatever was promised must come true at another."""
-    given_to, victim = rng.choice(nodes.all), rng.choice(nodes.all)
-    at_s = rng.uniform(0, MOMENT_MAX_S)
-    session = given_to.grid(reconnect=False)
-    killer = threading.Timer(at_s, victim.kill)
-    killer.start()
-    try:
-        job = session.start(_slow_answer, range(SMALL_TASKS))
-    except GridError as error:
-        killer.join()
-        return Moment(victim is given_to, False, victim.name, at_s, "" if victim is given_to else str(error))  # noqa: FBT003
-    finally:
-        session.shutdown(wait=False)
-    killer.join()
-    reader = rng.choice([node for node in nodes.all if node.runs])
-    why = ""
-    try:
-        with reader.grid() as other:
-            got = list(other.job(job.id).results(timeout=90))
-        if got != [answer(index) for index in range(SMALL_TASKS)]:
-            why = f"{job.id} at {reader.name}: {len(got)} results, or wrong ones"
-    except (GridError, TimeoutError) as error:
-        why = f"{job.id} at {reader.name}: {error!r}"
-    return Moment(not why, True, victim.name, at_s, why)  # noqa: FBT003
 
 
 def moments(nodes: Nodes, count: int, seed: int) -> list[Moment]:

@@ -1,9 +1,9 @@
 """Inquiries: what a person asks at one node about the jobs of all.
 
-Until a job's record has several keepers ("No owner to lose"), the node that accepted it knows it and no other does. So
-a request is asked of all connected members, at once; whoever has not answered in time is named in the answer instead of
-being waited for. A target (`calm-river-42`, a prefix, `last`) is looked up in what all of them list, and the request
-then goes to the node that has the job, by the full id.
+One of a job's keepers serves it and answers for it. So a request is asked of all connected members, at once; whoever
+has not answered in time is named in the answer instead of being waited for. A target (`calm-river-42`, a prefix,
+`last`) is looked up in what all of them list, and the request then goes to the node that has the job, by the full id;
+if that one is silent or gone, it is asked again who has it, for another keeper may go on with it by then.
 
 The other side answers as if one of its own clients had asked, if the asking member's role allows it.
 """
@@ -36,6 +36,8 @@ ASKED_MAX = 32
 LATE_MAX = 256
 """Requests about what nobody knows that wait for members who are about to be here."""
 LATE = "late"
+AGAIN_S = 0.5
+"""Who has a job does not answer, or is not here: so long until it is asked again who has it."""
 LISTS = frozenset({"jobs", "top"})
 COUNTED = {"cancel": "cancelled", "forget": "forgotten"}
 """Verbs that take several jobs, and what they answer."""
@@ -192,7 +194,7 @@ class Inquiries(Handler):
         elif one.verb == "find" and got.answers:
             self._reply(one.event, _found(job, span), [])
         else:
-            self._passed_on(one.event, {"id": job_name(job), "owner": peer}, got)
+            self._told(one, {"id": job_name(job), "owner": peer}, got)
 
     def has(self, peer: str, job: bytes, now: float) -> None:
         """Ask a member whether it has a job, in the name of a reader here."""
@@ -224,10 +226,22 @@ class Inquiries(Handler):
             self.parts.timer((LATE, number), None)
             self._ask_about(one, now)
 
-    def too_late(self, number: int) -> None:
-        """Nobody came who knows it."""
+    def _again(self, one: Request, error: GridError, now: float) -> None:
+        """Who has it is frozen, cut off or gone: in a moment a keeper may go on with it, so ask once more."""
+        if now + AGAIN_S >= one.until_s or len(self._late) >= LATE_MAX:
+            self._refuse(one.event, error)
+            return
+        self._number += 1
+        self._late[self._number] = one, error
+        self.parts.timer((LATE, self._number), now + AGAIN_S)
+
+    def too_late(self, number: int, now: float) -> None:
+        """Nobody came who knows it; or it is time to ask again who has it."""
         one, error = self._late.pop(number)
-        self._refuse(one.event, error)
+        if error.code == "timed-out":
+            self._ask_about(one, now)
+        else:
+            self._refuse(one.event, error)
 
     # ---- rounds -----------------------------------------------------------------------------------------------------
 
@@ -362,9 +376,9 @@ class Inquiries(Handler):
         elif row["owner"] not in self.peers:
             where = self.names(row["owner"])
             why = f"{where}, which has {row['id']}, is not here"
-            self._not_yet(one, GridError(why, code="timed-out", next="p2pgrid members shows who is alive"), now)
+            self._again(one, GridError(why, code="timed-out", next="p2pgrid members shows who is alive"), now)
         else:
-            self._send([row["owner"]], one.verb, wanted, lambda got: self._passed_on(one.event, row, got), now)
+            self._send([row["owner"]], one.verb, wanted, lambda got: self._told(one, row, got), now)
 
     def _count_rounds(self, count: Count, now: float) -> None:
         """Cancel or forget one job after the other at the nodes that have them."""
@@ -402,6 +416,13 @@ class Inquiries(Handler):
     def _by_id(self, target: str) -> Listed | None:
         return self.listing.list.jobs.get(bytes.fromhex(target.partition("/")[0]))
 
+    def _told(self, one: Request, row: Row, got: Round) -> None:
+        """Pass on what the node that has it said; if it was silent, there may be another soon."""
+        if got.answers or got.errors:
+            self._passed_on(one.event, row, got)
+        else:
+            self._again(one, self._silent(row), got.ended_s)
+
     def _passed_on(self, event: e.ClientSent, row: Row, got: Round) -> None:
         where = self.names(row["owner"])
         answer = got.answers.get(row["owner"])
@@ -410,8 +431,11 @@ class Inquiries(Handler):
         elif got.errors:
             self._refuse(event, got.errors[0])
         else:
-            why = f"{where}, which has {row['id']}, does not answer"
-            self._refuse(event, GridError(why, code="timed-out", next="p2pgrid members shows who is alive"))
+            self._refuse(event, self._silent(row))
+
+    def _silent(self, row: Row) -> GridError:
+        why = f"{self.names(row['owner'])}, which has {row['id']}, does not answer"
+        return GridError(why, code="timed-out", next="p2pgrid members shows who is alive")
 
     def _resolve(self, text: str, rows: list[Row], silent: list[str]) -> tuple[list[Row], Span | None]:
         try:

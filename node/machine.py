@@ -128,7 +128,7 @@ class Machine(Handler):
             CLONED: lambda _: self.neighbours.alone_again(),
             INQUIRY: lambda now, number: self.inquiries.due(number, now),
             LISTING: self.listing.tick,
-            LATE: lambda _, number: self.inquiries.too_late(number),
+            LATE: lambda now, number: self.inquiries.too_late(number, now),
             AWAIT: self.awaiting.again,
             RELAY: lambda now, client, job: self.relays.due(client, job, now),
             COPIES: self.replicas.tick,

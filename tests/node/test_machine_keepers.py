@@ -191,3 +191,26 @@ def test_a_task_that_kills_every_node_is_given_up() -> None:
     assert {_record(node).state for node in nodes} == {"failed"}
     assert _record(nodes[1]).failed.size == 1
     assert len(kills) <= 7, kills
+
+
+@pytest.mark.parametrize("harm", ["freeze", "crash", "cut"])
+@pytest.mark.parametrize("verb", ["find", "show", "explain"])
+def test_a_job_is_asked_for_while_its_node_is_away(harm: str, verb: str) -> None:
+    """Whoever asks meanwhile hears what the next keeper knows, not that somebody does not answer."""
+    world = GridWorld(7)
+    nodes = world.grid(4)
+    one = _submitted(world, nodes[0], 200, 0.2)
+    assert world.run(lambda: sum(one.delivered.values()) > 20, 60)
+    if harm == "freeze":
+        nodes[0].freeze()
+    elif harm == "crash":
+        nodes[0].crash(reset=False)
+    else:
+        world.part(nodes[:1], nodes[1:])
+    _wait(world, 0.1)
+    client = Client(nodes[2], 2, b"t" * 16)
+    client.connect()
+    client.ask(verb, target=(b"J" * 16).hex(), within=10.0)
+
+    assert world.run(lambda: bool(client.answers or client.errors), 20)
+    assert client.errors == []

@@ -376,8 +376,10 @@ class Nodes:
         return self.wait_all_see({node.name: "alive" for node in self.all if node.runs}, within_s)
 
     def logs(self) -> str:
-        """Return the last lines of every node."""
+        """Return the last lines of every node, and its reports of bugs of ours."""
         tails = [f"--- {node.name}\n" + "\n".join(node.log().splitlines()[-LOG_TAIL_LINES:]) for node in self.all]
+        reports = [path for node in self.all for path in sorted(node.dir.glob("crash-*.txt"))]
+        tails += [f"--- {path.parent.name} {path.name}\n{path.read_text(errors='replace')}" for path in reports]
         return "\n".join(tails)
 
     def __enter__(self) -> Self:

@@ -1,0 +1,195 @@
+"""No owner to lose: whoever is killed, frozen or cut off, the job ends, and any other node hands its results over."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from p2pgrid.core.errors import NotFound
+from tests.system.grids import Nodes, wait
+from tests.system.harm import ALIVE_S, Moment, moment, revive, strike
+from tests.system.survival import Sent, has_rows_of, listed, stranger_to
+
+pytestmark = pytest.mark.slow
+
+SOON_S = 60.0
+NAMES = [f"n{number}" for number in range(1, 7)]
+MOMENTS = 8
+
+
+@pytest.fixture(scope="module")
+def grid_of_six(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    with Nodes(tmp_path_factory.mktemp("six")) as nodes:
+        nodes.grid(NAMES)
+        yield nodes
+
+
+@pytest.fixture
+def six(grid_of_six: Nodes) -> Nodes:
+    """Six nodes that are alive for each other, whatever the test before did to them."""
+    revive(grid_of_six)
+    return grid_of_six
+
+
+def test_the_client_its_node_and_two_more_are_killed(six: Nodes) -> None:
+    """At 30 % the client and the node that took the job, then two more; a node that joined since tells all of it."""
+    third, rng = six.all[2], random.Random(1)
+    with Sent(third, 400, 0.05) as sent:
+        sent.wait(0.3)
+        killed = strike(six.all[:6], sent, third, rng, more=2)
+        reader = stranger_to(sent, six.all, rng)
+        sent.must_be_right(reader)
+
+    print(f"killed {killed}, read at {reader}; {sent.again} of {sent.tasks} executed again")
+
+
+def test_the_node_that_took_the_job_is_frozen_for_twenty_seconds(six: Nodes) -> None:
+    """Somebody else goes on with its job; when it thaws nothing is lost, and nobody hears of anything twice."""
+    first, second = six.all[:2]
+    with Sent(first, 600, 0.05) as sent, second.grid() as session:
+        sent.wait(0.2)
+        first.freeze()
+        frozen = time.monotonic()
+        told = [future.result() for future in session.job(sent.id).as_completed(timeout=ALIVE_S)]
+        told_s = time.monotonic() - frozen
+        wait(lambda: time.monotonic() - frozen >= 20, 60, "20 s pass")
+        first.thaw()
+        six.wait_all_alive(ALIVE_S)
+        sent.must_be_right(first)
+        sent.must_be_right(second)
+
+    print(f"all results {told_s:.1f} s after it froze; {sent.again} of {sent.tasks} executed again")
+    assert len(told) == len(set(told)) == sent.tasks
+
+
+def test_kills_at_random_moments(six: Nodes) -> None:
+    """Whatever `start` has promised comes true, whoever is killed when."""
+    rng = random.Random(5)
+    found: list[Moment] = []
+    while sum(one.taken for one in found) < MOMENTS:
+        found.append(moment(six, rng))
+        print(found[-1])
+        revive(six)
+
+    assert [one for one in found if not one.right] == []
+
+
+def test_forgotten_and_cancelled_jobs_stay_so(six: Nodes) -> None:
+    """A node that was off meanwhile comes back with its old disk: nothing runs again, and nothing reappears."""
+    first, second, third, *_, off = six.all
+    with Sent(first, 60, 0.02) as done, Sent(second, 2000, 0.05) as running:
+        done.must_be_right(second)
+        running.wait(0.02)
+        for sent in (done, running):
+            wait(lambda sent=sent: has_rows_of(off, sent.id), SOON_S, f"{off} has a copy of {sent.id}")  # type: ignore[misc]
+        off.kill()
+        assert third.command("forget", done.id).returncode == 0
+        assert third.command("cancel", running.id).returncode == 0
+        for node in (first, second, third):
+            wait(lambda node=node: listed(node).get(running.id) == "cancelled", SOON_S, f"cancelled at {node}")  # type: ignore[misc]
+        begun = done.begun, running.begun
+
+        off.start()
+        six.wait_all_alive(ALIVE_S)
+
+        with off.grid() as session:
+            assert list(session.map(pow, range(60), [2] * 60)) == [index**2 for index in range(60)]
+            with pytest.raises(NotFound):
+                session.job(done.id).wait(5)
+        for node in six.all:
+            jobs = listed(node)
+            assert jobs.get(running.id) == "cancelled", (node, jobs)
+            assert done.id not in jobs, (node, jobs)
+        assert (done.begun, running.begun) == begun
+
+
+def test_one_failing_task_among_a_thousand(six: Nodes) -> None:
+    """The job ends: 999 results and one exception, also for a node that was not asked; its node is killed meanwhile."""
+    fourth, fifth = six.all[3:5]
+    with Sent(fourth, 1000, 0.01, failing=[137]) as sent:
+        sent.wait(0.5)
+        fourth.kill()
+        sent.must_be_right(fifth)
+        with fifth.grid() as session:
+            (failed,) = session.job(sent.id).failed()
+
+    with pytest.raises(ValueError, match="task 137 fails"):
+        failed.result(0)
+
+
+def test_a_damaged_journal_is_made_good_by_the_copies(six: Nodes) -> None:
+    """The node that took the job comes back with broken pages: it says so, and the job ends right, there as well."""
+    first, second = six.all[:2]
+    with Sent(first, 600, 0.05) as sent:
+        sent.wait(0.3)
+        first.kill()
+        broken = _break_pages(first.dir / "journal.db", random.Random(3))
+        before = len(first.log())
+        first.start()
+        sent.must_be_right(second)
+        sent.must_be_right(first)
+        said = [line for line in first.log()[before:].splitlines() if "journal" in line]
+
+    print(f"{broken} pages broken; it said: {said}")
+    assert said
+
+
+def _break_pages(path: Path, rng: random.Random) -> int:
+    """Flip bits in the middle of every third page; what stood in the write-ahead log goes there first."""
+    journal = sqlite3.connect(path)
+    journal.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    (size,) = journal.execute("PRAGMA page_size").fetchone()
+    journal.close()
+    data = bytearray(path.read_bytes())
+    pages = range(2, len(data) // size, 3)
+    for page in pages:
+        at = page * size + rng.randrange(size)
+        data[at] ^= 0xFF
+    path.write_bytes(data)
+    return len(pages)
+
+
+def test_blackout(tmp_path: Path) -> None:
+    """All five are killed at once and one disk is gone, that of the node that took the job; the four others go on."""
+    with Nodes(tmp_path) as nodes:
+        first, *others = nodes.grid(["a", "b", "c", "d", "e"])
+        nodes.wait_all_alive(ALIVE_S)
+        with Sent(first, 400, 0.05) as sent:
+            sent.wait(0.5)
+            sent.kill()
+            for node in nodes.all:
+                node.kill()
+            shutil.rmtree(first.dir)
+            begun = sent.begun
+            for node in others:
+                node.spawn()
+            for node in others:
+                node.wait_ready(ALIVE_S)
+            nodes.wait_all_alive(ALIVE_S)
+            sent.must_be_right(others[-1])
+
+    print(f"{begun} of 400 had begun; {sent.again} executed again: {sent.again / 400:.1%}, five of them were running")
+    assert sent.again <= 0.1 * 400 + 5
+
+
+def test_of_two_nodes_one_dies_for_ever(tmp_path: Path) -> None:
+    """The other has all that was promised, computes on, and promises anew without waiting for anybody."""
+    with Nodes(tmp_path) as nodes:
+        first, second = nodes.grid(["a", "b"])
+        nodes.wait_all_alive(ALIVE_S)
+        with Sent(first, 200, 0.05) as sent:
+            sent.wait(0.3)
+            first.kill()
+            shutil.rmtree(first.dir)
+            sent.must_be_right(second)
+            with second.grid() as session:
+                assert list(session.start(abs, range(-50, 0)).results(SOON_S)) == list(range(50, 0, -1))
+                future = session.submit(abs, -7)
+                assert future.result(SOON_S) == 7
+                future.durable.result(SOON_S)
