@@ -64,10 +64,11 @@ def _socket_of(secured: Any) -> Any:
 
 
 def unacknowledged_bytes(secured: Any) -> int:
-    """Return what the kernel has not yet got across; 0 also when the socket cannot be found or asked."""
+    """Return what the kernel has not yet got across; 0 also when the socket cannot be found or asked, or was closed."""
     sock = _socket_of(secured)
     try:
-        answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0" * 4) if sock is not None else b""
+        number = sock.fileno() if sock is not None else -1
+        answer = fcntl.ioctl(number, termios.TIOCOUTQ, b"\0" * 4) if number >= 0 else b""
     except OSError:
         return 0
     return int.from_bytes(answer, "little")
