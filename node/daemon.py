@@ -50,6 +50,7 @@ from p2pgrid.node.local import DirectoryLock, LocalServer, take_directory, write
 from p2pgrid.node.machine import Machine, MachineConfig
 from p2pgrid.node.neighbours import TIMER as NEIGHBOURS
 from p2pgrid.node.network import Network
+from p2pgrid.node.notify import Notifier
 from p2pgrid.node.object_files import ids_in
 from p2pgrid.node.seal import CardSeal
 from p2pgrid.node.timers import Lag, Timers
@@ -187,6 +188,7 @@ class Node:
         self.network.make_keeper = self._keeper
         self.pool.on_asks, self.pool.on_buried = self._workers_ask, self._worker_gone
         self.timers = Timers()
+        self.manager = Notifier(silent=config.embedded)
         self.lag = Lag()
         self.mind: Mind | None = None
         self._nursery: trio.Nursery | None = None
@@ -433,12 +435,14 @@ class Node:
                 nursery.start_soon(self._fire_timers)
                 nursery.start_soon(self._watch_lag)
                 nursery.start_soon(self._watch_clock)
+                nursery.start_soon(self._show_life)
                 nursery.start_soon(self.server.serve)
                 nursery.start_soon(self.network.serve)
                 await nursery.start(self.pool.serve)
                 await self._be_ready()
                 await self._stopped.wait()
                 self.talk.event(None, "stopping")
+                self.manager.stopping()
                 self._ended = True
                 self.pool.stop(kill=True)
                 await self.network.close()
@@ -460,6 +464,13 @@ class Node:
         self.talk.event(plain, "ready", **said, addresses=addresses)
         self.network.migration.announce()
         self.talk.started()
+        self.manager.ready(f"node {said['name']} of grid {said['grid']}")
+
+    async def _show_life(self) -> None:
+        """Tell a service manager that watches us that the loop turns."""
+        while self.manager.ping_s is not None:
+            self.manager.lives()
+            await trio.sleep(self.manager.ping_s)
 
     async def _mind(self, make: MakeMind) -> Mind:
         config, identity = self.config, self.identity

@@ -51,6 +51,7 @@ VERBS = {
     "revoke": "p2pgrid.cli.membership:revoke",
     "grid": "p2pgrid.cli.keys:grid",
     "drain": "p2pgrid.cli.drain:drain",
+    "service": "p2pgrid.cli.service:service",
     "demo": "p2pgrid.cli.demo:demo",
     "sim": "p2pgrid.cli.sim:sim",
     "completion": "p2pgrid.cli.completion:completion",
@@ -58,7 +59,6 @@ VERBS = {
 LATER = {
     verb: milestone
     for milestone, verbs in {
-        "At home": "service",
         "Fast": "bench",
         "": "retry events dashboard metrics trace doctor plan put get fs stream cron actors env policy config upgrade",
     }.items()

@@ -12,6 +12,7 @@ import click
 
 from p2pgrid.cli.link import Link, open_link
 from p2pgrid.cli.output import count, emit, plain, talk, warn
+from p2pgrid.cli.pid_one import stand_aside
 from p2pgrid.cli.reading import jsonable, mapping, number, text, texts, whole
 from p2pgrid.cli.verb import NotYet, Setting, Verb
 from p2pgrid.core.errors import GridError, NodeGone, NoNode
@@ -79,6 +80,7 @@ def node(setting: Setting, /, **flags: Any) -> int:
 
     Prints `ready ID NAME` on stdout, all talk on stderr. Every flag is also read from P2PGRID_NODE_<FLAG>.
     """
+    stand_aside()
     for flag, milestone in LATER_FLAGS.items():
         name = f"P2PGRID_NODE_{flag[2:].replace('-', '_').upper()}"
         if os.environ.get(name):
