@@ -7,9 +7,10 @@ which costs more than all the rest of a future, is only made when somebody waits
 
 import concurrent.futures
 import contextlib
+import math
 import sys
 import threading
-from collections.abc import Awaitable, Generator
+from collections.abc import Generator
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from typing import Any, Protocol, TypeVar
 
@@ -304,21 +305,33 @@ class Future(concurrent.futures.Future[Any]):
         return self._tasks.ask(verb, self._index)
 
 
-def wait_async(future: "concurrent.futures.Future[T]") -> Awaitable[T]:
-    """Return something to await under the event loop that runs now: the future's result.
+async def wait_async(future: "concurrent.futures.Future[T]") -> T:
+    """Return the result of a future under the event loop that runs now; whoever is cancelled meanwhile cancels it."""
+    try:
+        await until_done(future)
+    finally:
+        if not future.done():
+            future.cancel()
+    # Not `asyncio.wrap_future`: under it a task that somebody else cancelled looks as if the waiter were cancelled.
+    return future.result()
+
+
+async def until_done(future: "concurrent.futures.Future[Any]", timeout_s: float | None = None) -> None:
+    """Return once a future is done; others of the event loop run meanwhile. Whatever happens here leaves it alone.
 
     Raises:
+        TimeoutError: it is not done after `timeout_s`.
         RuntimeError: neither asyncio nor trio runs in this thread.
     """
     trio = sys.modules.get("trio")
     if trio is not None and _runs(trio):
-        return _in_trio(future, trio)
+        await _in_trio(future, timeout_s, trio)
+        return
     asyncio = sys.modules.get("asyncio")
     if asyncio is None:
         msg = "no event loop runs in this thread: use .result()"
         raise RuntimeError(msg)
-    asyncio.get_running_loop()
-    return asyncio.wrap_future(future)  # type: ignore[no-any-return]
+    await _in_asyncio(future, timeout_s, asyncio)
 
 
 def _runs(trio: Any) -> bool:
@@ -329,7 +342,7 @@ def _runs(trio: Any) -> bool:
     return True
 
 
-async def _in_trio(future: "concurrent.futures.Future[T]", trio: Any) -> T:
+async def _in_trio(future: "concurrent.futures.Future[Any]", timeout_s: float | None, trio: Any) -> None:
     token = trio.lowlevel.current_trio_token()
     done = trio.Event()
 
@@ -338,9 +351,22 @@ async def _in_trio(future: "concurrent.futures.Future[T]", trio: Any) -> T:
             token.run_sync_soon(done.set)
 
     future.add_done_callback(wake)
-    try:
+    with trio.move_on_after(math.inf if timeout_s is None else max(timeout_s, 0.0)) as scope:
         await done.wait()
-    finally:
-        if not future.done():
-            future.cancel()
-    return future.result()
+    if scope.cancelled_caught:
+        raise TimeoutError
+
+
+async def _in_asyncio(future: "concurrent.futures.Future[Any]", timeout_s: float | None, asyncio: Any) -> None:
+    loop = asyncio.get_running_loop()
+    if future.done():
+        return
+    done = asyncio.Event()
+
+    def wake(_: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop was closed first, and the waiter went with it
+            loop.call_soon_threadsafe(done.set)
+
+    future.add_done_callback(wake)
+    async with asyncio.timeout(timeout_s):
+        await done.wait()

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from p2pgrid.client.feed import Feed
-from p2pgrid.client.future import wait_async
+from p2pgrid.client.future import until_done
 from p2pgrid.client.session import Session
 from p2pgrid.client.stream import Stream
 from p2pgrid.core.errors import GridError
@@ -74,12 +74,9 @@ class _Taker:
             if part is not None:
                 return part.values()
             if not self._may_feed():
-                left = None if self._deadline is None else self._deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    raise TimeoutError
                 waker: PlainFuture[None] = PlainFuture()
                 self.stream.call_when_new(waker)
-                await wait_async(waker)
+                await until_done(waker, None if self._deadline is None else self._deadline - time.monotonic())
         return None
 
 

@@ -4,6 +4,7 @@ The reader thread puts, one consumer takes. No lock: a dict and a deque are each
 condition is only touched while somebody waits.
 """
 
+import contextlib
 import threading
 import time
 import weakref
@@ -173,8 +174,9 @@ class Stream:
         if self._waiting:
             with self._arrived:
                 self._arrived.notify_all()
-        while self._wakers:
-            self._wakers.pop().set_result(None)
+        with contextlib.suppress(IndexError):  # the reader's thread and the consumer's may both be here
+            while self._wakers:
+                self._wakers.pop().set_result(None)
 
     # ---- for the consumer --------------------------------------------------------------------------------------------
 
