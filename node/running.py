@@ -17,6 +17,7 @@ from itertools import islice
 from typing import Any
 
 from p2pgrid.core.ranges import RangeSet
+from p2pgrid.core.threads import threads_for
 from p2pgrid.node.events import Effect, Kill, Outcome, Recall, Run, SetTimer
 from p2pgrid.node.pool import Job, Lane, Pool, Taken, segments
 
@@ -80,11 +81,15 @@ class Worker:
     """Its interpreter, by its place among those of the node."""
     tree: bytes | None = None
     """The source tree it serves; it can take up one, and no second."""
+    threads: int | None = None
+    """How many threads numerical libraries have in it since its first run; that cannot be changed any more."""
 
     def serves(self, lane: Lane) -> bool:
         """Whether it can run tasks of a lane as it is; else a fresh child takes its place."""
-        return (lane.tree is None or self.tree in (None, lane.tree)) and (
-            lane.pythons is None or self.python in lane.pythons
+        return (
+            self.threads in (None, threads_for(lane.cpus))
+            and (lane.tree is None or self.tree in (None, lane.tree))
+            and (lane.pythons is None or self.python in lane.pythons)
         )
 
 
@@ -216,7 +221,7 @@ class Running:
 
     def _suited(self, worker: Worker, lane: Lane) -> Worker:
         """Return the idle worker that runs tasks of a lane soonest: one that has its source tree, or needs none."""
-        if lane.tree is None and lane.pythons is None:
+        if lane.tree is None and worker.serves(lane):
             return worker
         idle = [one for one in self.idle() if one.serves(lane)]
         return next((one for one in idle if one.tree == lane.tree), idle[0] if idle else worker)
@@ -288,9 +293,11 @@ class Running:
         self._runs += 1
         if not worker.serves(lane):
             worker.tree = None
+            worker.warm.clear()
             if lane.pythons is not None and worker.python not in lane.pythons:
                 worker.python = lane.pythons[0]
         worker.tree = lane.tree or worker.tree
+        worker.threads = threads_for(lane.cpus)
         worker.runs.append(
             RunInfo(self._runs, taken, RangeSet(taken.spans), now, queued=bool(worker.runs), python=worker.python)
         )
@@ -367,7 +374,7 @@ class Running:
         child = self.workers[worker]
         runs, child.runs = child.runs, []
         child.ready = child.recalled = False
-        child.tree = None
+        child.tree = child.threads = None
         child.warm.clear()
         return runs
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from p2pgrid.core import current, files, messages, ref
 from p2pgrid.core.segments import Segment
+from p2pgrid.core.threads import THREADS, threads_for
 from p2pgrid.core.wire import Frame, Splitter, frame
 from p2pgrid.node.page import INDEX, LOOK, NONE, RUN, START, Page, Progress
 from p2pgrid.node.worker_functions import Functions, Items, Unfit, receive_in
@@ -63,6 +64,8 @@ class Worker:
         self._blobs: Recent[tuple[bytes, bytes], Items] = Recent(messages.W_BLOBS)
         self._handlers = {number: getsignal(number) for number in signal.valid_signals()}
         self._forked: list[bool] = []
+        self._threads = 1
+        self._ran = False
         self._splitter = Splitter()
         self._later: deque[Frame] = deque()  # came while a task waited for an object
         self._objects: WorkerObjects | None = None
@@ -126,6 +129,7 @@ class Worker:
         work = Work(self._page, self._output, report, self._scratch, self._forked, number, attempt)
         self._page.words[RUN] = number
         current.enter(self._context(job, context, attempt))
+        self._limit_threads(context.get("cpu", 1))
         with _environment(context.get("env") or {}) as refused:
             returned, unfit = self._work_off(work, job, segments, refused)
             if self._objects is not None and self._objects.used():
@@ -139,6 +143,15 @@ class Worker:
         self._restore_signals()
         if self._objects is not None:
             self._objects.tell()
+
+    def _limit_threads(self, cpus: float) -> None:
+        """Before the first task: let numerical libraries have as many threads as it asked for `cpu`s."""
+        threads = threads_for(cpus)
+        if threads != self._threads:
+            assert not self._ran, "the daemon gives such a run to a fresh child"
+            os.environ.update(dict.fromkeys(THREADS, str(threads)))
+            self._threads = threads
+        self._ran = True
 
     def _work_off(
         self, work: Work, job: bytes, segments: Sequence[Segment], refused: Exception | None

@@ -11,8 +11,8 @@ One task per worker waits for its socket and reads; what is sent leaves inline, 
 only wakes where the socket is full. `deliver` gets the events of one read together, so that what follows from them can
 be sent together as well.
 
-A child serves one source tree and is one interpreter. A run for another gets a fresh child in the same slot, which only
-this file knows of: the spare, if there is one, else the run waits in its slot until a child is born.
+A child serves one source tree and one number of threads, and is one interpreter. A run for another gets a fresh child
+in the same slot, which only this file knows of: the spare, or the run waits in its slot until one is born.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class WorkerPool:
         self._spares: dict[int, Child] = {}
         """By interpreter: a child without a slot, for the run that comes with another source tree."""
         self._tree_at_s = 0.0
-        """When a run came last that has a source tree."""
+        """When a run came last that has a source tree, or needed another child."""
         self._waiting: dict[int, list[Run]] = {}
         """Runs of slots whose child was replaced and whose next one is not born yet."""
         self._dirty: dict[int, None] = {}
@@ -343,6 +343,7 @@ class WorkerPool:
     def _replaced(self, child: Child, effect: Run) -> Child | None:
         """Put another child in the place of one that cannot take this run; None: it has to be born first."""
         worker, place = effect.worker, effect.python
+        self._tree_at_s = monotonic()
         self._place[worker] = place
         spare = self._spares.pop(place, None)
         self._children[worker] = spare

@@ -33,6 +33,7 @@ from p2pgrid.core.messages import (
 )
 from p2pgrid.core.prints import PRINTS, PROGRESS, Said
 from p2pgrid.core.ranges import RangeSet
+from p2pgrid.core.threads import THREADS, threads_for
 from p2pgrid.core.wire import Frame, Splitter, frame
 from p2pgrid.node import page as shared
 from p2pgrid.node.events import Event, Outcome, Run, WorkerDied, WorkerDone, WorkerPrinted, WorkerReady
@@ -54,7 +55,6 @@ LOGS_EVERY_S = 5.0
 """How often what a task printed so far is handed on while it runs."""
 
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from p2pgrid.node.worker import main; main(sys.argv[2:])"
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -94,6 +94,8 @@ class Child:
         self.birth = birth
         self.tree: bytes | None = None
         """The source tree it serves."""
+        self.threads: int | None = None
+        """How many threads numerical libraries have in it, from its first run on."""
         self.replaced = False
         """Another child has taken its slot: nobody need hear of its end."""
         self.vacated = trio.Event()
@@ -143,6 +145,7 @@ class Child:
         self.runs[run.run] = run
         self.show(run.run, run.context.get("show", 0))
         self.last_run = max(self.last_run, run.run)
+        self.threads = _threads(run)
         if run.tree is not None and self.tree is None:
             self._queue_tree(run.tree, run.codes)
         fns = list(dict.fromkeys(segment.fn for segment in run.segments))
@@ -159,8 +162,12 @@ class Child:
         self._out.append(frame(W_RUN, [run.run, run.job, run.context, segments]))
 
     def serves(self, run: Run) -> bool:
-        """Whether this child can take the run: by its interpreter, and by the one source tree that it serves."""
-        return run.python == self.birth.place and (run.tree is None or self.tree in (None, run.tree))
+        """Whether this child can take the run: by its interpreter, its source tree, and its number of threads."""
+        return (
+            run.python == self.birth.place
+            and (run.tree is None or self.tree in (None, run.tree))
+            and self.threads in (None, _threads(run))
+        )
 
     def _queue_tree(self, tree: bytes, codes: Mapping[bytes, bytes]) -> None:
         """Bind the child to a source tree; its files travel where they are not on this disk yet."""
@@ -400,6 +407,10 @@ class Child:
         self.output.close()
 
 
+def _threads(run: Run) -> int:
+    return threads_for(run.context.get("cpu", 1))
+
+
 def _outcome(entry: Any) -> Outcome:
     if type(entry) is list and len(entry) == len(Outcome._fields):
         lo, hi, shape, data = entry
@@ -438,4 +449,4 @@ def _spawn(birth: Birth, fds: Sequence[int]) -> subprocess.Popen[bytes]:
 def _environment(mark: str) -> dict[str, str]:
     # Our own settings go, secrets above all (P2PGRID_JOIN, P2PGRID_NODE_JOIN): a task runs strangers' code.
     kept = {name: text for name, text in os.environ.items() if not name.startswith("P2PGRID_") or name == "P2PGRID_DIR"}
-    return kept | dict.fromkeys(_THREADS, "1") | {MARK: mark}
+    return kept | dict.fromkeys(THREADS, "1") | {MARK: mark}

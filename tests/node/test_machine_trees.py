@@ -75,6 +75,18 @@ def test_nothing_of_another_tree_is_queued_behind_a_run() -> None:
     assert [run.tree for run in after] == [content_id(NEW)]
 
 
+def test_a_run_goes_to_a_worker_with_as_many_threads() -> None:
+    """What a first run set for its child stays; only where none has that number one is made anew."""
+    desk = begun(slots=4)
+    given = []
+    for number, cpu in enumerate((1, 2, 1, 2, 2.5, 3, 2)):
+        (run,) = runs(submit(desk, bytes([number]) * 16, None, resources={"cpu": cpu}))
+        desk.finish(run)
+        given.append(run.worker)
+
+    assert given == [0, 1, 0, 1, 1, 2, 1]
+
+
 def test_a_dead_worker_has_no_tree_any_more() -> None:
     """Its successor may take up any."""
     desk = begun(slots=2)
