@@ -158,9 +158,19 @@ class Calls(FutureTable):
                 flat += [index, index + 1]
         self.session.cancel(self.job, flat)
 
-    def cancel_all(self) -> None:
-        """Cancel whatever is not decided."""
-        taken = [index for index in list(self.futures) if self._cancel_quietly(index)]
+    @property
+    def count(self) -> int:
+        """How many tasks there are."""
+        return self._next
+
+    def interrupted(self, before: int | None) -> None:
+        """Cancel what the interrupted cell has submitted."""
+        if not self.detach:
+            self.cancel_all(before or 0)
+
+    def cancel_all(self, lo: int = 0) -> None:
+        """Cancel whatever is not decided, from task `lo` on."""
+        taken = [index for index in list(self.futures) if index >= lo and self._cancel_quietly(index)]
         if taken:
             self.cancel_tasks(taken)
 

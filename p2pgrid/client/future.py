@@ -14,6 +14,7 @@ from collections.abc import Generator
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from typing import Any, Protocol, TypeVar
 
+from p2pgrid.client.notebook import shell
 from p2pgrid.core.errors import TaskCancelled
 from p2pgrid.core.ids import job_name
 from p2pgrid.core.ref import Ref
@@ -186,9 +187,14 @@ class Future(concurrent.futures.Future[Any]):
         if self._state is PENDING:
             self._tasks.may_wait()
         guard = self._condition
-        with guard:
-            if not guard.wait_for(self.done, timeout):
-                raise TimeoutError
+        try:
+            with guard:
+                if not guard.wait_for(self.done, timeout):
+                    raise TimeoutError
+        except KeyboardInterrupt:
+            if shell() is not None:  # the cell is over, and the program goes on: nobody else would cancel it
+                self.cancel()
+            raise
         if self._state is CANCELLED_AND_NOTIFIED:
             raise self._exception or TaskCancelled(f"task {self.id} was cancelled")
 

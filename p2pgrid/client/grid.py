@@ -22,6 +22,7 @@ from p2pgrid.client.future import Future
 from p2pgrid.client.job import Job, find, future_of
 from p2pgrid.client.mapping import MapWay, not_yet, total_of
 from p2pgrid.client.members import Member, call_of, chosen, connected, members_from, only
+from p2pgrid.client.notebook import shell
 from p2pgrid.client.pickling import Call, Function, Functions, Packed, pickled_call, seen
 from p2pgrid.client.results import NoResults, Results
 from p2pgrid.client.session import LEAVE_S, Session, sessions
@@ -92,7 +93,7 @@ class Grid(Executor):
             msg = f"unpickle={unpickle!r}: expected 'members' or 'never'"
             raise ValueError(msg)
         if current() is not None:
-            not_yet("Grid() inside a task", "Peer to peer")
+            not_yet("Grid() inside a task", "At home")
         finder = LocalFinder(dir, embedded=embedded, timeout_s=timeout, invite=invite)
         session = Session(finder, timeout_s=timeout, reconnect=reconnect, unpickles=unpickle == "members")
         if invite is not None:
@@ -366,9 +367,20 @@ class Grid(Executor):
     # ---- asking ------------------------------------------------------------------------------------------------------
 
     def jobs(self, mine: bool = False) -> list[Job]:  # noqa: FBT001, FBT002 - the contract's signature
-        """Return the jobs the grid knows, newest first; `mine`: only those of this session."""
-        answer = self._session.request("jobs", {"mine": self._session.id if mine else None})
-        return [Job(self._session, bytes.fromhex(one["hex"]), one["name"]) for one in answer["jobs"]]
+        """Return the jobs the grid knows, newest first; `mine`: only those of this session.
+
+        In a notebook `mine` are also those that the same notebook submitted at this node before its kernel was
+        restarted. What was neither started nor detached is cancelled a minute after the restart.
+        """
+        session = self._session
+        found = session.request("jobs", {"mine": session.id if mine else None})["jobs"]
+        if mine and shell() is not None:
+            known = {one["hex"] for one in found}
+            found += [
+                one for one in session.request("jobs", {"mine": None})["jobs"] if one["hex"] not in known
+                and (one["program"], one["owner"]) == (session.program, session.welcome.id)
+            ]  # fmt: skip
+        return [Job(session, bytes.fromhex(one["hex"]), one["name"]) for one in found]
 
     def job(self, job_id: str) -> Job:
         """Return a job by its id, a unique prefix of it, its name, or `last`. Raises NotFound."""
@@ -556,6 +568,20 @@ class Grid(Executor):
         """Refuse to be pickled."""
         msg = "a Grid cannot be an argument: it holds a connection of this process"
         raise TypeError(msg)
+
+    def _repr_html_(self) -> str:
+        """Show in a notebook who is there."""
+        from p2pgrid.client import html
+
+        try:
+            members = self.members()
+        except GridError:
+            return html.plain(repr(self))
+        rows = [
+            [one.name, one.status, one.slots, ",".join(one.roles), " ".join(str(p.get("version")) for p in one.pythons)]
+            for one in members
+        ]
+        return html.table(f"Grid {self._session.welcome.grid}", ["node", "status", "slots", "roles", "Python"], rows)
 
     def __repr__(self) -> str:
         welcome = self._session.welcome

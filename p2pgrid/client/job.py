@@ -11,10 +11,11 @@ from p2pgrid.client.session import Session
 from p2pgrid.client.stream import Part, Stream
 from p2pgrid.client.table import FutureTable
 from p2pgrid.core.batch import TASKS_MAX
-from p2pgrid.core.errors import NotFound
+from p2pgrid.core.errors import GridError, NotFound
 from p2pgrid.core.ids import job_name
 
 ENDED = frozenset({"done", "failed", "cancelled", "abandoned"})
+HTML_WITHIN_S = 2.0
 BEYOND_ALL = TASKS_MAX - 1
 """Greater than the index of any task."""
 
@@ -151,6 +152,10 @@ class Job:
     def _ask(self, verb: str, timeout: float | None = None, **arguments: object) -> dict[str, Any]:
         return self._session.about(verb, self.hex, timeout, **arguments)
 
+    def _repr_html_(self) -> str:
+        """Show in a notebook how it stands, as far as the node knows at once."""
+        return shown_as_html(self._session, "Job", self.hex, repr(self))
+
     def __repr__(self) -> str:
         return f"<Job {self.id}{f' {self._name!r}' if self._name else ''}>"
 
@@ -176,6 +181,16 @@ def _decided(table: FutureTable, part: Part) -> Iterator[Future]:
         future = Future(table, index)
         future.decide(None if error else got[index - part.lo], error, place)
         yield future
+
+
+def shown_as_html(session: Session, kind: str, job: str, otherwise: str) -> str:
+    """Return a job as a notebook shows it; without an answer of the node, the text."""
+    from p2pgrid.client import html
+
+    try:
+        return html.job(kind, session.about("show", job, HTML_WITHIN_S)["job"])
+    except GridError:
+        return html.plain(otherwise)
 
 
 def find(session: Session, target: str, timeout_s: float) -> tuple[bytes, int | None]:

@@ -41,6 +41,12 @@ class Receiver(Protocol):
     def ended(self, state: str, reason: str) -> None:
         """Take the end of the job; nothing comes after it."""
 
+    def interrupted(self, before: int | None) -> None:
+        """Cancel what the interrupted cell of a notebook has submitted, and the caller waits for.
+
+        `before`: how many tasks there were when it began; None: all of this is the cell's.
+        """
+
     def lost(self, error: Exception, lo: int = 0, hi: int | None = None) -> None:
         """Give up the tasks [lo, hi) that have no result."""
 

@@ -165,6 +165,12 @@ class Results:
         if kind is not None or self._taker.started:
             self.close()
 
+    def _repr_html_(self) -> str:
+        """Show in a notebook how the job stands; takes no result."""
+        from p2pgrid.client.job import shown_as_html
+
+        return shown_as_html(self._session, "Results of", self._job.hex(), repr(self))
+
     def __repr__(self) -> str:
         return f"<Results of {self.id}, {self._taker.stream.at} taken>"
 
@@ -201,6 +207,9 @@ class NoResults(Results):
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         """Do nothing."""
+
+    def _repr_html_(self) -> str:
+        return "&lt;Results of nothing&gt;"
 
     def __repr__(self) -> str:
         return "<Results of nothing>"

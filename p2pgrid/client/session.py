@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from p2pgrid.client import notebook
 from p2pgrid.client.connection import Connection, ConnectionLost, Welcome
 from p2pgrid.client.receiver import FAILED, Receiver, Segment, size_of, unopened
 from p2pgrid.client.requests import Requests
@@ -104,12 +104,13 @@ class Session:
         self._arrivals: Arrivals | None = None
         self._leaving = False
         self._leaves_when_idle = False
-        self.program = Path(sys.argv[0] or "python").name if getattr(sys, "argv", None) else "python"
+        self.program = notebook.program_name()
         self._connection: Connection | None = finder.connect(self._hello())
         self.welcome: Welcome = self._connection.welcome
         self._refreshed_s = time.monotonic()
         self._start_reader()
         _sessions.add(self)
+        notebook.follow()
 
     def _hello(self) -> dict[str, Any]:
         return {"v": 1, "session": self.id, "pid": os.getpid(), "program": self.program}

@@ -87,6 +87,11 @@ class Stream:
         self._done = self._failed = 0
         self._wakers: list[Any] = []
 
+    def interrupted(self, before: int | None) -> None:
+        """Cancel the map, if the interrupted cell has started it."""
+        if before is None and self.mine and not self.detach:
+            self.stop(cancel=True)
+
     # ---- for the reader thread ---------------------------------------------------------------------------------------
 
     @property

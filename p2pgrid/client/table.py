@@ -27,6 +27,9 @@ class FutureTable:
         self.had = RangeSet()
         self.futures: dict[int, Future] = {}
 
+    def interrupted(self, before: int | None) -> None:
+        """Cancel nothing: these are tasks of somebody else's job."""
+
     # ---- Receiver ----------------------------------------------------------------------------------------------------
 
     @property
