@@ -45,9 +45,9 @@ class CopyOptions:
 class Hold:
     """Promises that wait for a second copy of the rows of one store."""
 
-    jobs: frozenset[Job]
+    jobs: set[Job]
+    """Those of whose rows there is none yet."""
     promises: Sequence[Promise]
-    released: bool = False
 
 
 @dataclass(slots=True)
@@ -136,9 +136,9 @@ class Copying:
                 way.level.discard(job)
 
     def compared(self, peer: str, job: Job) -> None:
-        """What a member has is known: what it lacks comes, and is all that it lacks.
+        """What a member has is known: what it lacks comes, and is all that it lacks (`caught_up`, `settle`).
 
-        What was promised so far may be kept once that is there.
+        What was synced here before is among that, whether or not it ever was in a frame to that member.
         """
         way = self._ways.get(peer)
         if way is not None:
@@ -147,9 +147,11 @@ class Copying:
             way.late.setdefault(job, []).extend(self.waiting.get(job, ()))
 
     def settle(self, peer: str, job: Job) -> list[Promise]:
-        """Return the promises that may be kept if nothing is on its way that a member lacked."""
+        """Return the promises that may be kept, if a member that was compared with lacks nothing any more."""
         way = self._ways.get(peer)
-        return [] if way is None or way.behind(job) else self._release(way.late.pop(job, ()))
+        if way is None or job not in way.level or way.behind(job):
+            return []
+        return self._release(way.late.pop(job, ()), job)
 
     def has_all(self, peer: str, job: Job) -> bool:
         """Whether a member acknowledged all rows of a job."""
@@ -180,7 +182,7 @@ class Copying:
         way.catching[job] -= 1
         if not way.catching[job]:
             del way.catching[job]
-        return [] if way.behind(job) else self._release(way.late.pop(job, ()))
+        return self.settle(peer, job)
 
     def equal(self, peer: str, job: Job) -> list[Promise]:
         """The copy of a member equals ours: all that waited for one is kept."""
@@ -193,20 +195,20 @@ class Copying:
         way.late.pop(job, None)
         return self.release_all(job)
 
-    def forget(self, job: Job) -> None:
-        """A job is not kept here any more."""
+    def forget(self, job: Job) -> list[Promise]:
+        """A job is not kept here any more; return the promises that waited for it alone."""
         for way in self._ways.values():
             way.level.discard(job)
             way.unsure.discard(job)
             way.catching.pop(job, None)
             way.late.pop(job, None)
-        self.waiting.pop(job, None)
+        return self.release_all(job)
 
     # ---- rows -------------------------------------------------------------------------------------------------------
 
     def hold(self, jobs: Iterable[Job], promises: Sequence[Promise]) -> Hold:
         """Let promises wait for a second copy."""
-        one = Hold(frozenset(jobs), promises)
+        one = Hold(set(jobs), promises)
         for job in one.jobs:
             self.waiting.setdefault(job, {})[one] = None
         return one
@@ -281,13 +283,13 @@ class Copying:
         for lot in flight.lots:
             if lot.catching_up is not None:
                 out += self.caught_up(peer, lot.catching_up)
-            if lot.hold is None or not lot.hold.jobs <= way.level:
+            if lot.hold is None:
                 continue
-            behind = [job for job in lot.hold.jobs if way.behind(job)]
-            if behind:
-                way.late.setdefault(behind[0], []).append(lot.hold)
-            else:
-                out += self._release([lot.hold])
+            for job in {row.job for row in lot.rows} & lot.hold.jobs & way.level:
+                if way.behind(job):
+                    way.late.setdefault(job, []).append(lot.hold)
+                else:
+                    out += self._release([lot.hold], job)
         return out
 
     def refused(self, peer: str, number: int) -> None:
@@ -315,18 +317,19 @@ class Copying:
 
     def release_all(self, job: Job) -> list[Promise]:
         """Return all promises that waited for a copy of a job."""
-        return self._release(list(self.waiting.get(job, ())))
+        return self._release(list(self.waiting.get(job, ())), job)
 
-    def _release(self, holds: Iterable[Hold]) -> list[Promise]:
+    def _release(self, holds: Iterable[Hold], job: Job) -> list[Promise]:
+        """There is a second copy of what these promises say of a job."""
         out: list[Promise] = []
+        waiting = self.waiting.get(job, {})
         for hold in holds:
-            if hold.released:
+            if hold not in waiting:
                 continue
-            hold.released = True
-            for job in hold.jobs:
-                waiting = self.waiting.get(job, {})
-                waiting.pop(hold, None)
-                if not waiting:
-                    self.waiting.pop(job, None)
-            out += hold.promises
+            del waiting[hold]
+            hold.jobs.discard(job)
+            if not hold.jobs:
+                out += hold.promises
+        if not waiting:
+            self.waiting.pop(job, None)
         return out

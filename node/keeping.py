@@ -18,6 +18,7 @@ from p2pgrid.core import messages as m
 from p2pgrid.core.batch import content_id
 from p2pgrid.core.errors import PeerError
 from p2pgrid.core.ids import job_name
+from p2pgrid.core.keeper_shapes import check_spec
 from p2pgrid.core.large import LARGE, Large, read_large
 from p2pgrid.core.ranges import RangeSet, Span
 from p2pgrid.core.record import BatchId, Inputs, Record, Results, State, Try, unpack_spec
@@ -39,7 +40,7 @@ from p2pgrid.node.kept import (
 )
 from p2pgrid.node.reading import Readers
 
-RANKS = {DONE: 0, FAILED: 0, ABANDONED: 1, CANCELLED: 2}
+RANKS = {DONE: 0, FAILED: 1, ABANDONED: 2, CANCELLED: 3}
 """How a job ended where two keepers said different things: the later in this order stands."""
 REASONS_MAX = 1000
 """Failures of a job whose text is kept at hand."""
@@ -102,6 +103,8 @@ class Keeping:
         """Whether something of a job that was promised waits for a second copy."""
         self._fresh: dict[int, Sequence[Row]] = {}
         """Rows that go to other keepers once they are synced here."""
+        self._theirs: dict[int, Sequence[Row]] = {}
+        """Rows that came from other keepers and are not synced yet."""
 
     # ---- a life begins ----------------------------------------------------------------------------------------------
 
@@ -137,7 +140,7 @@ class Keeping:
         match row.kind:
             case "input":
                 lo = int.from_bytes(row.key, "big")
-                hi, content = unpack(row.meta)
+                hi, content, *_ = unpack(row.meta)
                 record.inputs[lo] = Inputs(hi, content)
                 kept.known.add(lo, hi)
                 kept.durable.add(lo, hi)
@@ -149,7 +152,7 @@ class Keeping:
             case "result":
                 kept.overlaps = self._merge_result(kept, row, objects)
             case "seal":
-                lo, hi, batch = unpack(row.meta)
+                lo, hi, batch, *_ = unpack(row.meta)
                 record.seals.join(lo, hi, (0, BatchId(*batch)))
             case "cancel":
                 flat, reason, *_ = unpack(row.meta)
@@ -160,8 +163,9 @@ class Keeping:
                     kept.cancelled.update(RangeSet.from_flat(flat))
                     record.cancelled.update(kept.cancelled)
             case "state":
-                state, reason = unpack(row.meta)
-                if RANKS.get(state, 0) >= RANKS.get(kept.state, -1):
+                state, reason, *_ = unpack(row.meta)
+                said = (RANKS.get(state, -1), reason)  # how a later version says that it ended is not understood here
+                if state in RANKS and said >= (RANKS.get(kept.state, -1), kept.reason):
                     kept.state, kept.reason = state, reason
                 record.state = max(record.state, State.CANCELLED if kept.state == CANCELLED else State.FINISHED)
             case "try":
@@ -225,7 +229,9 @@ class Keeping:
             kept = self.jobs.get(row.job)
             if kept is not None:
                 kept.rows.put(row)
-        if self.is_shared and copied and rows:
+        if rows and not copied:
+            self._theirs[token] = rows
+        elif rows and self.is_shared:
             self._fresh[token] = rows
         promised = list(promises)
         if promised:
@@ -249,6 +255,7 @@ class Keeping:
             self.jobs[job].synced.add(mark)
         promises = list(self._promises.pop(token, ()))
         rows = self._fresh.pop(token, ())
+        self._theirs.pop(token, None)
         return self.spread(rows, promises) if rows else [*promises]
 
     def store_failed(self, token: int, reason: str) -> Refused:
@@ -256,7 +263,8 @@ class Keeping:
         error = {"code": "quota-exceeded", "message": reason, "next": "free some disk, or p2pgrid node --dir elsewhere"}
         refused = Refused([], [], [])
         unsynced = self._unsynced.pop(token, None)
-        for row in self._fresh.pop(token, ()) if unsynced is None else ():
+        lost = [*self._fresh.pop(token, ()), *self._theirs.pop(token, ())]
+        for row in lost if unsynced is None else ():  # others are not told that it is here
             if row.job in self.jobs:
                 self.jobs[row.job].rows.put(row._replace(value=None))
         if unsynced is not None:
@@ -334,8 +342,8 @@ class Keeping:
     # Whatever is said again before it is synced is written again: the promise belongs to the connection it came by.
 
     def _mark(self, kept: Kept, mark: Mark, row: Row, ack: Reply) -> list[Effect]:
-        if mark in kept.synced:
-            return [ack]
+        if mark in kept.synced and (not self.is_shared or mark[0] == "spec"):
+            return [ack]  # the copies of a spec come with what rests on it
         token, effect = self.store([row], [ack])
         self._marked[token] = kept.id, mark
         return [effect]
@@ -345,6 +353,7 @@ class Keeping:
         kept = self.jobs.get(job)
         if kept is None:
             spec = replace(unpack_spec(packed), owner=self._node.encode())
+            check_spec(spec)
             kept = self.jobs[job] = Kept(job, job_name(job), spec, Record(), accepted=self._node)
             kept.record.spec = spec.packed()
             kept.record.expires = spec.submitted_s + spec.ttl_s
@@ -367,7 +376,7 @@ class Keeping:
         if (known.hi, known.content) != (hi, content):
             msg = f"another batch of inputs than the one appended at {lo}"
             raise PeerError(msg)
-        if lo in kept.durable:
+        if lo in kept.durable and not self.is_shared:
             return [ack]
         kept.known.add(lo, hi)
         row = Row(kept.id, "input", lo.to_bytes(8, "big"), pack([hi, content]), data)
@@ -541,15 +550,10 @@ class Keeping:
 
     def waits_for_disk(self, kept: Kept, source: Source, count: int) -> bool:
         """Whether a batch of another node came before and is not synced yet, or on one keeper only."""
-        if (
-            self.copies_pending(kept.id)
-            and BatchId(source.node, source.incarnation, source.number) in kept.record.results
-        ):
+        batches = [BatchId(source.node, source.incarnation, source.number + i) for i in range(count)]
+        if self.copies_pending(kept.id) and any(batch in kept.record.results for batch in batches):
             return True
-        return any(
-            self.readers.is_pinned((kept.id, BatchId(source.node, source.incarnation, source.number + i)))
-            for i in range(count)
-        )
+        return any(self.readers.is_pinned((kept.id, batch)) for batch in batches)
 
     def note(self, kept: Kept, kind: str) -> Effect:
         """Write down something that is true of a job from now on: it was "taken" over, or is an "orphan"."""

@@ -84,8 +84,12 @@ class Replicas(Handler):
         self.keeping.readers.mend = self._mend
         self._mending: dict[Job, float] = {}
         """Jobs of which something was damaged here, and until when it is hoped for."""
-        self.keeping.deleted = self.copying.forget
+        self.keeping.deleted = self._deleted
         self.keeping.copies_pending = lambda job: job in self.copying.waiting
+
+    def _deleted(self, job: Job) -> None:
+        self._groups.pop(job, None)
+        self.out += self.copying.forget(job)
 
     # ---- who keeps what ---------------------------------------------------------------------------------------------
 
@@ -109,10 +113,12 @@ class Replicas(Handler):
 
     def look(self, now: float) -> None:
         """Members have changed: see who keeps what, and take over what nobody else serves."""
-        self._groups.clear()
-        self._members = None
+        members = self._candidates()
+        if members != self._members:
+            self._groups.clear()
+            self._members = members
         me = self.config.node_id
-        others = any(one.id != me for one in self._candidates())
+        others = any(one.id != me for one in members)
         if others and not self._had_others:
             self._had_others = True
             self.out.append(e.Store(0, [e.Row(*OTHERS_ROW, b"", b"")]))
@@ -196,6 +202,9 @@ class Replicas(Handler):
         self.copying.down(peer)
         self._supplies.pop(peer, None)
         self._reading = {token: one for token, one in self._reading.items() if one[0] != peer}
+        for kept in self.keeping.jobs.values():
+            if kept.server == peer:  # it may come back without what it had: then it is asked
+                kept.server = ""
         self.parts.regrouped = True
 
     def flush(self) -> None:
@@ -214,7 +223,8 @@ class Replicas(Handler):
                 targets.setdefault(peer, []).append(job)
         if not targets and self.parts.now >= self._alone_s:
             return [*promises]
-        hold = self.copying.hold(jobs, promises) if promises else None
+        awaited = [job for job, kept in jobs.items() if self.others(kept)] or jobs
+        hold = self.copying.hold(awaited, promises) if promises else None
         # The spec is written first: what comes after it is all there is.
         new = {row.job for row in rows if row.kind == "spec" and row.job in jobs and not jobs[row.job].copied}
         for peer, theirs in targets.items():
@@ -290,9 +300,13 @@ class Replicas(Handler):
     def _serve(self, kept: Kept, now: float) -> None:
         kept.listening = None
         kept.serving = True
+        if kept.objects:
+            self.outcomes.needs(kept, kept.objects)
         if kept.ended:
             self.restoring.release(kept.id, now)
             return
+        if kept.refs:
+            self.outcomes.needs(kept, kept.refs.values(), inputs=True)
         work = self.pool.works.get(kept.id)
         if work is not None and work.keeper is not None:
             before = work.keeper
@@ -424,7 +438,10 @@ class Replicas(Handler):
         for copy in copies:
             kept = self.keeping.jobs.get(copy.job)
             if kept is None:
-                if copy.asks and not self.restoring.door.listing.forgotten(copy.job):
+                room = (
+                    len(self.keeping.jobs) < self.config.keeping.jobs_max
+                )  # else its rows would come in vain, for ever
+                if copy.asks and room and not self.restoring.door.listing.forgotten(copy.job):
                     self.out.append(e.Send(peer, m.P_TAGS, [copy.job, None, b""]))
                 continue
             if copy.serves:
@@ -642,6 +659,8 @@ class Replicas(Handler):
         self, kept: Kept, rows: Sequence[e.Row], done: Sequence[tuple[int, int]], before: str, now: float
     ) -> None:  # fmt: skip
         """Draw the consequences of what another keeper has told."""
+        if kept.ended and before != kept.state:
+            self.out += self.keeping.let_go(kept, inputs=True)
         if not kept.serving:
             pass
         elif kept.ended and before != kept.state:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from p2pgrid.core.batch import decode_batch
-from p2pgrid.core.errors import ObjectLost
+from p2pgrid.core.errors import ObjectLost, PeerError
 from p2pgrid.core.ranges import Span
 from p2pgrid.node import events as e
 from p2pgrid.node.clients import Door
@@ -72,9 +72,12 @@ class Restoring(Handler):
         for row in rows:
             if row.kind == "input":
                 lo = int.from_bytes(row.key, "big")
-                batch = decode_batch(lo, kept.record.inputs[lo].hi, row.value or b"")
-                if all(run.fn in work.codes for run in batch.runs):
-                    self.pool.append(work, batch)
+                try:
+                    batch = decode_batch(lo, kept.record.inputs[lo].hi, row.value or b"")
+                    if all(run.fn in work.codes for run in batch.runs):
+                        self.pool.append(work, batch)
+                except (PeerError, ValueError):
+                    continue  # another keeper's word, and nonsense: its tasks fail
         elsewhere = self.leases.covered(kept.id) | self.running.spans(kept.id)
         lost: list[Span] = []
         for lo, hi in kept.open_tasks:

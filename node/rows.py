@@ -16,8 +16,8 @@ from blake3 import blake3
 
 from p2pgrid.node.events import Row
 
-LOCAL = frozenset({"log", "copied", "tomb", "*"})
-"""Kinds of rows that no other copy gets."""
+LOCAL = frozenset({"log", "copied", "tomb", "life", "*"})
+"""Kinds of rows that no other copy gets, and none is believed about: "life" are those of the node itself."""
 BUCKETS = 256
 SMALL = 512
 """Up to so many rows are told by their tags at once, without asking which buckets differ."""

@@ -7,13 +7,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 from p2pgrid.core import messages as m
-from p2pgrid.core.batch import binding, content_id
+from p2pgrid.core.batch import TASKS_MAX, binding, content_id, decode_batch
 from p2pgrid.core.errors import PeerError
 from p2pgrid.core.ids import JOB_ID_LENGTH
+from p2pgrid.core.large import read_large
+from p2pgrid.core.listed import OWNER_MAX, TIME_MAX_S
 from p2pgrid.core.ranges import RangeSet
-from p2pgrid.core.record import unpack_spec
+from p2pgrid.core.record import Spec, unpack_spec
 from p2pgrid.core.shapes import read_outcome
-from p2pgrid.core.wire import unpack
+from p2pgrid.core.wire import pack, unpack
 
 ROWS_MAX = 65_536
 JOBS_MAX = 4096
@@ -26,7 +28,9 @@ TAG_LENGTH = 8
 BUCKETS = 256
 KIND_MAX = 16
 INDEX_LENGTH = 8
-_KINDS = frozenset({"code", "input", "result", "close", "seal", "cancel", "state", "try", "attempt", "expiry"})
+ATTEMPTS_MAX = 1 << 31
+COPIES_MAX = 64
+_KINDS = frozenset({"code", "input", "refs", "result", "close", "seal", "cancel", "state", "try", "attempt", "expiry"})
 """Kinds of rows whose meaning is known; others are kept for a later version."""
 
 
@@ -83,34 +87,79 @@ def _row(value: Any) -> tuple[bytes, str, bytes, bytes, bytes]:
 
 def _check(kind: str, key: bytes, meta: bytes, data: bytes) -> None:
     """See whether a row says something that can be taken in, and whether its value is what its key or meta names."""
-    match kind, unpack(meta) if kind in _KINDS and kind != "code" else None:
+    match kind, unpack(meta) if kind in _KINDS and kind not in ("code", "refs") else None:
         case "spec", _:
-            unpack_spec(meta)
+            _spec(key, unpack_spec(meta))
         case "code", _ if content_id(data) == key:
             binding(data)
+        case "refs", _:
+            read_large(meta)
         case "input", [int(hi), bytes(content), *_] if len(key) == INDEX_LENGTH and content_id(data) == content:
-            if not int.from_bytes(key, "big") < hi:
-                _refuse("row of inputs")
-        case "result", [str(), int(), int(), int(lo), int(hi), bool(), int(), bytes(content), bool(), int(), *_]:
-            if content_id(data) != content:
+            decode_batch(int.from_bytes(key, "big"), hi, data)
+        case "result", [str(node), int(life), int(number), int(lo), int(hi), bool(), int(attempt), bytes(content),
+                        bool(), int(size), *rest]:  # fmt: skip
+            if content_id(data) != content or key != pack([node, life, number]) or len(node) > NODE_MAX:
                 _refuse("row of results")
             read_outcome([lo, hi, *_pair(unpack(data))])
-        case "close", int(count) if count >= 0:
-            pass
-        case "seal", [int(lo), int(hi), [str(), int(), int()], *_] if 0 <= lo < hi:
-            pass
+            _numbers(life, number, size)
+            _attempt(attempt)
+            _rest(rest)
+        case "close", int(count):
+            _numbers(count)
+        case "seal", [int(lo), int(hi), [str(), int(life), int(number)], *_]:
+            _span(lo, hi)
+            _numbers(life, number)
         case "cancel", [flat, str(), *_]:
             _flat([] if flat is None else flat)
         case "state", [str(), str(), *_]:
             pass
-        case "try", [int(), str(), str(), int(), int()]:
-            pass
-        case "attempt", [int(lo), int(hi), int(), *_] if 0 <= lo < hi:
-            pass
-        case "expiry", (int() | float()) as until if math.isfinite(until):
+        case "try", [int(task), str(), str(), int(life), int(number)]:
+            _numbers(task, life, number)
+        case "attempt", [int(lo), int(hi), int(attempt), *_]:
+            _span(lo, hi)
+            _attempt(attempt)
+        case "expiry", (int() | float()) as until if math.isfinite(until) and 0 <= until < TIME_MAX_S:
             pass
         case _ if kind in _KINDS:
             _refuse(f"row of kind {kind}")
+
+
+def _spec(key: bytes, spec: Spec) -> None:
+    if key:
+        _refuse("spec")
+    check_spec(spec)
+
+
+def check_spec(spec: Spec) -> None:
+    """Raise PeerError if other nodes would not take a job of this spec in."""
+    until_s = spec.submitted_s + spec.ttl_s
+    if not (0 <= spec.submitted_s < TIME_MAX_S and 0 <= until_s < TIME_MAX_S):
+        _refuse("spec: times that are no dates")
+    if len(spec.owner) > OWNER_MAX or not 0 <= spec.copies <= COPIES_MAX:
+        _refuse(f"spec: an owner or a number of copies ({spec.copies}) beyond what there may be")
+
+
+def _numbers(*values: int) -> None:
+    for value in values:
+        _number(value)
+
+
+def _span(lo: int, hi: int) -> None:
+    if not 0 <= lo < hi <= TASKS_MAX:
+        _refuse("range")
+
+
+def _attempt(value: int) -> None:
+    if not 0 <= value < ATTEMPTS_MAX:
+        _refuse("attempt")
+
+
+def _rest(rest: list[Any]) -> None:
+    """The name of the node that made a result, and the object that holds it."""
+    if rest and (not isinstance(rest[0], str) or len(rest[0]) > NODE_MAX):
+        _refuse("row of results")
+    if len(rest) > 1:
+        read_large(rest[1])
 
 
 def _flat(value: Any) -> None:
