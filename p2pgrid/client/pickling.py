@@ -410,8 +410,9 @@ class Functions:
         return lambda needs: self.get(fn, needs)
 
     def _pack(self, fn: Any, needs: Needs) -> Function:
-        ready = getattr(fn, "function", None)  # a command (client.programs)
-        if isinstance(ready, Function):
+        programs: Any = sys.modules.get("p2pgrid.client.programs")  # not imported: nobody runs a command
+        if programs is not None and isinstance(fn, programs.Program):
+            ready: Function = fn.function
             return ready
         if not callable(fn):
             msg = f"the first argument has to be a function, not {type(fn).__name__}"
