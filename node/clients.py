@@ -401,9 +401,15 @@ class Door(Handler):
         return self.answer(verb, arguments, now)
 
     def _cancel_target(self, event: e.ClientSent, target: str) -> dict[str, Any] | None:
-        answer = {"cancelled": self.cancel_here(target)}
-        _, effect = self.keeping.store([], [self.parts.reply(event.client, m.ANSWER, event.id, answer)])
-        self.out.append(effect)
+        answer = {"cancelled": 0}
+        reply = self.parts.reply(event.client, m.ANSWER, event.id, answer)
+        jobs = targets(self.keeping, target)
+        for kept, span in jobs:  # said once the last of them is on two keepers
+            promises = [reply] if kept is jobs[-1][0] else []
+            spans = None if span is None else RangeSet([span])
+            answer["cancelled"] += self._cancel_spans(kept, spans, promises).size
+        if not jobs:
+            self.out.append(self.keeping.store([], [reply])[1])
         return None
 
     def cancel_here(self, target: str) -> int:

@@ -101,6 +101,7 @@ class NodeConfig:
             "python": ".".join(map(str, python)),
             "minor": python[1],
             "tags": list(self.tags),
+            "keeps": self.keep,
         }
 
 

@@ -377,7 +377,7 @@ class Run:
 
     `codes` maps a function id to its union as packed by `core.batch` (a view of the job's own table, not a copy; the
     shell sends an entry to a child once). `context` goes to the child: {"job", "name", "attempt", "node", "prints",
-    "env", "cpu", "show"}; where another child ran with another count of `cpu`s, the shell puts a fresh one in its place.
+    "env", "cpu", "show"}; where a child ran with another count of `cpu`s, the shell puts a fresh one in its place.
     `timeout_s` is per task, `memory` in bytes, None: no own limit.
     """
 

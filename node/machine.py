@@ -49,7 +49,7 @@ from p2pgrid.node.parts import Handler, MachineConfig, Parts
 from p2pgrid.node.prints import Prints
 from p2pgrid.node.relaying import TIMER as RELAY
 from p2pgrid.node.relaying import Relays
-from p2pgrid.node.replicas import ALONE, Replicas
+from p2pgrid.node.replicas import ALONE, ROOM, Replicas
 from p2pgrid.node.replicas import TIMER as COPIES
 from p2pgrid.node.restoring import Restoring
 from p2pgrid.node.running import RunInfo
@@ -98,6 +98,7 @@ class Machine(Handler):
         self.relays.patience_s = self.inquiries.patience_s = self.neighbours.patience_s
         self.restoring = Restoring(parts, self.outcomes, self.door, self.depending)
         self.replicas = Replicas(parts, self.outcomes, self.members, self.restoring, self._candidates)
+        self.replicas.tell_facts = self.neighbours.tell_facts
         self.draining = Draining(parts, self.members, self.neighbours, self._on_stop)
         self.door.drain = self.draining.request
         self.inquiries.node = self.draining.node
@@ -134,6 +135,7 @@ class Machine(Handler):
             COPIES: self.replicas.tick,
             DRAINED: self.draining.look,
             ALONE: self.replicas.alone,
+            ROOM: self.replicas.room,
         }
         self._events: dict[type, Callable[[Any, float], None]] = {
             e.Loaded: self._on_loaded,
@@ -282,6 +284,7 @@ class Machine(Handler):
         refused = self.keeping.store_failed(event.token, event.reason)
         self.out += refused.effects
         self.out.append(e.Log("warning", event.reason))
+        self.replicas.no_room(now)
         if self.keeping.must_write_again:
             self.parts.timer_unless_set(("write",), now + self.config.keeping.retry_s)
         for job, lo, hi in refused.inputs:

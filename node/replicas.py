@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from p2pgrid.core import messages as m
-from p2pgrid.core.chains import SUBMIT, WORK
+from p2pgrid.core.chains import SUBMIT, WORK, may
 from p2pgrid.core.ids import job_name
 from p2pgrid.core.keeper_shapes import Copy, from_keeper
 from p2pgrid.core.ranges import RangeSet
@@ -37,6 +37,9 @@ from p2pgrid.node.rows import LOCAL, SMALL, Name, Rows
 
 TIMER = "copies"
 ALONE = "alone"
+ROOM = "room"
+ROOM_S = 30.0
+"""For how long a node whose disk was full is asked to keep nothing."""
 ROUND_S = 1.0
 """How often a keeper that may differ is asked."""
 LISTEN_S = 3.0
@@ -73,6 +76,9 @@ class Replicas(Handler):
         """Who should hold a record, as far as that was asked since members changed."""
         self._members: list[Candidate] | None = None
         self._had_others = False
+        self._has_room = True
+        self.tell_facts: Callable[[dict[str, Any], float], None] = lambda *_: None
+        """Says something of this node in its card."""
         self._alone_s = 0.0
         """Until then others are expected that were not heard yet."""
         self._announced: OrderedDict[Job, float] = OrderedDict()
@@ -206,6 +212,18 @@ class Replicas(Handler):
             if kept.server == peer:  # it may come back without what it had: then it is asked
                 kept.server = ""
         self.parts.regrouped = True
+
+    def no_room(self, now: float) -> None:
+        """The disk takes nothing more: for a while this node is no keeper of what others accept."""
+        if self._has_room and self._had_others:
+            self._has_room = False
+            self.tell_facts({"keeps": False}, now)
+        self.parts.timer((ROOM,), now + ROOM_S)
+
+    def room(self, now: float) -> None:
+        """Try again."""
+        self._has_room = True
+        self.tell_facts({"keeps": self.config.facts.get("keeps", True)}, now)
 
     def flush(self) -> None:
         """Let rows leave that may."""
@@ -484,9 +502,13 @@ class Replicas(Handler):
         self.copying.doubt(peer, job)  # what it lacks it asks for; what is new from now on it gets
         self._when_synced(e.Send(peer, m.P_TAGS, [job, chosen, kept.rows.tags(chosen)]))
 
+    def _may_have(self, peer: str, kept: Kept) -> bool:
+        """Whether a member is to have the record of a job: as its keeper, or because it may read anyway."""
+        return peer in self.others(kept) or may(self.parts.roles.get(peer, 0), "read")
+
     def _compare(self, peer: str, job: Job, buckets: list[int] | None, tags: list[bytes]) -> None:
         kept = self.keeping.jobs.get(job)
-        if kept is None:
+        if kept is None or not self._may_have(peer, kept):
             return
         lacks = kept.rows.lacks(tags)
         if lacks:
@@ -497,7 +519,7 @@ class Replicas(Handler):
 
     def _wanted(self, peer: str, job: Job, tags: list[bytes]) -> None:
         kept = self.keeping.jobs.get(job)
-        if kept is not None:
+        if kept is not None and self._may_have(peer, kept):
             self._give(peer, job, kept.rows.named(tags))
 
     def _give(self, peer: str, job: Job, names: list[Name]) -> None:

@@ -22,7 +22,7 @@ def test_bytes_under_way_are_counted() -> None:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         with socket.create_connection(server.getsockname()) as sock:
             assert unacknowledged_bytes(_secured(sock)) == 0
-            sock.setblocking(False)
+            sock.setblocking(False)  # noqa: FBT003
             while True:
                 try:
                     sock.send(b"x" * 65536)
