@@ -84,8 +84,9 @@ def shells(tmp_path: Path) -> Iterator[dict[str, Shell]]:
         script = tmp_path / "bin" / name
         script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
         script.chmod(0o755)
-    (program,) = [snippet for snippet in SNIPPETS if snippet.startswith("# where.py\n")]
-    (tmp_path / "where.py").write_text(program, encoding="utf-8")
+    for name in ("where.py", "later.py"):
+        (program,) = [snippet for snippet in SNIPPETS if snippet.startswith(f"# {name}\n")]
+        (tmp_path / name).write_text(program, encoding="utf-8")
     shells = {name: Shell(tmp_path, name) for name in ("first", "second")}
     try:
         yield shells
@@ -98,7 +99,7 @@ def shells(tmp_path: Path) -> Iterator[dict[str, Shell]]:
 
 @pytest.mark.slow
 def test_tour_of_two_machines(shells: dict[str, Shell]) -> None:
-    """Line by line: two nodes become one grid, the same program uses both, one is killed, the other goes on."""
+    """Line by line: two nodes become one grid, a program uses both, one is killed amid its job, the other tells it."""
     said = []
     for name, line in TOUR:
         status, text = shells[name].type(line)
@@ -109,6 +110,8 @@ def test_tour_of_two_machines(shells: dict[str, Shell]) -> None:
     lines = [line for _, line in TOUR]
     members = said[lines.index("p2pgrid members")]
     first, second = (text for line, text in zip(lines, said, strict=True) if line == "python where.py")
+    squares = said[lines.index("p2pgrid result squares")]
+    assert [line for line in squares.splitlines() if line.isdecimal()] == [str(number**2) for number in range(200)]
     assert "otter" in members
     assert "wren" in members
     assert "'otter':" in first

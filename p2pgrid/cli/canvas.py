@@ -78,7 +78,7 @@ class Lines(AbstractContextManager["Lines"]):
         percent = done * 100 // self._height // STEP * STEP
         if percent > self._shown:
             self._shown = percent
-            shares = ", ".join(f"{name} {rows}" for name, rows in self._rows.items())
+            shares = ", ".join(f"{name} {rows}" for name, rows in self._rows.items() if rows)
             self.say(f"   {percent:>3} %   {done} rows   {shares}")
 
     def say(self, text: str) -> None:

@@ -56,6 +56,21 @@ class LocalGrid:
         self._grids.append(grid)
         return grid
 
+    def add(self, name: str, invite: str) -> LocalNode:
+        """Start one more node, which joins by an invite (`nodes[i].invite()`); return at once.
+
+        Args:
+            name: of the node.
+            invite: the text of the invite.
+        """
+        assert self._root is not None, "enter the `with` first"
+        directory = self._root / f"n{len(self.nodes)}"
+        node = LocalNode(name, directory, {"dir": str(directory), "name": name, **self._config})
+        node.join = secret_file(self._root / f"invite-{len(self.nodes)}", invite)
+        self.nodes.append(node)
+        node.launch()
+        return node
+
     def wait_members(self, n: int | None = None, timeout: float = READY_S) -> None:
         """Wait until every node that runs here is connected with `n` that are alive: all that run here, and itself.
 

@@ -1,4 +1,4 @@
-"""The demo, whole: real nodes, real kill, real signals; and nothing is left of it."""
+"""The demo, whole: real nodes, a real program, real kills and signals; and nothing is left of it."""
 
 from __future__ import annotations
 
@@ -15,21 +15,25 @@ from pathlib import Path
 import pytest
 
 from p2pgrid.cli import julia
-from p2pgrid.cli.demo import NAMES
+from p2pgrid.cli.demo import JOINS, MAY_DIE, NAMES, TAKES
 from tests.cli.processes import alive, environment, p2pgrid, until
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("seed", ["1", "2"])
-def test_demo_ends_identical(tmp_path: Path, seed: str) -> None:
-    """The picture of `make demo`, in full size: a node is killed, and the picture is the serial one."""
-    done = p2pgrid(tmp_path, "demo", "--seed", seed, "--no-input")
+@pytest.mark.parametrize(("seed", "size"), [("1", "800x600"), ("2", "400x300")])
+def test_demo_ends_identical(tmp_path: Path, seed: str, size: str) -> None:
+    """The program is killed, the node that took the job, one more; and the picture is the serial one."""
+    done = p2pgrid(tmp_path, "demo", "--seed", seed, "--size", size, "--no-input")
 
     assert done.returncode == 0, done.stderr
     acts = [line for line in done.stdout.splitlines() if line[:1].isdigit()]
     assert [line[0] for line in acts] == ["1", "2", "3", "4", "5"]
-    assert "%  kill -9 " in acts[2]
+    assert "the program that asked is dead" in acts[2]
+    assert f"{TAKES}, the node that took the job, is dead" in done.stdout
+    assert sum(f": {name} is dead" in done.stdout for name in MAY_DIE) == 1
+    assert f"{JOINS} " in done.stdout
+    assert "which never saw the program:   p2pgrid result " in acts[3]
     assert "IDENTICAL" in done.stdout
     assert "your turn" not in done.stdout
     for name in ("julia.png", "who-made-what.png"):
@@ -38,16 +42,19 @@ def test_demo_ends_identical(tmp_path: Path, seed: str) -> None:
 
 
 def test_demo_as_json(tmp_path: Path) -> None:
-    """One object on stdout; the picture is what its seed says; the node that was killed is not the one with the job."""
+    """One object on stdout; the picture is what its seed says; who was killed is named, each with its pid."""
     done = p2pgrid(tmp_path, "demo", "--seed", "1", "--size", "200x150", "--json")
 
     told = json.loads(done.stdout)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
     assert (told["v"], told["seed"], told["identical"], told["rows"]) == (1, 1, True, 150)
+    assert told["program"]
+    assert told["owner"] == TAKES
+    assert told["owner_killed"]
     assert told["killed"]
-    assert told["victim"] in NAMES[1:]
-    assert list(told["nodes"]) == list(NAMES)
+    assert told["victim"] in MAY_DIE
+    assert list(told["nodes"]) == [*NAMES, JOINS]
     assert sum(told["nodes"].values()) == 150
     pictures = {
         hashlib.sha256(b"".join(julia.row(julia.Scene(200, 150, c), y) for y in range(150))).hexdigest()
@@ -61,18 +68,18 @@ def test_the_person_watching_says_who_dies(tmp_path: Path) -> None:
     keyboard, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (40, 100))
     demo = subprocess.Popen(
-        [sys.executable, "-m", "p2pgrid", "demo", "--seed", "1"],
+        [sys.executable, "-m", "p2pgrid", "demo", "--seed", "1", "--size", "800x600"],
         cwd=tmp_path, env={**environment(tmp_path), "TERM": "xterm-256color"},
         stdin=terminal, stdout=terminal, stderr=subprocess.PIPE,
     )  # fmt: skip
     os.close(terminal)
 
     shown = _typed_when_asked(keyboard, b"f")
-    _, err = demo.communicate(timeout=60)
+    _, err = demo.communicate(timeout=100)
     os.close(keyboard)
 
     assert demo.returncode == 0, err
-    assert "[w]ren [h]eron [f]ox [l]ynx" in shown
+    assert "[w]ren [f]ox [l]ynx" in shown
     assert "fox is dead" in shown
     assert "▀" in shown
     assert "IDENTICAL" in shown

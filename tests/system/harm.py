@@ -16,7 +16,7 @@ PAUSE_S = 2.0
 """Between one kill and the next."""
 ALIVE_S = 240.0
 STARTING = 3
-SMALL_TASKS, SMALL_TASK_S = 40, 0.03
+SMALL_TASKS = 40
 MOMENT_MAX_S = 1.5
 """From the call of `start` on: about as long as the small job takes, and a little longer."""
 
@@ -48,8 +48,11 @@ def revive(nodes: Nodes) -> None:
 
 
 def _slow_answer(index: int) -> int:
-    time.sleep(SMALL_TASK_S)
-    return answer(index)
+    time.sleep(0.03)
+    return index * 2654435761 % 2**32
+
+
+_slow_answer.__module__ = "__main__"  # as if a script had it: it travels by itself, without all these files
 
 
 class Moment(NamedTuple):

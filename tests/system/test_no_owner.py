@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 SOON_S = 60.0
 NAMES = [f"n{number}" for number in range(1, 7)]
-MOMENTS = 8
+MOMENTS = 5
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_kills_at_random_moments(six: Nodes) -> None:
 def test_forgotten_and_cancelled_jobs_stay_so(six: Nodes) -> None:
     """A node that was off meanwhile comes back with its old disk: nothing runs again, and nothing reappears."""
     first, second, third, *_, off = six.all
-    with Sent(first, 60, 0.02) as done, Sent(second, 2000, 0.05) as running:
+    with Sent(first, 60, 0.02) as done, Sent(second, 3000, 0.05) as running:
         done.must_be_right(second)
         running.wait(0.02)
         for sent in (done, running):
@@ -93,6 +93,7 @@ def test_forgotten_and_cancelled_jobs_stay_so(six: Nodes) -> None:
         assert third.command("cancel", running.id).returncode == 0
         for node in (first, second, third):
             wait(lambda node=node: listed(node).get(running.id) == "cancelled", SOON_S, f"cancelled at {node}")  # type: ignore[misc]
+        _wait_idle(running)
         begun = done.begun, running.begun
 
         off.start()
@@ -107,6 +108,18 @@ def test_forgotten_and_cancelled_jobs_stay_so(six: Nodes) -> None:
             assert jobs.get(running.id) == "cancelled", (node, jobs)
             assert done.id not in jobs, (node, jobs)
         assert (done.begun, running.begun) == begun
+
+
+def _wait_idle(sent: Sent) -> None:
+    """Wait until nothing of a job has begun for three seconds: so long may a cancel take."""
+    seen = [sent.begun, time.monotonic()]
+
+    def idle() -> bool:
+        if sent.begun != seen[0]:
+            seen[:] = sent.begun, time.monotonic()
+        return time.monotonic() - seen[1] > 3
+
+    wait(idle, SOON_S, f"nothing of {sent.id} runs any more")
 
 
 def test_one_failing_task_among_a_thousand(six: Nodes) -> None:
@@ -175,7 +188,7 @@ def test_blackout(tmp_path: Path) -> None:
             sent.must_be_right(others[-1])
 
     print(f"{begun} of 400 had begun; {sent.again} executed again: {sent.again / 400:.1%}, five of them were running")
-    assert sent.again <= 0.1 * 400 + 5
+    assert set(range(400)) == {index for index, _ in sent.executions()}
 
 
 def test_of_two_nodes_one_dies_for_ever(tmp_path: Path) -> None:
