@@ -84,7 +84,14 @@ class NodeConfig:
     @property
     def socket(self) -> Path:
         """Where clients of this directory connect. Short, because the directory's own path may be too long for it."""
-        return runtime_dir() / f"{hashlib.blake2b(os.fsencode(self.dir.resolve()), digest_size=8).hexdigest()}.sock"
+        folder = self.dir.resolve()
+        runtime = runtime_dir()
+        if runtime is None:
+            path = folder / "node.sock"
+            if len(os.fsencode(path)) > SOCKET_PATH_MAX:
+                raise _unusable(folder, "its path is too long for a socket, and no folder for sockets can be written")
+            return path
+        return runtime / f"{hashlib.blake2b(os.fsencode(folder), digest_size=8).hexdigest()}.sock"
 
     def facts(self, python: tuple[int, int, int]) -> dict[str, Any]:
         """Return what `where=` and resources of tasks are matched against; `python` is that of the workers."""
@@ -180,14 +187,18 @@ def remove_dir(config: NodeConfig) -> None:
 # ---- where the socket is ---------------------------------------------------------------------------------------------
 
 
-def runtime_dir() -> Path:
-    """Return the folder for sockets: `$XDG_RUNTIME_DIR/p2pgrid`, else `/tmp/p2pgrid-<uid>`."""
+def runtime_dir() -> Path | None:
+    """Return the folder for sockets: `$XDG_RUNTIME_DIR/p2pgrid`, else `/tmp/p2pgrid-<uid>`.
+
+    None where neither can be written, as on a read-only root: then it is the node's own directory.
+    """
     given = os.environ.get("XDG_RUNTIME_DIR", "")
-    if given.startswith("/") and Path(given).is_dir():
+    if given.startswith("/") and Path(given).is_dir() and os.access(given, os.W_OK):
         folder = Path(given) / "p2pgrid"
         if len(os.fsencode(folder)) + len("/0123456789abcdef.sock") <= SOCKET_PATH_MAX:
             return folder
-    return Path(f"/tmp/p2pgrid-{os.geteuid()}")  # noqa: S108 - its owner and mode are checked before each use
+    shared = Path("/tmp")  # noqa: S108 - owner and mode of the folder in it are checked before each use
+    return shared / f"p2pgrid-{os.geteuid()}" if os.access(shared, os.W_OK) else None
 
 
 def prepare_runtime_dir(folder: Path) -> None:

@@ -55,7 +55,7 @@ from p2pgrid.node.object_files import ids_in
 from p2pgrid.node.seal import CardSeal
 from p2pgrid.node.timers import Lag, Timers
 from p2pgrid.node.vitals import Standstill
-from p2pgrid.node.workers import WorkerPool
+from p2pgrid.node.workers import PoolOptions, WorkerPool
 from p2pgrid.node.workers_home import Interpreter
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ KEEP_S = 5.0
 GIVE_WAY_S = 0.001
 SWITCH_INTERVAL_S = 0.001
 """How long the journal's threads may keep the GIL from the loop; Python's own 5 ms would be seen in every latency."""
+EDGE_REST_S = 300.0
+"""After so long without work a node of the preset `edge` ends its workers; it starts them with the first task."""
 EVENTS_REMEMBERED = 100
 HEARTBEAT = (NEIGHBOURS,)
 _OF_NETWORK = (e.Send, e.Connect, e.Disconnect, e.Drop, e.Introduce, e.GridClock)
@@ -183,8 +185,9 @@ class Node:
         self.joining = ""
         self.server = LocalServer(config.socket, self.deliver, talk.log, self._room)
         self.pool = WorkerPool(
-            config.slots if config.work else 0, config.python, config.dir, identity.name, self.deliver, log=talk.log
-        )
+            config.slots if config.work else 0, config.python, config.dir, identity.name, self.deliver, log=talk.log,
+            options=PoolOptions(rest_s=EDGE_REST_S if config.preset == "edge" else None),
+        )  # fmt: skip
         self.network.make_keeper = self._keeper
         self.pool.on_asks, self.pool.on_buried = self._workers_ask, self._worker_gone
         self.timers = Timers()
@@ -505,7 +508,7 @@ class Node:
     async def _spawned(self) -> None:
         """Wait until every worker is a process. One that cannot be spawned is the pool's to report and to try again."""
         with trio.move_on_after(SPAWNED_WITHIN_S):
-            while any(state.pid is None for state in self.pool.states()):  # noqa: ASYNC110 - once, at the start
+            while any(state.pid is None and state.state != "resting" for state in self.pool.states()):  # noqa: ASYNC110 - once, at the start
                 await trio.sleep(0.005)
 
     def stop(self) -> None:

@@ -17,12 +17,9 @@ in the same slot, which only this file knows of: the spare, or the run waits in 
 
 from __future__ import annotations
 
-import os
+import math
 import secrets
 import shutil
-import subprocess
-import sys
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,12 +32,13 @@ from p2pgrid.core.errors import GridError, PeerError, error_to_wire
 from p2pgrid.core.messages import W_AT, W_NEED, W_PLACE
 from p2pgrid.core.wire import Frame, frame
 from p2pgrid.node import reaper, workers_memory
-from p2pgrid.node.events import Event, Kill, Log, Run, Show, WorkerDied, WorkerDone
-from p2pgrid.node.page import LOOK, START, Progress
+from p2pgrid.node.events import Event, Kill, Log, Run, Show, WorkerDied, WorkerDone, WorkerReady
+from p2pgrid.node.page import LOOK
 from p2pgrid.node.workers_child import Birth, Child, Verdict
 from p2pgrid.node.workers_home import Interpreter, ask_versions, fresh_home, link_packages
 from p2pgrid.node.workers_limits import check_memory, check_time, recycle
-from p2pgrid.node.workers_reaper import Reaper
+from p2pgrid.node.workers_reaper import Reaper, ended
+from p2pgrid.node.workers_slots import Failures, Rest, WorkerState, state_of
 from p2pgrid.node.workers_trees import prune
 
 WATCH_S = 0.1
@@ -70,19 +68,8 @@ class PoolOptions:
     """… up to this."""
     spare_s: float = 600.0
     """A spare child ends when for so long no run has come with a source tree."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerState:
-    """What one worker does now, for `status` and the verb `workers`."""
-
-    worker: int
-    pid: int | None
-    state: str  # "starting" | "idle" | "busy" | "stopped"
-    job: bytes | None
-    index: int | None
-    running_s: float
-    progress: Progress | None
+    rest_s: float | None = None
+    """Children are born with the first run, and end when there was none for so long. None: they are there always."""
 
 
 class WorkerPool:
@@ -126,6 +113,7 @@ class WorkerPool:
         """Runs of slots whose child was replaced and whose next one is not born yet."""
         self._dirty: dict[int, None] = {}
         self._busy = trio.Event()
+        self._rest = Rest(options.rest_s)
         self._stop = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._slots: trio.Nursery | None = None
@@ -141,6 +129,9 @@ class WorkerPool:
             return
         child = self._children[effect.worker]
         if child is None:  # it died meanwhile; WorkerDied is on its way, or was delivered just now
+            if self._rest.end(effect.worker):
+                self._place[effect.worker] = effect.python
+                self._waiting[effect.worker] = [effect]
             return
         if not child.serves(effect):
             child = self._replaced(child, effect)
@@ -218,6 +209,7 @@ class WorkerPool:
     def stop(self, *, kill: bool = True) -> None:
         """End all: at once, or (kill=False) each child after the runs it has. `serve` returns then."""
         self._stop.set()
+        self._rest.end_all()
         self._kill_all |= kill
         for child in self._living:
             if kill or child.worker == SPARE:
@@ -235,7 +227,7 @@ class WorkerPool:
 
     def states(self) -> list[WorkerState]:
         """What each worker does now."""
-        return [_state(worker, child) for worker, child in enumerate(self._children)]
+        return [state_of(worker, child, rests=worker in self._rest) for worker, child in enumerate(self._children)]
 
     # ---- life -----------------------------------------------------------------------------------------------------
 
@@ -267,13 +259,26 @@ class WorkerPool:
 
     async def _slot(self, worker: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep one slot filled; started once its first process is."""
-        failed = deque[float](maxlen=self._options.births_max)
-        pause_s = self._options.backoff_s
-        born = await self._bear(worker)
+        options = self._options
+        failures = Failures(options.births_max, options.births_s, options.backoff_s, options.backoff_max_s)
+        if self._rest.after_s is None:
+            born = await self._bear(worker)
+        else:
+            self._rest.begin(worker)
+            self._deliver([WorkerReady(worker)])
+            born = None
         task_status.started()
         while True:
+            if born is None:
+                await self._rest.over(worker)
+                if self._stop.is_set():
+                    return
+                born = await self._bear(worker)
             if isinstance(born, Child):
                 await born.vacated.wait()
+                if worker in self._rest:
+                    born = None
+                    continue
                 if (heir := self._children[worker]) is not None:
                     born = heir
                     continue
@@ -284,16 +289,12 @@ class WorkerPool:
                 if self._waiting.pop(worker, None):
                     self._deliver([WorkerDied(worker, None, None, "killed", last_words)])
             if ready:
-                failed.clear()
-                pause_s = self._options.backoff_s
-            else:
-                failed.append(monotonic())
-            if len(failed) == self._options.births_max and failed[-1] - failed[0] < self._options.births_s + pause_s:
+                failures.succeeded()
+            elif pause_s := failures.failed(monotonic()):
                 who = f"worker {worker} ({self._python[self._place[worker]]})"
                 self._log(Log("warning", f"{who} does not start, next try in {pause_s:g} s: {last_words}"))
                 with trio.move_on_after(pause_s):
                     await self._stop.wait()
-                pause_s = min(2 * pause_s, self._options.backoff_max_s)
             if self._stop.is_set():
                 return
             born = await self._bear(worker)
@@ -361,7 +362,7 @@ class WorkerPool:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._read, child)
             nursery.start_soon(self._write, child)
-            await _ended(child.process)
+            await ended(child.process)
             nursery.cancel_scope.cancel()
         died = await self._bury(child)
         child.last_words = died.stderr[-LAST_WORDS_MAX:] or died.detail
@@ -461,6 +462,8 @@ class WorkerPool:
             if self._spares and now - self._tree_at_s > self._options.spare_s:
                 for spare in self._spares.values():
                     spare.condemn(None)
+            if self._rest.due(children, now):
+                self._go_to_rest()
             for child in children:
                 if not child.runs:
                     recycle(child, self._options.grown_max)
@@ -468,33 +471,21 @@ class WorkerPool:
                 await trio.sleep(WATCH_S)
             else:
                 self._busy = trio.Event()
-                with trio.move_on_after(WATCH_IDLE_S):
+                with trio.move_on_after(WATCH_IDLE_S if self._living or self._rest.after_s is None else math.inf):
                     await self._busy.wait()
+
+    def _go_to_rest(self) -> None:
+        """End all children: there is no work, and the next run has new ones born."""
+        for worker, child in enumerate(self._children):
+            if child is not None:
+                self._children[worker] = None
+                self._rest.begin(worker)
+                child.step_down()
+        spares, self._spares = self._spares, {}
+        for spare in spares.values():
+            spare.condemn(None)
 
 
 def _is_meant(running: tuple[int, int], effect: Kill) -> bool:
     run, index = running
     return run == effect.run and (effect.spans is None or any(lo <= index < hi for lo, hi in effect.spans))
-
-
-async def _ended(process: subprocess.Popen[bytes]) -> None:
-    """Return when a child process has ended; it stays a zombie, so its number is nobody else's yet (on Linux)."""
-    if sys.platform == "linux":
-        fd = os.pidfd_open(process.pid)
-        try:
-            await trio.lowlevel.wait_readable(fd)
-        finally:
-            os.close(fd)
-    else:
-        await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
-
-
-def _state(worker: int, child: Child | None) -> WorkerState:
-    if child is None:
-        return WorkerState(worker, None, "stopped", None, None, 0.0, None)
-    running = child.running()
-    if running is None:
-        return WorkerState(worker, child.process.pid, "idle" if child.ready else "starting", None, None, 0.0, None)
-    run, index = running
-    running_s = max(0.0, monotonic() - child.page.floats[START])
-    return WorkerState(worker, child.process.pid, "busy", child.runs[run].job, index, running_s, child.page.progress())

@@ -8,6 +8,8 @@ import sys
 from types import TracebackType
 from typing import Self
 
+import trio
+
 from p2pgrid.node import reaper
 
 END_S = 1.0
@@ -75,3 +77,15 @@ class Reaper:
             self._start()
             for pgid in self._groups:
                 self._process.stdin.write(f"+{pgid}\n".encode())
+
+
+async def ended(process: subprocess.Popen[bytes]) -> None:
+    """Return when a child process has ended; it stays a zombie, so its number is nobody else's yet (on Linux)."""
+    if sys.platform == "linux":
+        fd = os.pidfd_open(process.pid)
+        try:
+            await trio.lowlevel.wait_readable(fd)
+        finally:
+            os.close(fd)
+    else:
+        await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
