@@ -16,11 +16,11 @@ from tests.system.grids import Nodes, wait
 from tests.system.harm import ALIVE_S, Moment, moment, revive, strike
 from tests.system.survival import Sent, has_rows_of, listed, stranger_to
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # seconds each, minutes on a machine that has much else to do
 
 SOON_S = 60.0
 NAMES = [f"n{number}" for number in range(1, 7)]
-MOMENTS = 5
+MOMENTS = 4
 
 
 @pytest.fixture(scope="module")
