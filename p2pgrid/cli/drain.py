@@ -57,12 +57,13 @@ def drain(setting: Setting, target: str, *, off: bool, stop: bool, deadline: flo
         ended = _wait(setting, link, who, state, stop=stop, deadline=deadline)
         if ended is None:
             _say(setting, {**state, "stopped": True}, f"node {name} is drained and has ended")
-        elif ended.get("drained"):
+        elif ended.get("drained") and not (ended.get("alone") and whole(ended.get("serves"))):
             next_ = "it can be switched off: p2pgrid stop" if not target else "p2pgrid drain NODE --off takes it back"
             _say(setting, ended, f"node {name} is drained; {next_}")
         else:
+            jobs = count(whole(ended.get("serves")), "job")
             _say(
-                setting, ended, f"node {name} is the only one here: its {count(whole(ended.get('serves')), 'job')} stay"
+                setting, ended, f"node {name} is the only one here, and keeps {jobs}; p2pgrid drain --off takes it back"
             )
 
 
@@ -95,10 +96,11 @@ def _wait(
 
 
 def _left(state: dict[str, Any]) -> str:
+    copies = whole(state.get("copies"))
     parts = [
         count(whole(state.get("running")), "task"),
-        f"{whole(state.get('owed'))} unconfirmed results",
-        f"{whole(state.get('serves'))} jobs and {whole(state.get('copies'))} copies to hand over",
+        count(whole(state.get("owed")), "unconfirmed result"),
+        f"{count(whole(state.get('serves')), 'job')} and {copies} {'copy' if copies == 1 else 'copies'} to hand over",
     ]
     return ", ".join(parts)
 

@@ -97,13 +97,13 @@ def explain(setting: Setting, target: str) -> None:
 @target_argument
 @click.pass_obj
 def logs(setting: Setting, target: str) -> None:
-    """Print what tasks that have ended wrote: the last 64 KiB of each."""
+    """Print what tasks wrote, to the end or so far: the last 64 KiB of each."""
     answer = ask(setting, "logs", target=target)
     found = _logs(answer.get("logs"))
     if setting.json:
         emit_found(answer, {"logs": [{"index": index, "text": data.decode(errors="replace")} for index, data in found]})
     elif not found:
-        talk(f"there is no output of {target}: a task's output is here once it has ended, not if it was cancelled")
+        talk(f"there is no output of {target}: it has printed nothing so far, or its node is gone with it")
     elif len(found) == 1:
         write_raw(found[0][1])
     else:

@@ -67,6 +67,14 @@ LATER = {
 """Verbs that are reserved, and the milestone that brings them."""
 
 PASSING = ("run", "map")
+AFTER_CTRL_C = {
+    "wait": "the job goes on: p2pgrid jobs; to end it: p2pgrid cancel JOB",
+    "result": "the job goes on: p2pgrid jobs; to end it: p2pgrid cancel JOB",
+    "run": "what it began ends with it: p2pgrid jobs",
+    "map": "what it began ends with it: p2pgrid jobs",
+    "sim": "p2pgrid sim --help",
+}
+"""What to do next, where another thing than usual is."""
 """Verbs that end with the code of the command they ran."""
 
 MEANT = {
@@ -159,7 +167,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         return _failed(_usage(error), words)
     except (KeyboardInterrupt, click.Abort):
-        _failed(GridError("interrupted", code="interrupted"), words)
+        _failed(GridError("interrupted", code="interrupted", next=AFTER_CTRL_C.get(_verb(words), "")), words)
         return ExitCode.INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last border: a bug of ours becomes a report, not a traceback
         _failed(_bug(error, words), words)
@@ -174,8 +182,11 @@ def _failed(error: GridError, words: Sequence[str]) -> int:
 
 def _ours(code: int, words: Sequence[str]) -> int:
     """Return the code of our own failures: where the codes of commands are passed, one that few of them use."""
-    verb = next((word for word in words if word in VERBS), "")
-    return ExitCode.OURS_IN_RUN if verb in PASSING else code
+    return ExitCode.OURS_IN_RUN if _verb(words) in PASSING else code
+
+
+def _verb(words: Sequence[str]) -> str:
+    return next((word for word in words if word in VERBS), "")
 
 
 def _wants_json(words: Sequence[str]) -> bool:

@@ -96,7 +96,7 @@ def run(setting: Setting, everywhere: bool, where: str | None, command: tuple[st
     example="p2pgrid map 'gzip -9c {}' /data/*.log > all.gz\nseq 100 | p2pgrid map './model --seed {}' -",
 )  # fmt: skip
 @on_option
-@click.argument("template", metavar="'CMD {}'")
+@click.argument("template", metavar="CMD")
 @click.argument("command", metavar="ITEM…|-", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_obj
 def map_(setting: Setting, where: str | None, template: str, command: tuple[str, ...]) -> int:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -302,8 +303,25 @@ def test_ctrl_c_is_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("p2pgrid.cli.jobs.open_link", interrupted)
+    monkeypatch.setattr("p2pgrid.cli.result.open_link", interrupted)
 
     assert run("jobs").code == 130
+    assert "next: the job goes on" in run("wait", "last").err
+
+
+def test_an_only_node_that_drains_keeps_its_jobs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is nobody to hand them to, so it is not said to be drained."""
+    state = {"name": "owl", "draining": True, "drained": True, "alone": True, "running": 0, "serves": 1}
+
+    class Alone:
+        def ask(self, *_: object, **__: object) -> dict[str, object]:
+            return state
+
+    monkeypatch.setattr("p2pgrid.cli.drain.open_link", lambda *_: nullcontext(Alone()))
+
+    assert "the only one here, and keeps 1 job;" in run("drain").err
+    state["serves"] = 0
+    assert "node owl is drained" in run("drain").err
 
 
 def test_a_bug_of_ours_is_70_with_a_report(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
