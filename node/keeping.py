@@ -42,6 +42,10 @@ from p2pgrid.node.reading import Readers
 
 RANKS = {DONE: 0, FAILED: 1, ABANDONED: 2, CANCELLED: 3}
 """How a job ended where two keepers said different things: the later in this order stands."""
+AGAIN = frozenset({"state", "try", "attempt", "seal", "cancel", "expiry", "taken", "orphan"})
+"""Kinds of rows that say what is true already: they are written again when the disk took none."""
+DIGESTS = frozenset({m.P_COPIES, m.P_TAGS})
+"""Frames that say what is on disk here."""
 REASONS_MAX = 1000
 """Failures of a job whose text is kept at hand."""
 
@@ -103,8 +107,8 @@ class Keeping:
         """Whether something of a job that was promised waits for a second copy."""
         self._fresh: dict[int, Sequence[Row]] = {}
         """Rows that go to other keepers once they are synced here."""
-        self._theirs: dict[int, Sequence[Row]] = {}
-        """Rows that came from other keepers and are not synced yet."""
+        self._written: dict[int, tuple[Sequence[Row], bool]] = {}
+        """Rows on their way to the disk that were no part of a copy before, and whether they are this node's own."""
 
     # ---- a life begins ----------------------------------------------------------------------------------------------
 
@@ -225,14 +229,18 @@ class Keeping:
     ) -> tuple[int, Store]:  # fmt: skip
         """Return the effect that writes rows; `promises` are sent once they are synced, `copied`: on two keepers."""
         token = self._token()
+        if rows:
+            there = {job: self.jobs[job].rows for job in {row.job for row in rows} if job in self.jobs}
+            new = [
+                row for row in rows if not copied or row.job not in there or (row.kind, row.key) not in there[row.job]
+            ]
+            self._written[token] = new, copied
+            if self.is_shared and copied:
+                self._fresh[token] = rows
         for row in rows:
             kept = self.jobs.get(row.job)
             if kept is not None:
                 kept.rows.put(row)
-        if rows and not copied:
-            self._theirs[token] = rows
-        elif rows and self.is_shared:
-            self._fresh[token] = rows
         promised = list(promises)
         if promised:
             self._promises[token] = promised
@@ -244,6 +252,7 @@ class Keeping:
 
     def stored(self, token: int) -> list[Effect]:
         """The rows of a token are synced: keep the promises that waited for them."""
+        self._written.pop(token, None)
         unsynced = self._unsynced.pop(token, None)
         if unsynced is not None:
             self.readers.unpin(unsynced.keys)
@@ -255,7 +264,6 @@ class Keeping:
             self.jobs[job].synced.add(mark)
         promises = list(self._promises.pop(token, ()))
         rows = self._fresh.pop(token, ())
-        self._theirs.pop(token, None)
         return self.spread(rows, promises) if rows else [*promises]
 
     def store_failed(self, token: int, reason: str) -> Refused:
@@ -263,10 +271,7 @@ class Keeping:
         error = {"code": "quota-exceeded", "message": reason, "next": "free some disk, or p2pgrid node --dir elsewhere"}
         refused = Refused([], [], [])
         unsynced = self._unsynced.pop(token, None)
-        lost = [*self._fresh.pop(token, ()), *self._theirs.pop(token, ())]
-        for row in lost if unsynced is None else ():  # others are not told that it is here
-            if row.job in self.jobs:
-                self.jobs[row.job].rows.put(row._replace(value=None))
+        self._not_on_disk(token, unsynced)
         if unsynced is not None:
             # Results stay in memory, readable, and are written again; whoever sent them keeps them until then.
             self._failed.append(unsynced)
@@ -277,6 +282,23 @@ class Keeping:
             self._take_back(kept, mark, error, refused)
         self._refuse(token, error, refused)
         return refused
+
+    def _not_on_disk(self, token: int, unsynced: Unsynced | None) -> None:
+        """Rows are no part of this copy as yet: no digest counts them, whatever is asked about them is asked elsewhere.
+
+        What this node knows by itself is written again. Rows of another keeper are had from it again (`_refuse`).
+        """
+        self._fresh.pop(token, None)
+        rows, own = self._written.pop(token, ((), False))
+        for row in rows:
+            if row.job in self.jobs and row.value is not None:
+                self.jobs[row.job].rows.put(row._replace(value=None))
+        again = [row for row in rows if row.kind in AGAIN] if own and unsynced is None else []
+        if again:
+            self._failed.append(Unsynced([], again, []))
+        if rows:  # what was about to be said of this copy is not so
+            for promises in self._promises.values():
+                promises[:] = [one for one in promises if not (isinstance(one, Send) and one.kind in DIGESTS)]
 
     def _take_back(self, kept: Kept, mark: Mark, error: dict[str, str], refused: Refused) -> None:
         """Something that later rows rest on is not on disk: what is on its way goes with it."""
@@ -302,6 +324,8 @@ class Keeping:
                     refused.effects.append(Reply(client, m.REFUSED, 0, [*body, error]))
                 case Reply(client, _, id_, _):
                     refused.effects.append(Reply(client, m.ERROR, id_, error))
+                case Send(peer, m.P_SYNCED, [done, more]):
+                    refused.effects.append(Send(peer, m.P_SYNCED, [[], [*done, *more]]))
                 case Send():
                     pass  # the peer keeps what it has and says it again
         self._marked.pop(token, None)

@@ -46,7 +46,7 @@ LISTEN_S = 3.0
 """How long a keeper that became first in rank waits for the others."""
 LISTEN_ROUND_S = 0.3
 MEND_S = 10.0
-"""How long what is damaged on disk is hoped for from others."""
+"""How long what is damaged on disk is hoped for from others; longer (`away_s`) while a member is away."""
 ANNOUNCED_S = 10.0
 """How long it goes on saying that it serves: some may notice late that the former keeper is gone."""
 DIGESTS_MAX = 512
@@ -88,8 +88,11 @@ class Replicas(Handler):
         """Rows that keepers lack, still to be read."""
         self.keeping.spread = self._spread
         self.keeping.readers.mend = self._mend
-        self._mending: dict[Job, float] = {}
-        """Jobs of which something was damaged here, and until when it is hoped for."""
+        restoring.mend = self._may_mend
+        self.is_somebody_away: Callable[[], bool] = lambda: False
+        """Whether a member is away that may have what nobody else has."""
+        self._mending: dict[Job, tuple[float, float]] = {}
+        """Jobs of which something is missing here, since when it is hoped for, and until when."""
         self.keeping.deleted = self._deleted
         self.keeping.copies_pending = lambda job: job in self.copying.waiting
 
@@ -144,7 +147,7 @@ class Replicas(Handler):
         """Be called again while anybody may lack something."""
         if any(kept.listening is not None for kept in self.keeping.jobs.values()):
             self._wake_at(now + LISTEN_ROUND_S)
-        elif self._announced or any(self._unlevel(kept) for kept in self.keeping.jobs.values()):
+        elif self._announced or self._mending or any(self._unlevel(kept) for kept in self.keeping.jobs.values()):
             self._wake_at(now + ROUND_S)
         elif self.copying.is_sending:
             self._wake_at(now + self.copying.options.wait_s)
@@ -565,24 +568,34 @@ class Replicas(Handler):
 
     def _mend(self, kept: Kept, batch: BatchId) -> bool:
         """A result here is damaged: have it from another keeper, if there is one."""
-        if not kept.copied or not any(peer in self.peers for peer in self.others(kept)):
+        if not self._may_mend(kept):
             return False
         kept.rows.put(e.Row(kept.id, "result", pack(batch), b"", None))
+        return True
+
+    def _may_mend(self, kept: Kept) -> bool:
+        """Something that should be here is not: ask the other keepers for it, if there are any."""
+        if not kept.copied or not (any(peer in self.peers for peer in self.others(kept)) or self.is_somebody_away()):
+            return False
         if kept.id not in self._mending:
-            self.out.append(e.Log("warning", f"{kept.name}: a result is damaged on disk; it is had from another node"))
-            self._mending[kept.id] = self.parts.now + MEND_S
+            text = f"{kept.name}: something of it is not on disk here; it is had from another node"
+            self.out.append(e.Log("warning", text))
+            self._mending[kept.id] = self.parts.now, self.parts.now + MEND_S
         self._wake_at(self.parts.now + LISTEN_ROUND_S)
         return True
 
     def _mended(self, now: float) -> None:
         """See which damages are mended; what nobody else has is lost."""
-        for job, until_s in list(self._mending.items()):
+        for job, (since_s, until_s) in list(self._mending.items()):
             kept = self.keeping.jobs.get(job)
-            if kept is None or not kept.torn:
+            if kept is None or not (kept.torn or job in self.restoring.lacking):
                 del self._mending[job]
+            elif now < since_s + self.config.away_s and self.is_somebody_away():
+                self._mending[job] = since_s, now + MEND_S  # once everybody is here, they are asked
             elif until_s <= now:
                 del self._mending[job]
                 self.out += self.keeping.readers.give_up(kept)
+                self.restoring.give_up(kept)
 
     # ---- rows of others ---------------------------------------------------------------------------------------------
 

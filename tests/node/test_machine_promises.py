@@ -143,7 +143,7 @@ def test_results_whose_write_failed_are_written_again() -> None:
     desk.sync(fail=True)
     rows = [row for one in desk.wait(5.0) if isinstance(one, e.Store) for row in one.rows]
 
-    assert [row.kind for row in rows] == ["result"]
+    assert [row.kind for row in rows] == ["result", "state"]
 
 
 def test_a_member_hears_of_its_results_when_they_are_synced() -> None:
