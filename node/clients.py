@@ -271,7 +271,8 @@ class Door(Handler):
         batch = decode_batch(lo, hi, data)
         if kept.known.within(lo, hi) or (kept.total is not None and hi > kept.total):
             raise PeerError(f"inputs of tasks {lo} to {hi}, which are there already or beyond the end of the job")
-        fns = frozenset(run.fn for run in batch.runs)
+        runs = batch.runs
+        fns = frozenset((runs[0].fn,)) if len(runs) == 1 else frozenset(run.fn for run in runs)
         if not fns <= kept.record.codes.keys():
             raise PeerError("inputs for a function that was not sent")
         work = self.outcomes.work_of(kept)
@@ -286,10 +287,15 @@ class Door(Handler):
             self.pool.make_ready(work, a, b)
         if job in self.outcomes.watched:
             self.depending.appeared(job, lo, hi)
-        if any(run.deps is not None for run in batch.runs):
-            self.depending.hold(kept, batch.runs)
-        found = [work.locate(run.lo) for run in batch.runs]
-        strict = [one[1] for one in found if one is not None and one[1].options.strict]
+        strict = []
+        for run in runs:
+            if run.deps is not None:
+                self.depending.hold(kept, runs)
+                break
+        for run in runs:
+            found = work.locate(run.lo)
+            if found is not None and found[1].options.strict:
+                strict.append(found[1])
         if new or strict:
             self.outcomes.consider(kept, list(dict.fromkeys([*new, *strict])), now)
 

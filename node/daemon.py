@@ -259,7 +259,7 @@ class Node:
                 for effects in self._effects(event, now):
                     for effect in effects:
                         perform[type(effect)](effect)
-                    if not inbox:  # whoever waits for the first part gets it before the second is begun
+                    if effects and not inbox:  # whoever waits for the first part gets it before the second is begun
                         self._flush()
             self._flush()
             if self._ended:
@@ -269,8 +269,10 @@ class Node:
             self._work_came.set()
 
     def _flush(self) -> None:
-        self.pool.flush()
-        self.server.flush()
+        if self.pool.dirty:
+            self.pool.flush()
+        if self.server.dirty:
+            self.server.flush()
         self.network.flush()
 
     def _effects(self, event: e.Event, now: float) -> Iterator[Sequence[e.Effect]]:

@@ -108,7 +108,8 @@ class LocalServer:
         self._room = room
         self._listener: socket.socket | None = None
         self._clients: dict[int, Client] = {}
-        self._dirty: dict[int, Client] = {}
+        self.dirty: dict[int, Client] = {}
+        """Clients that something is queued for."""
         self._last = 0
         self._nursery: trio.Nursery | None = None
 
@@ -157,7 +158,7 @@ class LocalServer:
         data = frame(effect.kind, effect.body, effect.id)
         client.out.append(data)
         client.size += len(data)
-        self._dirty[client.number] = client
+        self.dirty[client.number] = client
 
     def send_descriptor(self, number: int, data: bytes, fd: int) -> None:
         """Give a file descriptor to a client that has been sent nothing else since it was greeted."""
@@ -174,7 +175,7 @@ class LocalServer:
 
     def flush(self) -> None:
         """Send what was queued, one system call per client unless its socket is full."""
-        dirty, self._dirty = self._dirty, {}
+        dirty, self.dirty = self.dirty, {}
         for client in dirty.values():
             try:
                 if not client.open or (not client.blocked and client.push()):
@@ -337,7 +338,7 @@ class LocalServer:
     def _end(self, client: Client) -> None:
         client.open = False
         self._clients.pop(client.number, None)
-        self._dirty.pop(client.number, None)
+        self.dirty.pop(client.number, None)
         if client.sock.fileno() >= 0:
             trio.lowlevel.notify_closing(client.sock)
             client.sock.close()

@@ -225,7 +225,8 @@ class Machine(Handler):
             self.listing.settle(now)
         if self.parts.stopping and self.loaded:
             self._settle_stop(now)
-        self.replicas.flush()
+        if self.peers:
+            self.replicas.flush()
         return self.relays.addressed(self.out)
 
     def wall(self, now: float) -> float:
@@ -374,8 +375,10 @@ class Machine(Handler):
         if self.parts.refusing:
             return
         fed = self.running.feed(self.pool, self.fitness.eligible, now)
-        self.replicas.name_running(fed)
-        self.out += fed
+        if fed:
+            if self.peers:
+                self.replicas.name_running(fed)
+            self.out += fed
         if self.peers:
             self.thieves.feed(now)
             self.members.feed(now)

@@ -65,8 +65,12 @@ class Naming(Handler):
 
     def sorted_out(self, taken: Taken, outcomes: Sequence[e.Outcome]) -> Sequence[e.Outcome]:
         """Return the outcomes that can be taken in at once; the others wait for their names."""
-        if not any(outcome.shape == LARGE for outcome in outcomes):
-            return outcomes
+        for outcome in outcomes:  # not `any`: it runs for every result
+            if outcome.shape == LARGE:
+                return self._unnamed_out(taken, outcomes)
+        return outcomes
+
+    def _unnamed_out(self, taken: Taken, outcomes: Sequence[e.Outcome]) -> Sequence[e.Outcome]:
         rest = []
         for outcome in outcomes:
             if outcome.shape != LARGE:

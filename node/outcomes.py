@@ -170,9 +170,10 @@ class Outcomes(Handler):
                 outcomes = self._judge(kept, outcomes, position, source)
                 break
         fresh, effects = self.keeping.deliver(kept, outcomes, attempt, source)
-        # A task that runs again was noted as failed just before: whoever ran it forgets that once it is on disk.
-        fresh.awaited = any(outcome.lo == outcome.hi for outcome in outcomes)
         self.out += effects
+        if promises:
+            # A task that runs again was noted as failed just before: whoever ran it forgets that once it is on disk.
+            fresh.awaited = any(outcome.lo == outcome.hi for outcome in outcomes)
         if kept.id in self.watched:
             self.on_results(kept, fresh)
         self.parts.later.append(lambda: self._keep(kept, fresh, source, promises))

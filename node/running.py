@@ -335,13 +335,18 @@ class Running:
 
     def find(self, worker: int, run: int) -> RunInfo | None:
         """Return a run that is with a worker."""
-        return next((r for r in self.workers[worker].runs if r.run == run), None)
+        for info in self.workers[worker].runs:
+            if info.run == run:
+                return info
+        return None
 
     def progressed(
         self, info: RunInfo, outcomes: Sequence[Outcome], busy_s: float, pool: Pool, now: float
     ) -> None:  # fmt: skip
         """Note which tasks of a run have ended and how long they took."""
-        count = sum(info.left.discard(outcome.lo, outcome.hi) for outcome in outcomes)
+        count = 0
+        for outcome in outcomes:
+            count += info.left.discard(outcome.lo, outcome.hi)
         pool.served(info.taken.work, busy_s * max(info.taken.lane.cpus, 1))
         if not count:
             return

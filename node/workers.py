@@ -111,7 +111,8 @@ class WorkerPool:
         """When a run came last that has a source tree, or needed another child."""
         self._waiting: dict[int, list[Run]] = {}
         """Runs of slots whose child was replaced and whose next one is not born yet."""
-        self._dirty: dict[int, None] = {}
+        self.dirty: dict[int, None] = {}
+        """Workers that something is queued for."""
         self._busy = trio.Event()
         self._rest = Rest(options.rest_s)
         self._stop = trio.Event()
@@ -146,7 +147,7 @@ class WorkerPool:
             if child.tree is None and self._nursery is not None:
                 self._nursery.start_soon(self._look_after_trees, effect)
         child.queue(effect)
-        self._dirty[effect.worker] = None
+        self.dirty[effect.worker] = None
         self._busy.set()
 
     def show(self, effect: Show) -> None:
@@ -185,7 +186,7 @@ class WorkerPool:
 
     def flush(self) -> None:
         """Send what was queued by `run`, one send per worker. Call it after each lot of effects."""
-        dirty, self._dirty = self._dirty, {}
+        dirty, self.dirty = self.dirty, {}
         for worker in dirty:
             child = self._children[worker]
             if child is not None and not child.push():
@@ -193,7 +194,7 @@ class WorkerPool:
 
     def push(self, child: Child) -> None:
         """Send what was queued for a child otherwise than by `run`."""
-        self._dirty[child.worker] = None
+        self.dirty[child.worker] = None
         self.flush()
 
     def _share_nothing(self, child: Child, asks: list[Frame]) -> None:

@@ -435,7 +435,10 @@ class Session:
 
     def _here(self, job: bytes, segments: list[Any]) -> list[Any]:
         """Return the results that are here; large ones may have to be mapped first."""
-        if not any(segment[2] == LARGE for segment in segments):
+        for segment in segments:  # not `any`: it runs for every result
+            if segment[2] == LARGE:
+                break
+        else:
             return segments
         if self._arrivals is None:
             from p2pgrid.client.arrivals import Arrivals
