@@ -155,6 +155,13 @@ class Kept:
         return self.serving or self.listening is not None
 
     @property
+    def is_whole(self) -> bool:
+        """Whether this copy has what is to be read: that a job has ended may be heard before its last results."""
+        if self.state == CANCELLED or self.record.cancelled_all or self.total is None:
+            return True
+        return (self.done | self.cancelled).size >= self.total if self.cancelled else self.done.size >= self.total
+
+    @property
     def ended(self) -> bool:
         """Whether nothing of it will run any more."""
         return self.state != RUNNING

@@ -226,7 +226,7 @@ class Readers:
                 watch.behind = True
                 self._fetches[watch.fetching] = (kept.id, watch.client, batches)
                 out.append(Fetch(watch.fetching, [(kept.id, "result", pack(batch)) for batch in batches]))
-        if kept.ended and not watch.behind and not watch.ended and not kept.torn:
+        if kept.ended and kept.is_whole and not watch.behind and not watch.ended and not kept.torn:
             watch.ended = True
             out.append(Reply(watch.client, m.STATE, 0, [kept.id, kept.state, kept.reason]))
         return out

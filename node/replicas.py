@@ -28,7 +28,7 @@ from p2pgrid.node import events as e
 from p2pgrid.node.copying import Copying, CopyOptions
 from p2pgrid.node.keepers import Candidate, keepers
 from p2pgrid.node.keeping import REASONS_MAX
-from p2pgrid.node.kept import Fresh, Job, Kept, Listening, Promise, Source
+from p2pgrid.node.kept import RUNNING, Fresh, Job, Kept, Listening, Promise, Source
 from p2pgrid.node.members import Members
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, Parts
@@ -323,6 +323,8 @@ class Replicas(Handler):
         kept.serving = True
         if kept.objects:
             self.outcomes.needs(kept, kept.objects)
+        if kept.ended and not kept.is_whole:
+            kept.state = RUNNING  # nobody has the rest: it runs again
         if kept.ended:
             self.restoring.release(kept.id, now)
             return
@@ -485,6 +487,7 @@ class Replicas(Handler):
 
     def _serves(self, kept: Kept, peer: str, now: float) -> None:
         """Another node serves a job; if this one does as well, who comes later in rank gives way."""
+        self.leases.inherited.add(kept.id)  # what it granted nobody here knows
         kept.server = peer
         rank = {one.id: at for at, one in enumerate(self.group(kept))}
         mine = rank.get(self.config.node_id, len(rank))
@@ -530,7 +533,7 @@ class Replicas(Handler):
 
         The spec comes first: without it nothing can be kept.
         """
-        names.sort(key=lambda name: (name[0] != "spec", name[0] != "code"))
+        names.sort(key=lambda name: (name[0] != "spec", name[0] != "code", name[0] == "state"))
         lots = [names[at : at + READ_ROWS] for at in range(0, len(names), READ_ROWS)]
         queue = self._supplies.setdefault(peer, deque())
         for lot in lots:

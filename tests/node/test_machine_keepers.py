@@ -6,7 +6,11 @@ from typing import Any
 
 import pytest
 
+from p2pgrid.core import messages as m
+from p2pgrid.core.record import BatchId
 from p2pgrid.core.shapes import FAILURE
+from p2pgrid.core.wire import unpack
+from p2pgrid.node import events as e
 from tests.node.driver import Client, Submitted, Task
 from tests.node.grid_world import GridNode, GridWorld
 
@@ -214,3 +218,31 @@ def test_a_job_is_asked_for_while_its_node_is_away(harm: str, verb: str) -> None
 
     assert world.run(lambda: bool(client.answers or client.errors), 20)
     assert client.errors == []
+
+
+def test_the_end_is_told_after_the_last_result_of_a_copy() -> None:
+    """That a job is over may be heard before its last results, which were large: its reader waits for these."""
+    world = GridWorld(17)
+    nodes = world.grid(3)
+    one = _submitted(world, nodes[0], 60, 0.05)
+    assert world.run(lambda: one.ended, 60)
+    assert world.run(lambda: all(_is_over(node) for node in nodes), 10)
+    kept = _record(nodes[2])
+    late = [row for row in nodes[2].disk.values() if row.kind == "result"][:3]
+    for row in late:
+        batch = BatchId(*unpack(row.key))
+        results = kept.record.results.pop(batch)
+        kept.order = [entry for entry in kept.order if entry[1] != batch]
+        kept.done.discard(results.lo, results.hi)
+        kept.rows.put(row._replace(value=None))
+    reader = Client(nodes[2], 5, b"r" * 16)
+    reader.connect()
+    read = reader.read(b"J" * 16)
+    _wait(world, 0.5)
+    assert len(read.got) < 60
+    assert not read.ended
+    rows = [list(row) for row in late]
+    nodes[2].hear(e.PeerSent("n1", m.P_ROWS, [7, rows]))
+
+    assert world.run(lambda: read.ended, 5)
+    assert set(read.got) == set(range(60))
