@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.grids import Nodes, wait
-from tests.system.uneven import Running, shares
+from tests.system.uneven import shared_by
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ def test_a_node_whose_clock_is_years_off_joins_and_warns(year: str, nodes: Nodes
     nodes.wait_all_alive(30)
 
     with odd.grid() as session:
-        assert shares(Running(session, 60, 3.0).right()).keys() == {"a", "b", "odd"}
+        shared_by(session, {"a", "b", "odd"}, 60, 3.0)
     wait(lambda: "clock" in odd.warnings(), 90, "it warns")
     print(odd.warnings())
     assert not [node for node in (a, b) if "clock" in node.warnings()]
@@ -54,4 +54,4 @@ def test_a_grid_founded_in_2040_lets_others_in(nodes: Nodes) -> None:
     nodes.wait_all_alive(30)
 
     with b.grid() as session:
-        assert shares(Running(session, 60, 3.0).right()).keys() == {"b", "c", "odd"}
+        shared_by(session, {"b", "c", "odd"}, 60, 3.0)

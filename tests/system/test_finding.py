@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.grids import Node, Nodes, wait
-from tests.system.uneven import Running, shares
+from tests.system.uneven import shared_by
 from tests.system.wires import ADDRESSES, Room, WhyNot, Wire
 
 pytestmark = pytest.mark.slow
@@ -141,7 +141,7 @@ def test_a_node_behind_a_firewall(nodes: Nodes) -> None:
             assert far.addresses[0].startswith(f"/ip4/{ADDRESSES[1]}/")
             for node in (near, far):
                 with node.grid() as session:
-                    assert shares(Running(session, 100, 4.0).right()).keys() == {"near", "far"}
+                    shared_by(session, {"near", "far"}, 100, 4.0)
             assert [node.network()["refused"] for node in (near, far)] == [0, 0]
     except WhyNot as reason:
         pytest.skip(str(reason))

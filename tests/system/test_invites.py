@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.system.grids import Node, Nodes, wait
-from tests.system.uneven import Running, shares
+from tests.system.uneven import Running, linger, shares
 
 pytestmark = pytest.mark.slow
 
@@ -80,8 +80,15 @@ def test_a_node_that_works_joins_without_a_restart(nodes: Nodes) -> None:
     """Its job goes on, and from then on the others help."""
     inviter, other = nodes.all[:2]
     mover = nodes.node("mover").start()
+    joined = nodes.folder / "joined"
+
+    def patient(job: tuple[int, float]) -> tuple[int, int, str, float]:
+        while job[0] >= 25 and not joined.exists():  # however long joining takes, there is work left
+            time.sleep(0.02)
+        return linger(job)
+
     with mover.grid() as session:
-        job = Running(session, 200, 10.0)
+        job = Running(session, 200, 10.0, patient)
         job.wait(20)
         pid = mover.pid
         file = nodes.folder / "invite"
@@ -89,6 +96,7 @@ def test_a_node_that_works_joins_without_a_restart(nodes: Nodes) -> None:
         done = mover.command("join", f"@{file}")
         assert done.returncode == 0, done.stderr
         nodes.wait_all_alive()
+        joined.touch()
         parts = shares(job.right())
 
     print(f"{done.stderr.strip()}; shares {parts}")

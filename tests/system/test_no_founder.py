@@ -10,7 +10,7 @@ import pytest
 
 from p2pgrid.core.errors import GridError
 from tests.system.grids import DidNotHappen, Node, Nodes, wait
-from tests.system.uneven import Running, shares
+from tests.system.uneven import shared_by
 
 pytestmark = pytest.mark.slow
 
@@ -36,8 +36,7 @@ def invite_once_signed(node: Node, **arguments: str) -> str:
 
 def run_everywhere(session_at: Node, names: str) -> None:
     with session_at.grid() as session:
-        parts = shares(Running(session, 40 * len(names), 1.5 * len(names)).right())
-    assert parts.keys() == set(names), parts
+        shared_by(session, set(names), 40 * len(names), 1.5 * len(names))
 
 
 def test_the_first_nodes_disk_is_destroyed(nodes: Nodes) -> None:
@@ -119,7 +118,7 @@ def test_a_clock_that_runs_eight_days_ahead(nodes: Nodes) -> None:
     nodes.wait_all_alive(30)
     wait(lambda: "clock" in late.warnings(), 90, "it warns")
     with late.grid() as session:
-        assert shares(Running(session, 60, 3.0).right()).keys() == {"a", "b", "late"}
+        shared_by(session, {"a", "b", "late"}, 60, 3.0)
     nodes.node("d").start(late.invite())
     nodes.wait_all_alive(30)
     assert b.runs
