@@ -152,6 +152,18 @@ def crash(fault: Fault, storm: Storm) -> None:
         storm.often(fault, lambda node=node: strike(node))  # type: ignore[misc]
 
 
+def blackout(fault: Fault, storm: Storm) -> None:
+    """Take the power from all machines at once; each comes back by itself."""
+
+    def strike() -> None:
+        for node in storm.world.nodes.values():
+            if node.alive:
+                node.crash(reset=False, torn=storm.chance(fault.torn))
+                storm.lasts(fault, node.start)
+
+    storm.often(fault, strike)
+
+
 def leave(fault: Fault, storm: Storm) -> None:
     """Stop nodes on purpose; they come back."""
 
@@ -342,6 +354,7 @@ def forge(fault: Fault, storm: Storm) -> None:
 
 KINDS: dict[str, Kind] = {
     "crash": crash,
+    "blackout": blackout,
     "leave": leave,
     "pause": pause,
     "slow": slow,

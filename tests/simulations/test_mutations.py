@@ -15,6 +15,7 @@ from p2pgrid.core.record import Record
 from p2pgrid.node.keeping import Keeping
 from p2pgrid.node.leases import Leases
 from p2pgrid.node.liveness import Liveness
+from p2pgrid.node.replicas import Replicas
 from p2pgrid.node.stealing import Victim
 from p2pgrid.simulations.running import Outcome, run_seed
 from p2pgrid.simulations.scenario import parse
@@ -60,6 +61,8 @@ optional = false
 """
 )
 """Nobody dies here, so that leases that never lapse do no harm by themselves."""
+OWNERS = HARSH.replace("gone = 1.0", "owners = true\nlasts_s = 4\noptional = false")
+"""Nodes that took jobs are killed as well; all come back."""
 
 
 def barks(text: str) -> Outcome:
@@ -155,3 +158,17 @@ def test_a_promise_before_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Keeping, "_mark", mark)
 
     assert barks(HARSH).invariant == "a promise after Stored"
+
+
+def test_keepers_that_never_promote_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who listens, and goes on listening, serves nobody."""
+    monkeypatch.setattr(Replicas, "_consider", lambda *_: None)
+
+    assert barks(OWNERS).invariant == "L1 every job ends"
+
+
+def test_keepers_as_they_are_pass() -> None:
+    """What barks at that mutant does not bark at the machine."""
+    outcome = run_seed(parse("mutation", OWNERS), 0)
+
+    assert not outcome.failed, f"{outcome.invariant}: {outcome.what}"

@@ -35,6 +35,12 @@ def test_seeds_of_the_swarm(lot: int) -> None:
         must_hold(run_seed(scenario, seed))
 
 
+@pytest.mark.parametrize("name", ["blackout", "old-disk", "owner-gone"])
+def test_nobody_to_lose(name: str) -> None:
+    """Scenarios in which nodes that keep a job, or all nodes, go down amid the work."""
+    must_hold(run_seed(load(name), 0))
+
+
 @pytest.mark.parametrize(("name", "seed", "what"), REGRESSIONS)
 def test_what_once_failed(name: str, seed: str, what: str) -> None:
     """And was mended."""
