@@ -59,11 +59,11 @@ class _Memory:
 
     def looked_at(self, size: int, note: _Ended, ended: queue.SimpleQueue[_Ended | None]) -> Callable[[], None]:
         """Count a view; return what to call when it has ended, in whatever thread."""
-        sizes, view = self._looked_at, object()
-        sizes[view] = size
+        view = object()
+        self._looked_at[view] = size
 
         def over() -> None:
-            sizes.pop(view, None)
+            self._looked_at.pop(view, None)  # by this each view keeps the connection open
             ended.put(note)
 
         return over

@@ -114,6 +114,12 @@ def test_a_view_outlives_its_ref_and_its_grid(shared: LocalGrid) -> None:
         grid.put(np.random.default_rng().random(MB))
     assert (view == 7).all()
     grid.abandon()
+    del grid
+    gc.collect()
+    other = shared.grid(0)
+    for _ in range(12):
+        other.put(np.random.default_rng().random(MB))
+    other.abandon()
     assert (view == 7).all()
 
 
