@@ -471,6 +471,8 @@ class Keeping:
             if not open_spans:
                 continue
             fresh.new += open_spans
+            if sum(b - a for a, b in open_spans) < hi - lo:
+                kept.overlaps = True  # some of them had run before
             kept.done.add(lo, hi)
             if shape == FAILURE:
                 kept.failed.add(lo, hi)

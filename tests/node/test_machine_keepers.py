@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 
 from p2pgrid.core import messages as m
-from p2pgrid.core.record import BatchId
+from p2pgrid.core.ranges import RangeSet
+from p2pgrid.core.record import BatchId, Spec
 from p2pgrid.core.shapes import FAILURE
 from p2pgrid.core.wire import unpack
 from p2pgrid.node import events as e
+from p2pgrid.node.keeping import Keeping
+from p2pgrid.node.kept import KeepingOptions
 from tests.node.driver import Client, Submitted, Task
 from tests.node.grid_world import GridNode, GridWorld
 
@@ -246,3 +249,18 @@ def test_the_end_is_told_after_the_last_result_of_a_copy() -> None:
 
     assert world.run(lambda: read.ended, 5)
     assert set(read.got) == set(range(60))
+
+
+def test_a_result_beside_one_that_came_before_it_is_read_whole() -> None:
+    """Where tasks ran twice, batches overlap: whoever lacks the end of the longer one is given it."""
+    keeping = Keeping("n", "n", KeepingOptions())
+    kept, _ = keeping.open(b"J" * 16, Spec("map", "", b"s" * 16, 0.0, 1e9).packed(), 1)
+    kept.known.add(0, 64)
+    for lo, hi in ((5, 6), (0, 64)):
+        fresh, _ = keeping.deliver(kept, [e.Outcome(lo, hi, 0, [b"v"] * (hi - lo))], 1)
+        keeping.keep(kept, fresh)
+    told = keeping.readers.watch(kept, 9, RangeSet([(0, 10)]))
+
+    frames = [one.body[1] for one in told if isinstance(one, e.Reply) and one.kind == m.RESULT]
+    spans = [(entry[0], entry[1]) for entries in frames for entry in entries]
+    assert RangeSet(spans) >= RangeSet([(10, 64)])
