@@ -74,6 +74,8 @@ LOOK_S = 1.0
 """Somebody looks so often whether the loop stood still."""
 MINUTE_S = 60.0
 KEEP_S = 5.0
+KEEP_YOUNG_S = 0.5
+YOUNG_S = 60.0
 """What was learned of members may be lost for so long; to write it stops the loop for one fsync."""
 GIVE_WAY_S = 0.001
 SWITCH_INTERVAL_S = 0.001
@@ -584,8 +586,10 @@ class Node:
     async def _watch_clock(self) -> None:
         """Do what is due every few seconds, and every minute say what time it is."""
         due_s = time.monotonic() + MINUTE_S * (0.5 + random.random())  # nodes of one start do not do it all at once
+        young_s = time.monotonic() + YOUNG_S
         while True:
-            await trio.sleep(KEEP_S)
+            # Whoever is killed soon after it has met the others has to find them again.
+            await trio.sleep(KEEP_S if time.monotonic() > young_s else KEEP_YOUNG_S)
             self.network.keep()
             if time.monotonic() >= due_s:
                 due_s = time.monotonic() + MINUTE_S

@@ -124,7 +124,10 @@ def test_interrupt_cancels_what_the_cell_submitted(kernel: Kernel) -> None:
         "True cancelled False"
     )
 
-    cell = kernel.start("print('waits', flush=True)\nbefore.result()")
+    # Said from beside, when the cell waits by then.
+    cell = kernel.start(
+        "import threading\nthreading.Timer(1.0, print, ('waits',), {'flush': True}).start()\nbefore.result()"
+    )
     kernel.ended(cell, until="waits")
     kernel.manager.interrupt_kernel()
     assert kernel.ended(cell)[2] == "KeyboardInterrupt"
