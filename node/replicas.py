@@ -205,6 +205,9 @@ class Replicas(Handler):
         ours = [[job, self.config.node_id] for job in self._announced if job in self.keeping.jobs]
         if ours:
             self.out.append(e.Send(peer, m.P_KEEPER, ours[-DIGESTS_MAX:]))
+        for kept in self.keeping.jobs.values():
+            if kept.listening is not None:  # the first that is met may have much to tell
+                kept.listening.until_s = max(kept.listening.until_s, self.parts.now + 3 * LISTEN_ROUND_S)
         self.parts.regrouped = True
 
     def down(self, peer: str, now: float) -> None:
@@ -312,10 +315,14 @@ class Replicas(Handler):
         self._wake_at(now + LISTEN_ROUND_S)
 
     def _consider(self, kept: Kept, now: float) -> None:
-        """Serve a job once all keepers that live were heard, or three seconds have passed."""
+        """Serve a job once all keepers that live were heard, or three seconds have passed.
+
+        A node that has just started and has met nobody yet is patient for longer: others may have gone on meanwhile.
+        """
         assert kept.listening is not None
         living = {one.id for one in self.group(kept) if one.lives and one.id != self.config.node_id}
-        if now >= kept.listening.until_s or (living and living <= kept.listening.heard):
+        waited = now >= kept.listening.until_s and (bool(self.peers) or now >= self._alone_s)
+        if waited or (living and living <= kept.listening.heard):
             self._serve(kept, now)
 
     def _serve(self, kept: Kept, now: float) -> None:
