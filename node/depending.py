@@ -212,6 +212,10 @@ class Depending(Handler):
         """On the timer: what nobody knew for too long is known to nobody."""
         elsewhere: dict[bytes, list[int]] = {}
         for task in [task for task, until_s in self.unknown.items() if until_s <= now]:
+            kept = self.keeping.jobs.get(task.job)
+            if kept is not None and not kept.serving and not kept.ended:  # what its client sends has to wait as well
+                self.unknown[task] = now + self.config.unknown_s
+                continue
             del self.unknown[task]
             elsewhere.setdefault(task.job, []).append(task.index)
         for job, indices in elsewhere.items():
