@@ -213,7 +213,7 @@ class Depending(Handler):
         elsewhere: dict[bytes, list[int]] = {}
         for task in [task for task, until_s in self.unknown.items() if until_s <= now]:
             kept = self.keeping.jobs.get(task.job)
-            if kept is not None and not kept.serving and not kept.ended:  # what its client sends has to wait as well
+            if kept is not None and kept.listening is not None:  # what its client sends has to wait as well
                 self.unknown[task] = now + self.config.unknown_s
                 continue
             del self.unknown[task]
