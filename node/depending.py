@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from p2pgrid.core.batch import InputRun
+from p2pgrid.core.chains import may
 from p2pgrid.core.deps import IN_LIST, VALUE, TaskId, Value
 from p2pgrid.core.errors import DependencyFailed, NotFound, ResultLost, TaskCancelled
 from p2pgrid.core.failure import encode_exception
@@ -34,6 +35,7 @@ from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, Parts
 
 TIMER = "depends"
+LONGER = 6
 FETCH_MAX = 256
 """Batches of results read from disk at once."""
 CIRCLE_STEPS_MAX = 100_000
@@ -81,6 +83,8 @@ class Depending(Handler):
         """Who waits for a task, and at which place of their table it stands."""
         self.unknown: dict[TaskId, float] = {}
         """Tasks that nobody knows so far, and until when that is waited for."""
+        self._longer: dict[TaskId, int] = {}
+        """How often a task of a job of which this node has a copy was waited for once more."""
         self._held: dict[bytes, dict[int, Held]] = {}
         """Of each job, by the index of every task that waits."""
         self._failing: deque[tuple[TaskId, bytes]] = deque()
@@ -146,6 +150,7 @@ class Depending(Handler):
         if waiting is None:
             return []
         self.unknown.pop(task, None)
+        self._longer.pop(task, None)
         watched = self.watched[task.job]
         watched.discard(task.index, task.index + 1)
         if not watched:
@@ -213,9 +218,12 @@ class Depending(Handler):
         elsewhere: dict[bytes, list[int]] = {}
         for task in [task for task, until_s in self.unknown.items() if until_s <= now]:
             kept = self.keeping.jobs.get(task.job)
-            if kept is not None and kept.listening is not None:  # what its client sends has to wait as well
+            copy = kept is not None and not kept.serving and not kept.ended and may(self.parts.own_roles, "read")
+            if copy and self._longer.get(task, 0) < LONGER:  # what its client sends may have to wait as well
+                self._longer[task] = self._longer.get(task, 0) + 1
                 self.unknown[task] = now + self.config.unknown_s
                 continue
+            self._longer.pop(task, None)
             del self.unknown[task]
             elsewhere.setdefault(task.job, []).append(task.index)
         for job, indices in elsewhere.items():

@@ -496,7 +496,7 @@ def test_a_failure_elsewhere_is_the_cause_here() -> None:
 def test_for_a_node_that_may_not_read_there_is_no_such_task() -> None:
     """Its tasks do not wait for ever."""
     world = GridWorld(1)
-    nodes = [world.join("n0"), world.join("n1", "n0", roles=SUBMIT | WORK)]
+    nodes = [world.join("n0"), world.join("n1", "n0", roles=SUBMIT | WORK, keeps=False)]
     assert world.run(lambda: all(node.sees("alive") == 2 for node in nodes), 10)
     world.nodes["n0"].machine.parts.roles["n1"] = WORK
     one, two = Client(nodes[0], 1, b"s" * 16), Client(nodes[1], 1, b"t" * 16)
