@@ -43,6 +43,7 @@ class ScriptedNode:
         self.functions: dict[bytes, Callable[..., Any]] = {}
         self.closed: dict[bytes, int] = {}
         self.watched: set[bytes] = set()
+        self._sending = threading.Lock()
         self._changed = threading.Condition()
         self._sockets: list[socket.socket] = []
         self._listener: socket.socket | None = None
@@ -93,7 +94,7 @@ class ScriptedNode:
 
     def send(self, kind: int, body: Any, id_: int = 0) -> None:
         for sock in self._sockets:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), self._sending:  # a large frame of the test, an answer of the node
                 sock.sendall(frame(kind, body, id_))
 
     def release(self) -> None:
