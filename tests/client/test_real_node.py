@@ -469,7 +469,7 @@ def test_second_ctrl_c_returns_at_once(tmp_path: Path) -> None:
     os.kill(pid, signal.SIGCONT)
     wait_until(lambda: not is_alive(pid))
 
-    assert took < 2.0
+    assert took < SOON_S / 2
 
 
 def test_program_without_with_waits_at_its_end(tmp_path: Path) -> None:
