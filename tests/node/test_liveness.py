@@ -174,7 +174,7 @@ def test_any_sign_of_life_is_an_answer(how: str) -> None:
 
 
 def test_who_has_just_spoken_is_not_asked() -> None:
-    """Of two that observe each other one question in half a round of eight is enough; not while anything is in doubt."""
+    """Of two that observe each other one question in half a round of eight is enough; not while in doubt."""
     one = node("a")
     first = pings([effect for _, effect in run(one, 0.5)])[0]
     heard = NOW + 0.5
