@@ -18,6 +18,7 @@ from p2pgrid.core.invite import ADDRESSES_MAX
 from p2pgrid.node.addresses import is_address
 from p2pgrid.node.events import Reply
 from p2pgrid.node.identity import peer_id, peer_public
+from p2pgrid.node.neighbours import meant
 from p2pgrid.node.network import Network
 
 VERBS = frozenset({"invite", "join", "leave", "promote", "revoke", "grid", "export", "recover"})
@@ -142,7 +143,7 @@ class Asked:
 
     def _member(self, text: str) -> dict[str, Any]:
         """Return the row of the member that an id, a unique prefix of one or a name means."""
-        found = _meant(text, self._rows())
+        found = meant(text, self._rows())
         if not found:
             raise NotFound(f"no member {text[:80]!r} is known here", next="p2pgrid members lists who is there")
         if len(found) > 1:
@@ -152,7 +153,7 @@ class Asked:
 
     def _key(self, text: str) -> bytes:
         """Return the key that is to be revoked: of a member, an invite, an exported file."""
-        if _meant(text, self._rows()):
+        if meant(text, self._rows()):
             text = self._member(text)["id"]
         keys = self._net.charter.resolve(text)
         if len(keys) == 1:
@@ -172,11 +173,6 @@ class Asked:
     def _named(public: bytes, names: dict[str, str]) -> dict[str, str | None]:
         node = peer_id(public)
         return {"id": node, "name": names[node]} if node in names else {"id": key_id(public).hex(), "name": None}
-
-
-def _meant(text: str, rows: Rows) -> list[dict[str, Any]]:
-    exact = [row for row in rows if text == row["id"]] or [row for row in rows if text == row["name"]]
-    return exact or [row for row in rows if text and row["id"].startswith(text)]
 
 
 class _Given:

@@ -407,21 +407,20 @@ class Door(Handler):
         return self.answer(verb, arguments, now)
 
     def _cancel_target(self, event: e.ClientSent, target: str) -> dict[str, Any] | None:
-        answer = {"cancelled": 0}
-        reply = self.parts.reply(event.client, m.ANSWER, event.id, answer)
-        jobs = targets(self.keeping, target)
-        for kept, span in jobs:  # said once the last of them is on two keepers
-            promises = [reply] if kept is jobs[-1][0] else []
-            spans = None if span is None else RangeSet([span])
-            answer["cancelled"] += self._cancel_spans(kept, spans, promises).size
-        if not jobs:
-            self.out.append(self.keeping.store([], [reply])[1])
+        answer: dict[str, Any] = {}
+        answer["cancelled"] = self.cancel_here(target, [self.parts.reply(event.client, m.ANSWER, event.id, answer)])
         return None
 
-    def cancel_here(self, target: str) -> int:
-        """Cancel tasks of jobs of this node; return how many."""
+    def cancel_here(self, target: str, promises: Sequence[Promise] = ()) -> int:
+        """Cancel tasks of jobs of this node; return how many. Promises are kept once the last is on two keepers."""
         jobs = targets(self.keeping, target)
-        return sum(self._cancel_spans(kept, None if span is None else RangeSet([span]), ()).size for kept, span in jobs)
+        count = 0
+        for kept, span in jobs:
+            last = promises if kept is jobs[-1][0] else ()
+            count += self._cancel_spans(kept, None if span is None else RangeSet([span]), last).size
+        if promises and not jobs:
+            self.out.append(self.keeping.store([], promises)[1])
+        return count
 
     def _forget_target(self, event: e.ClientSent, target: str) -> dict[str, Any] | None:
         answer = {"forgotten": self.forget_here(target)}

@@ -14,7 +14,7 @@ Rule: this file knows rows by job, peers and numbers; who should be a keeper it 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from p2pgrid.core import messages as m
@@ -89,6 +89,19 @@ class _Way:
     def behind(self, job: Job) -> bool:
         return job in self.unsure or bool(self.catching.get(job))
 
+    def forget(self, job: Job) -> None:
+        """What it has of a job is not known any more."""
+        self.level.discard(job)
+        self.unsure.discard(job)
+        self.catching.pop(job, None)
+        self.late.pop(job, None)
+
+    def lots(self) -> Iterator[_Lot]:
+        """Yield what waits or is under way."""
+        yield from self.queue
+        for flight in self.flying.values():
+            yield from flight.lots
+
 
 class Copying:
     """The ways to all connected keepers."""
@@ -158,8 +171,7 @@ class Copying:
         way = self._ways.get(peer)
         if way is None or job not in way.level or way.behind(job):
             return False
-        lots = [lot for flight in way.flying.values() for lot in flight.lots]
-        return not any(row.job == job for lot in [*way.queue, *lots] for row in lot.rows)
+        return not any(row.job == job for lot in way.lots() for row in lot.rows)
 
     def begin(self, peer: str, job: Job) -> None:
         """A member has nothing of a job yet, and gets all of it from now on."""
@@ -189,19 +201,14 @@ class Copying:
         way = self._ways.get(peer)
         if way is None:
             return []
+        way.forget(job)
         way.level.add(job)
-        way.catching.pop(job, None)
-        way.unsure.discard(job)
-        way.late.pop(job, None)
         return self.release_all(job)
 
     def forget(self, job: Job) -> list[Promise]:
         """A job is not kept here any more; return the promises that waited for it alone."""
         for way in self._ways.values():
-            way.level.discard(job)
-            way.unsure.discard(job)
-            way.catching.pop(job, None)
-            way.late.pop(job, None)
+            way.forget(job)
         return self.release_all(job)
 
     # ---- rows -------------------------------------------------------------------------------------------------------
@@ -300,18 +307,12 @@ class Copying:
             return
         way.in_flight -= flight.size
         for job in {row.job for lot in flight.lots for row in lot.rows}:
-            way.level.discard(job)
-            way.unsure.discard(job)
-            way.catching.pop(job, None)
-            way.late.pop(job, None)
+            way.forget(job)
 
     def is_busy(self, peer: str) -> bool:
         """Whether rows that bring a member level are under way to it."""
         way = self._ways.get(peer)
-        if way is None:
-            return False
-        lots = [lot for flight in way.flying.values() for lot in flight.lots]
-        return any(lot.catching_up is not None for lot in [*way.queue, *lots])
+        return way is not None and any(lot.catching_up is not None for lot in way.lots())
 
     # ---- promises ---------------------------------------------------------------------------------------------------
 

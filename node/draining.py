@@ -12,7 +12,7 @@ from typing import Any
 from p2pgrid.core.errors import GridError, NotFound
 from p2pgrid.node import events as e
 from p2pgrid.node.members import Members
-from p2pgrid.node.neighbours import Neighbours
+from p2pgrid.node.neighbours import Neighbours, meant
 from p2pgrid.node.parts import Handler, Parts
 
 TIMER = "drained"
@@ -52,7 +52,7 @@ class Draining(Handler):
     def state(self) -> dict[str, Any]:
         """Return how far it is: tasks that run here, results that others have not confirmed, jobs and copies here."""
         jobs = self.keeping.jobs.values()
-        others = any(True for _ in self.peers)
+        others = bool(self.peers)
         running = sum(info.left.size for worker in self.running.workers.values() for info in worker.runs)
         owed = sum(len(debt.batches) for debt in self.holding.debts.values())
         serves = sum(kept.answers for kept in jobs)
@@ -87,27 +87,11 @@ class Draining(Handler):
         for job, work in list(self.pool.works.items()):
             if work.keeper is None:
                 continue
-            debt = self.holding.debts.get(work.keeper)
-            held = debt.held.get(job) if debt is not None else None
-            if not held:
-                continue
-            done = (
-                [
-                    span
-                    for (of, _), owed in debt.batches.items()
-                    if of == job
-                    for span in ((one[0], one[1]) for one in owed.entry[3])
-                ]
-                if debt
-                else []
-            )
-            spans = held - self.running.spans(job) - self.victim.taken(job)
-            for lo, hi in done:
-                spans.discard(lo, hi)
-            for lo, hi in spans:
+            unstarted = self.holding.unfinished(work.keeper, job) - self.running.spans(job) - self.victim.taken(job)
+            for lo, hi in unstarted:
                 self.pool.remove(work, lo, hi)
-            if spans:
-                self.out += self.holding.give_back(work.keeper, job, spans, "")
+            if unstarted:
+                self.out += self.holding.give_back(work.keeper, job, unstarted, "")
                 self.members.tidy(work.keeper, job)
 
     def look(self, now: float) -> None:
@@ -115,16 +99,15 @@ class Draining(Handler):
         if not self.parts.draining:
             return
         self._give_back()  # what workers gave back meanwhile
-        if self._stops and (self.state()["drained"] or self.state()["alone"] or now >= self._until_s):
+        state = self.state()
+        if self._stops and (state["drained"] or state["alone"] or now >= self._until_s):
             self._stop(e.Stop(2.0), now)
             return
         self.parts.timer((TIMER,), now + LOOK_S)
 
     def node(self, text: str) -> str | None:
         """Return the id of another node that is named; None for this one. Raises NotFound."""
-        rows = self.neighbours.rows()
-        found = [row["id"] for row in rows if text in (row["id"], row["name"])]
-        found = found or [row["id"] for row in rows if row["id"].startswith(text)]
+        found = [row["id"] for row in meant(text, self.neighbours.rows())]
         if len(found) != 1:
             many = f"{text!r} names {len(found)} nodes: {', '.join(found)}" if found else f"no node {text!r}"
             raise NotFound(many, next="p2pgrid members", code="ambiguous" if found else "not-found")

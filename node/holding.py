@@ -58,6 +58,11 @@ class Owed:
     size: int
     due_s: float
 
+    @property
+    def spans(self) -> list[Span]:
+        """The tasks whose results these are."""
+        return [(lo, hi) for lo, hi, *_ in self.entry[3]]
+
 
 @dataclass(slots=True)
 class Asked:
@@ -293,7 +298,7 @@ class Holding:
                 owed = debt.batches.pop((job, number), None)
             if debt is None or owed is None:
                 continue
-            spans = [(lo, hi) for lo, hi, *_ in owed.entry[3]]
+            spans = owed.spans
             debt.held.get(job, RangeSet()).difference_update(spans)
             free.append((job, spans))
             self._tidy(debt, job)
@@ -340,6 +345,14 @@ class Holding:
             return []
         debt.held.pop(job, None)
         return [debt.batches.pop(key).entry for key in [key for key in debt.batches if key[0] == job]]
+
+    def unfinished(self, peer: str, job: Job) -> RangeSet:
+        """Return what is held of a job for a keeper and has no result yet."""
+        debt = self.debts.get(peer)
+        if debt is None or job not in debt.held:
+            return RangeSet()
+        owed = (owed for (of, _), owed in debt.batches.items() if of == job)
+        return debt.held[job] - RangeSet(span for one in owed for span in one.spans)
 
     def holds(self, peer: str, job: Job) -> bool:
         """Whether anything of a job is held for a keeper."""

@@ -212,12 +212,19 @@ class Inquiries(Handler):
     def _not_yet(self, one: Request, error: GridError, now: float) -> None:
         """Say so; but first wait for members that are about to be here, as long as whoever asked has time."""
         wait_s = self.patience_s(one.until_s - now, now) if one.until_s > now else 0.0
-        if not wait_s or error.code == "ambiguous" or len(self._late) >= LATE_MAX:
+        if not wait_s or error.code == "ambiguous":
+            self._refuse(one.event, error)
+        else:
+            self._wait_with(one, error, now + wait_s)
+
+    def _wait_with(self, one: Request, error: GridError, until_s: float) -> None:
+        """Put a request off, if there is room; else it is refused."""
+        if len(self._late) >= LATE_MAX:
             self._refuse(one.event, error)
             return
         self._number += 1
         self._late[self._number] = one, error
-        self.parts.timer((LATE, self._number), now + wait_s)
+        self.parts.timer((LATE, self._number), until_s)
 
     def up(self, peer: str, now: float) -> None:
         """A member is there: it may know what was not found."""
@@ -228,12 +235,10 @@ class Inquiries(Handler):
 
     def _again(self, one: Request, error: GridError, now: float) -> None:
         """Who has it is frozen, cut off or gone: in a moment a keeper may go on with it, so ask once more."""
-        if now + AGAIN_S >= one.until_s or len(self._late) >= LATE_MAX:
+        if now + AGAIN_S >= one.until_s:
             self._refuse(one.event, error)
-            return
-        self._number += 1
-        self._late[self._number] = one, error
-        self.parts.timer((LATE, self._number), now + AGAIN_S)
+        else:
+            self._wait_with(one, error, now + AGAIN_S)
 
     def too_late(self, number: int, now: float) -> None:
         """Nobody came who knows it; or it is time to ask again who has it."""

@@ -21,7 +21,7 @@ from p2pgrid.core.ids import job_name
 from p2pgrid.core.keeper_shapes import check_spec
 from p2pgrid.core.large import LARGE, Large, read_large
 from p2pgrid.core.ranges import RangeSet, Span
-from p2pgrid.core.record import BatchId, Inputs, Record, Results, State, Try, unpack_spec
+from p2pgrid.core.record import BatchId, Inputs, Record, Results, Spec, State, Try, unpack_spec
 from p2pgrid.core.shapes import FAILURE, failure_text
 from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node.events import Effect, Freed, Outcome, Reply, Row, Send, Store
@@ -120,14 +120,10 @@ class Keeping:
         self._incarnation = incarnation
         for row in rows:
             if row.kind == "spec":
-                spec = unpack_spec(row.meta)
-                kept = Kept(row.job, job_name(row.job), spec, Record())
-                kept.record.spec = row.meta
-                kept.record.expires = spec.submitted_s + spec.ttl_s
-                kept.accepted = spec.owner.decode(errors="replace") or self._node
+                kept = self.begin(row.job, unpack_spec(row.meta), row.meta)
+                kept.accepted = kept.accepted or self._node  # written before there were owners
                 kept.synced.add(("spec", b""))
                 kept.rows.put(row)
-                self.jobs[row.job] = kept
         for row in rows:
             if row.job in self.jobs and row.kind != "spec":
                 self.jobs[row.job].rows.put(row)
@@ -135,6 +131,14 @@ class Keeping:
         for kept in self.jobs.values():
             kept.order.sort()
             self.changed(kept)
+
+    def begin(self, job: Job, spec: Spec, packed: bytes, *, serving: bool = True) -> Kept:
+        """Keep the record of a job from now on: so far it is its spec."""
+        accepted = spec.owner.decode(errors="replace")
+        kept = self.jobs[job] = Kept(job, job_name(job), spec, Record(), accepted=accepted, serving=serving)
+        kept.record.spec = packed
+        kept.record.expires = spec.submitted_s + spec.ttl_s
+        return kept
 
     def merge(  # noqa: C901, PLR0912 - one case for each kind of row
         self, kept: Kept, row: Row, objects: Container[bytes] | None = None
@@ -378,9 +382,7 @@ class Keeping:
         if kept is None:
             spec = replace(unpack_spec(packed), owner=self._node.encode())
             check_spec(spec)
-            kept = self.jobs[job] = Kept(job, job_name(job), spec, Record(), accepted=self._node)
-            kept.record.spec = spec.packed()
-            kept.record.expires = spec.submitted_s + spec.ttl_s
+            kept = self.begin(job, spec, spec.packed())
             self.changed(kept)
         kept.programs.add(client)
         row = Row(job, "spec", b"", kept.record.spec or packed, b"")

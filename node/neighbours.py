@@ -10,7 +10,7 @@ Rule: before `Belongs` there is no grid, and nothing here does anything; so it i
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from p2pgrid.core import messages as m
@@ -109,9 +109,7 @@ class Neighbours(Handler):
 
     def reachable(self, event: e.Reachable, now: float) -> None:
         """Say it in the card, so that `members` shows it everywhere."""
-        if self.view is not None:
-            self.view.show(now, facts={**self.view.card.facts, "reachable": event.yes})
-            self._settle(now)
+        self.tell_facts({"reachable": event.yes}, now)
 
     def tell_facts(self, facts: dict[str, Any], now: float) -> None:
         """Say something of this node in its card."""
@@ -378,3 +376,9 @@ class Neighbours(Handler):
             "facts": dict(facts),
             "connected": mine or node in self.peers,
         }
+
+
+def meant(text: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of the members that a text may name: by its id, else its name, else the beginning of its id."""
+    exact = [row for row in rows if text == row["id"]] or [row for row in rows if text == row["name"]]
+    return exact or [row for row in rows if text and row["id"].startswith(text)]

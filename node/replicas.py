@@ -18,10 +18,9 @@ from typing import Any
 
 from p2pgrid.core import messages as m
 from p2pgrid.core.chains import SUBMIT, WORK, may
-from p2pgrid.core.ids import job_name
 from p2pgrid.core.keeper_shapes import Copy, from_keeper
 from p2pgrid.core.ranges import RangeSet
-from p2pgrid.core.record import BatchId, Record, unpack_spec
+from p2pgrid.core.record import BatchId, unpack_spec
 from p2pgrid.core.shapes import failure_text
 from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node import events as e
@@ -33,7 +32,7 @@ from p2pgrid.node.members import Members
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, Parts
 from p2pgrid.node.restoring import Restoring
-from p2pgrid.node.rows import LOCAL, SMALL, Name, Rows
+from p2pgrid.node.rows import LOCAL, SMALL, Name
 
 TIMER = "copies"
 ALONE = "alone"
@@ -436,13 +435,13 @@ class Replicas(Handler):
             return
         match event.kind:
             case m.P_ROWS:
-                self._rows(peer, body[0], body[1], now)
+                self._rows(peer, *body)
             case m.P_SYNCED:
                 self._synced(peer, *body)
             case m.P_COPIES:
                 self._copies(peer, body, now)
             case m.P_BUCKETS:
-                self._tags(peer, body[0], lambda rows: rows.differing(body[1]))
+                self._buckets(peer, *body)
             case m.P_TAGS:
                 self._compare(peer, *body)
             case m.P_WANTED:
@@ -468,10 +467,7 @@ class Replicas(Handler):
         for copy in copies:
             kept = self.keeping.jobs.get(copy.job)
             if kept is None:
-                room = (
-                    len(self.keeping.jobs) < self.config.keeping.jobs_max
-                )  # else its rows would come in vain, for ever
-                if copy.asks and room and not self.restoring.door.listing.forgotten(copy.job):
+                if copy.asks and self._has_room_for(copy.job):  # else its rows would come in vain, for ever
                     self.out.append(e.Send(peer, m.P_TAGS, [copy.job, None, b""]))
                 continue
             if copy.serves:
@@ -486,7 +482,7 @@ class Replicas(Handler):
                     same.append(kept)
             elif copy.asks:
                 if len(kept.rows) <= SMALL:
-                    self._tags(peer, kept.id, lambda _: None)
+                    self._tell_tags(peer, kept, None)
                 else:
                     self.out.append(e.Send(peer, m.P_BUCKETS, [kept.id, [list(one) for one in kept.rows.buckets()]]))
         if same:
@@ -494,26 +490,31 @@ class Replicas(Handler):
 
     def _serves(self, kept: Kept, peer: str, now: float) -> None:
         """Another node serves a job; if this one does as well, who comes later in rank gives way."""
-        self.leases.inherited.add(kept.id)  # what it granted nobody here knows
         kept.server = peer
-        rank = {one.id: at for at, one in enumerate(self.group(kept))}
-        mine = rank.get(self.config.node_id, len(rank))
-        theirs = rank.get(peer, len(rank))
-        if kept.serving and theirs < mine:
+        if not kept.serving:
+            return
+        self.leases.inherited.add(kept.id)  # what it granted nobody here knows
+        mine, theirs = self._rank(kept, self.config.node_id), self._rank(kept, peer)
+        if theirs < mine:
             self._give_way(kept, peer, now)
-        elif kept.serving and mine < theirs:
+        elif mine < theirs:
             self._say(peer, [kept], asks=False)
 
-    def _tags(self, peer: str, job: Job, buckets: Callable[[Rows], list[int] | None]) -> None:
-        """Say what is here: the other gives what is missing, and asks for what it lacks."""
+    def _rank(self, kept: Kept, node: str) -> int:
+        """Return how many come before a node in serving rank; whoever is no keeper comes last."""
+        group = self.group(kept)
+        return next((at for at, one in enumerate(group) if one.id == node), len(group))
+
+    def _buckets(self, peer: str, job: Job, theirs: list[tuple[int, bytes]]) -> None:
         kept = self.keeping.jobs.get(job)
-        if kept is None:
-            return
-        chosen = buckets(kept.rows)
-        if chosen is not None and not chosen:
-            return
-        self.copying.doubt(peer, job)  # what it lacks it asks for; what is new from now on it gets
-        self._when_synced(e.Send(peer, m.P_TAGS, [job, chosen, kept.rows.tags(chosen)]))
+        differing = [] if kept is None else kept.rows.differing(theirs)
+        if kept is not None and differing:
+            self._tell_tags(peer, kept, differing)
+
+    def _tell_tags(self, peer: str, kept: Kept, buckets: list[int] | None) -> None:
+        """Say what is here: the other gives what is missing, and asks for what it lacks."""
+        self.copying.doubt(peer, kept.id)  # what it lacks it asks for; what is new from now on it gets
+        self._when_synced(e.Send(peer, m.P_TAGS, [kept.id, buckets, kept.rows.tags(buckets)]))
 
     def _may_have(self, peer: str, kept: Kept) -> bool:
         """Whether a member is to have the record of a job: as its keeper, or because it may read anyway."""
@@ -609,7 +610,7 @@ class Replicas(Handler):
 
     # ---- rows of others ---------------------------------------------------------------------------------------------
 
-    def _rows(self, peer: str, number: int, rows: list[tuple[bytes, str, bytes, bytes, bytes]], now: float) -> None:
+    def _rows(self, peer: str, number: int, rows: list[tuple[bytes, str, bytes, bytes, bytes]]) -> None:
         lots: dict[Job, list[e.Row]] = {}
         for row in rows:
             lots.setdefault(row[0], []).append(e.Row(*row))
@@ -619,7 +620,7 @@ class Replicas(Handler):
             kept = self.keeping.jobs.get(job) or self._opened(job, those)
             if kept is not None:
                 opened[job] = kept
-                fresh += self._merge(kept, those, now)
+                fresh += self._merge(kept, those)
         whole = len(opened) == len(lots)
         promise = e.Send(peer, m.P_SYNCED, [[number], []] if whole else [[], [number]])
         self.out.append(self.keeping.store(fresh, [promise], copied=False)[1])
@@ -633,20 +634,17 @@ class Replicas(Handler):
                 watch.behind = True
                 self.out += self.keeping.readers.catch_up(kept, watch)
 
+    def _has_room_for(self, job: Job) -> bool:
+        """Whether a copy of a job that is not kept here may begin."""
+        return len(self.keeping.jobs) < self.config.keeping.jobs_max and not self.restoring.door.listing.forgotten(job)
+
     def _opened(self, job: Job, rows: Sequence[e.Row]) -> Kept | None:
         """Begin a copy, if its spec is there."""
         spec = next((row for row in rows if row.kind == "spec"), None)
-        if (
-            spec is None
-            or self.restoring.door.listing.forgotten(job)
-            or len(self.keeping.jobs) >= self.config.keeping.jobs_max
-        ):
+        if spec is None or not self._has_room_for(job):
             return None
-        said = unpack_spec(spec.meta)
-        kept = self.keeping.jobs[job] = Kept(job, job_name(job), said, Record(), serving=False)
-        kept.accepted = kept.server = said.owner.decode(errors="replace")
-        kept.record.spec = spec.meta
-        kept.record.expires = said.submitted_s + said.ttl_s
+        kept = self.keeping.begin(job, unpack_spec(spec.meta), spec.meta, serving=False)
+        kept.server = kept.accepted
         kept.synced.add(("spec", b""))
         self.keeping.changed(kept)
         self.parts.regrouped = True
@@ -657,7 +655,7 @@ class Replicas(Handler):
             kept.copied = True
             self.out.append(e.Store(0, [e.Row(kept.id, "copied", b"", b"", b"")]))
 
-    def _merge(self, kept: Kept, rows: Sequence[e.Row], now: float) -> list[e.Row]:
+    def _merge(self, kept: Kept, rows: Sequence[e.Row]) -> list[e.Row]:
         """Take in what is new of these rows; return them, to be stored."""
         fresh = []
         done: list[tuple[int, int]] = []
@@ -684,7 +682,7 @@ class Replicas(Handler):
                 self._cancelled(kept, row, was)
         kept.order.sort()
         if fresh:
-            self._follow(kept, rows, done, before, now)
+            self._follow(kept, rows, done, before)
         if batches and kept.id in self.outcomes.watched:  # tasks wait for some of these
             self.parts.later.append(lambda: self.outcomes.on_results(kept, Fresh(0, seal=False, batches=batches)))
         return fresh
@@ -700,26 +698,22 @@ class Replicas(Handler):
         spans = None if flat is None else RangeSet.from_flat(flat)
         self.restoring.door.stop_tasks(kept, spans, reason)
 
-    def _follow(
-        self, kept: Kept, rows: Sequence[e.Row], done: Sequence[tuple[int, int]], before: str, now: float
-    ) -> None:  # fmt: skip
+    def _follow(self, kept: Kept, rows: Sequence[e.Row], done: Sequence[tuple[int, int]], before: str) -> None:
         """Draw the consequences of what another keeper has told."""
-        if kept.ended and before != kept.state:
+        has_ended = kept.ended and before != kept.state
+        if has_ended:
             self.out += self.keeping.let_go(kept, inputs=True)
         if not kept.serving:
-            pass
-        elif kept.ended and before != kept.state:
+            return
+        if has_ended:
             self.outcomes.forget(kept.id)
-        else:
-            work = self.pool.works.get(kept.id)
-            for lo, hi in done:
-                if work is not None:
-                    self.pool.remove(work, lo, hi)
-                    self.pool.finished(work, lo, hi)
-                self.outcomes.stop_copies(kept.id, lo, hi, None)
-            if any(row.kind in ("code", "input") for row in rows) and not kept.ended:
-                self.restoring.begin(kept)
-            self.outcomes.settle(kept)
+            return
+        self.outcomes.take_out(kept.id, RangeSet(done))
+        for lo, hi in done:
+            self.outcomes.stop_copies(kept.id, lo, hi, None)
+        if any(row.kind in ("code", "input") for row in rows) and not kept.ended:
+            self.restoring.begin(kept)
+        self.outcomes.settle(kept)
 
     # ---- as a holder ------------------------------------------------------------------------------------------------
 
@@ -738,7 +732,8 @@ class Replicas(Handler):
             old = str(work.keeper)
             redirected = peer == old
             orphaned = peer == keeper and (old not in self.peers or old in self.parts.suspects)
-            if not redirected and not orphaned and not self._outranks(job, keeper, old):
+            outranks = kept is not None and self._rank(kept, keeper) < self._rank(kept, old)
+            if not (redirected or orphaned or outranks):
                 continue
             self.holding.move(job, old, keeper)
             self.pool.convert(work, (keeper.encode(), job), keeper)
@@ -750,10 +745,3 @@ class Replicas(Handler):
                 self.parts.timer(("beat",), now)
             else:
                 self.holding.gone(keeper)
-
-    def _outranks(self, job: Job, keeper: str, old: str) -> bool:
-        kept = self.keeping.jobs.get(job)
-        if kept is None:
-            return False
-        rank = {one.id: at for at, one in enumerate(self.group(kept))}
-        return rank.get(keeper, len(rank)) < rank.get(old, len(rank))
