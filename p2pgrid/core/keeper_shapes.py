@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from p2pgrid.core import messages as m
 from p2pgrid.core.batch import TASKS_MAX, binding, content_id, decode_batch
 from p2pgrid.core.errors import PeerError
-from p2pgrid.core.ids import JOB_ID_LENGTH
 from p2pgrid.core.large import read_large
 from p2pgrid.core.listed import OWNER_MAX, TIME_MAX_S
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.record import Spec, unpack_spec
-from p2pgrid.core.shapes import read_outcome
+from p2pgrid.core.shapes import job_id, malformed, read_outcome
 from p2pgrid.core.wire import pack, unpack
 
 ROWS_MAX = 65_536
@@ -43,33 +42,22 @@ class Copy(NamedTuple):
     asks: bool
 
 
-def _refuse(what: str) -> NoReturn:
-    msg = f"a malformed {what}"
-    raise PeerError(msg)
-
-
-def _job(value: Any) -> bytes:
-    if not isinstance(value, bytes) or len(value) != JOB_ID_LENGTH:
-        _refuse("job id")
-    return value
-
-
 def _number(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 1 << 63:
-        _refuse("number")
+        raise malformed("number")
     return value
 
 
 def _digest(value: Any) -> bytes:
     if not isinstance(value, bytes) or len(value) != DIGEST_LENGTH:
-        _refuse("digest")
+        raise malformed("digest")
     return value
 
 
 def _each(read: Callable[[Any], Any], most: int) -> Callable[[Any], list[Any]]:
     def each(value: Any) -> list[Any]:
         if not isinstance(value, list) or len(value) > most:
-            _refuse("list")
+            raise malformed("list")
         return [read(one) for one in value]
 
     return each
@@ -81,8 +69,8 @@ def _row(value: Any) -> tuple[bytes, str, bytes, bytes, bytes]:
             0 < len(kind) <= KIND_MAX and len(key) <= KEY_MAX and len(meta) <= META_MAX
         ):
             _check(kind, key, meta, data)
-            return _job(job), kind, key, meta, data
-    _refuse("row")
+            return job_id(job), kind, key, meta, data
+    raise malformed("row")
 
 
 def _check(kind: str, key: bytes, meta: bytes, data: bytes) -> None:
@@ -99,7 +87,7 @@ def _check(kind: str, key: bytes, meta: bytes, data: bytes) -> None:
         case "result", [str(node), int(life), int(number), int(lo), int(hi), bool(), int(attempt), bytes(content),
                         bool(), int(size), *rest]:  # fmt: skip
             if content_id(data) != content or key != pack([node, life, number]) or len(node) > NODE_MAX:
-                _refuse("row of results")
+                raise malformed("row of results")
             read_outcome([lo, hi, *_pair(unpack(data))])
             _numbers(life, number, size)
             _attempt(attempt)
@@ -121,12 +109,12 @@ def _check(kind: str, key: bytes, meta: bytes, data: bytes) -> None:
         case "expiry", (int() | float()) as until if math.isfinite(until) and 0 <= until < TIME_MAX_S:
             pass
         case _ if kind in _KINDS:
-            _refuse(f"row of kind {kind}")
+            raise malformed(f"row of kind {kind}")
 
 
 def _spec(key: bytes, spec: Spec) -> None:
     if key:
-        _refuse("spec")
+        raise malformed("spec")
     check_spec(spec)
 
 
@@ -134,9 +122,9 @@ def check_spec(spec: Spec) -> None:
     """Raise PeerError if other nodes would not take a job of this spec in."""
     until_s = spec.submitted_s + spec.ttl_s
     if not (0 <= spec.submitted_s < TIME_MAX_S and 0 <= until_s < TIME_MAX_S):
-        _refuse("spec: times that are no dates")
+        raise malformed("spec: times that are no dates")
     if len(spec.owner) > OWNER_MAX or not 0 <= spec.copies <= COPIES_MAX:
-        _refuse(f"spec: an owner or a number of copies ({spec.copies}) beyond what there may be")
+        raise malformed(f"spec: an owner or a number of copies ({spec.copies}) beyond what there may be")
 
 
 def _numbers(*values: int) -> None:
@@ -146,18 +134,18 @@ def _numbers(*values: int) -> None:
 
 def _span(lo: int, hi: int) -> None:
     if not 0 <= lo < hi <= TASKS_MAX:
-        _refuse("range")
+        raise malformed("range")
 
 
 def _attempt(value: int) -> None:
     if not 0 <= value < ATTEMPTS_MAX:
-        _refuse("attempt")
+        raise malformed("attempt")
 
 
 def _rest(rest: list[Any]) -> None:
     """The name of the node that made a result, and the object that holds it."""
     if rest and (not isinstance(rest[0], str) or len(rest[0]) > NODE_MAX):
-        _refuse("row of results")
+        raise malformed("row of results")
     if len(rest) > 1:
         read_large(rest[1])
 
@@ -172,7 +160,7 @@ def _flat(value: Any) -> None:
 
 def _pair(value: Any) -> list[Any]:
     if not isinstance(value, list) or len(value) != 2:  # noqa: PLR2004 - shape and data
-        _refuse("result")
+        raise malformed("result")
     return value
 
 
@@ -180,26 +168,26 @@ def _rows(body: Any) -> tuple[int, list[tuple[bytes, str, bytes, bytes, bytes]]]
     match body:
         case [number, rows, *_]:
             return _number(number), _each(_row, ROWS_MAX)(rows)
-    _refuse("lot of rows")
+    raise malformed("lot of rows")
 
 
 def _synced(body: Any) -> tuple[list[int], list[int]]:
     match body:
         case [done, refused, *_]:
             return _each(_number, ROWS_MAX)(done), _each(_number, ROWS_MAX)(refused)
-    _refuse("acknowledgement")
+    raise malformed("acknowledgement")
 
 
 def _copy(value: Any) -> Copy:
     match value:
         case [job, digest, bool(serves), bool(asks), *_]:
-            return Copy(_job(job), _digest(digest), serves, asks)
-    _refuse("copy")
+            return Copy(job_id(job), _digest(digest), serves, asks)
+    raise malformed("copy")
 
 
 def _bucket(value: Any) -> int:
     if type(value) is not int or not 0 <= value < BUCKETS:
-        _refuse("bucket")
+        raise malformed("bucket")
     return value
 
 
@@ -207,49 +195,49 @@ def _bucket_digest(value: Any) -> tuple[int, bytes]:
     match value:
         case [bucket, digest, *_]:
             return _bucket(bucket), _digest(digest)
-    _refuse("bucket")
+    raise malformed("bucket")
 
 
 def _buckets(body: Any) -> tuple[bytes, list[tuple[int, bytes]]]:
     match body:
         case [job, buckets, *_]:
-            return _job(job), _each(_bucket_digest, BUCKETS)(buckets)
-    _refuse("list of buckets")
+            return job_id(job), _each(_bucket_digest, BUCKETS)(buckets)
+    raise malformed("list of buckets")
 
 
 def _tags(value: Any) -> list[bytes]:
     if not isinstance(value, bytes) or len(value) % TAG_LENGTH or len(value) > TAGS_MAX:
-        _refuse("list of tags")
+        raise malformed("list of tags")
     return [value[at : at + TAG_LENGTH] for at in range(0, len(value), TAG_LENGTH)]
 
 
 def _tagged(body: Any) -> tuple[bytes, list[int] | None, list[bytes]]:
     match body:
         case [job, buckets, tags, *_]:
-            return _job(job), None if buckets is None else _each(_bucket, BUCKETS)(buckets), _tags(tags)
-    _refuse("list of tags")
+            return job_id(job), None if buckets is None else _each(_bucket, BUCKETS)(buckets), _tags(tags)
+    raise malformed("list of tags")
 
 
 def _wanted(body: Any) -> tuple[bytes, list[bytes]]:
     match body:
         case [job, tags, *_]:
-            return _job(job), _tags(tags)
-    _refuse("list of tags")
+            return job_id(job), _tags(tags)
+    raise malformed("list of tags")
 
 
 def _keeper(value: Any) -> tuple[bytes, str]:
     match value:
         case [job, str(node), *_] if 0 < len(node) <= NODE_MAX:
-            return _job(job), node
-    _refuse("keeper")
+            return job_id(job), node
+    raise malformed("keeper")
 
 
 def _runs(value: Any) -> tuple[bytes, RangeSet]:
     match value:
         case [job, flat, *_]:
             _flat(flat)
-            return _job(job), RangeSet.from_flat(flat)
-    _refuse("list of running tasks")
+            return job_id(job), RangeSet.from_flat(flat)
+    raise malformed("list of running tasks")
 
 
 def _copies(body: Any) -> list[Copy]:
@@ -276,5 +264,5 @@ def from_keeper(kind: int, body: Any) -> Any:
     """Return the body of a frame about copies, read. Raises PeerError if it is malformed or of another type."""
     read = _READ.get(kind)
     if read is None:
-        _refuse(f"frame of type {kind}")
+        raise malformed(f"frame of type {kind}")
     return read(body)

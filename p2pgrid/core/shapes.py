@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from p2pgrid.core import listed
 from p2pgrid.core import messages as m
@@ -42,15 +42,15 @@ class ResultEntry(NamedTuple):
     busy_s: float
 
 
-def _refuse(what: str) -> NoReturn:
-    msg = f"a malformed {what}"
-    raise PeerError(msg)
+def malformed(what: str) -> PeerError:
+    """Return what to raise where something that came is not what it has to be."""
+    return PeerError(f"a malformed {what}")
 
 
 def _fields(body: Any, count: int) -> list[Any]:
     """Return the first elements of an array; what a later version appends is passed over."""
     if not isinstance(body, list | tuple) or len(body) < count:
-        _refuse("frame body")
+        raise malformed("frame body")
     return list(body[:count])
 
 
@@ -59,39 +59,40 @@ def _optional(body: Any, at: int, read: Callable[[Any], Any], default: Any) -> A
     return read(body[at]) if len(body) > at else default
 
 
-def _job(value: Any) -> bytes:
+def job_id(value: Any) -> bytes:
+    """Return the id of a job, read. Raises PeerError."""
     if not isinstance(value, bytes) or len(value) != ID_BYTES:
-        _refuse("job id")
+        raise malformed("job id")
     return value
 
 
 def _whole(value: Any) -> int:
     if type(value) is not int or not 0 <= value < TASKS_MAX:
-        _refuse("number")
+        raise malformed("number")
     return value
 
 
 def _seconds(value: Any) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
-        _refuse("time")
+        raise malformed("time")
     return float(value)
 
 
 def _data(value: Any) -> bytes:
     if not isinstance(value, bytes):
-        _refuse("byte string")
+        raise malformed("byte string")
     return value
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        _refuse("text")
+        raise malformed("text")
     return value
 
 
 def _list(value: Any) -> list[Any]:
     if not isinstance(value, list):
-        _refuse("list")
+        raise malformed("list")
     return value
 
 
@@ -111,7 +112,7 @@ def _some_ranges(value: Any) -> RangeSet | None:
 def _span(value: Any) -> tuple[int, int]:
     lo, hi = _fields(value, 2)
     if not _whole(lo) < _whole(hi):
-        _refuse("range")
+        raise malformed("range")
     return lo, hi
 
 
@@ -133,15 +134,15 @@ def read_outcome(value: Any) -> tuple[int, int, int, Any]:
         case int() if shape == FAILURE and hi == lo + 1:
             failure = unpack(_data(data))
             if not isinstance(failure, dict) or not is_shallow(failure):
-                _refuse("failure")
+                raise malformed("failure")
         case int() if shape == LARGE and hi == lo + 1:
             if not is_id(read_large(data).name):
-                _refuse("name of a stored result")
+                raise malformed("name of a stored result")
         case int() if shape == CRASH and hi == lo + 1:
             for part in _fields(unpack(_data(data)), 3):
                 _text(part)
         case _:
-            _refuse("outcome")
+            raise malformed("outcome")
     return lo, hi, int(shape), data
 
 
@@ -171,13 +172,13 @@ def lineage(data: bytes) -> list[tuple[str, str]]:
 def _request(body: Any) -> tuple[str, dict[str, Any]]:
     verb, arguments = _fields(body, 2)
     if not isinstance(arguments, dict) or not is_shallow(arguments):
-        _refuse("request")
+        raise malformed("request")
     return _text(verb), arguments
 
 
 def _mapping(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value) or not is_shallow(value):
-        _refuse("mapping")
+        raise malformed("mapping")
     return value
 
 
@@ -196,13 +197,13 @@ class Claimed(NamedTuple):
 
 def _handed(value: Any) -> dict[str, RangeSet]:
     if len(_list(value)) > HANDED_MAX:
-        _refuse("list of hand-overs (too long)")
+        raise malformed("list of hand-overs (too long)")
     return {_node(thief): _ranges(spans) for thief, spans in (_fields(one, 2) for one in value)}
 
 
 def _claims(value: Any) -> dict[bytes, Claimed]:
     rows = [(_fields(one, 3), _optional(one, 3, _handed, {})) for one in _list(value)]
-    return {_job(job): Claimed(_ranges(held), _ranges(running), handed) for (job, held, running), handed in rows}
+    return {job_id(job): Claimed(_ranges(held), _ranges(running), handed) for (job, held, running), handed in rows}
 
 
 def _granted_range(value: Any) -> tuple[int, int, int, bool]:
@@ -213,7 +214,7 @@ def _granted_range(value: Any) -> tuple[int, int, int, bool]:
 
 def _code(value: Any) -> tuple[bytes, bytes]:
     code, union = _fields(value, 2)
-    return _job(code), _data(union)
+    return job_id(code), _data(union)
 
 
 def _granted_batch(value: Any) -> tuple[int, int, bytes]:
@@ -225,7 +226,7 @@ def _result(value: Any) -> ResultEntry:
     logs = _optional(value, 4, _each(_log), [])
     busy_s = _optional(value, 5, _seconds, 0.0)
     return ResultEntry(
-        _job(job), _rid(batch), _whole(attempt), [read_outcome(one) for one in _list(outcomes)], logs, busy_s
+        job_id(job), _rid(batch), _whole(attempt), [read_outcome(one) for one in _list(outcomes)], logs, busy_s
     )
 
 
@@ -247,7 +248,7 @@ HAS_MAX = 1024
 
 def _hints(value: Any) -> list[tuple[str, float]]:
     if len(_list(value)) > HINTS_MAX:
-        _refuse("list of hints (too long)")
+        raise malformed("list of hints (too long)")
     return [(_node(node), _seconds(seconds)) for node, seconds in (_fields(one, 2) for one in value)]
 
 
@@ -257,8 +258,8 @@ def _none(body: Any) -> tuple[tuple[int, int], list[tuple[str, float]]]:
 
 def _rates(value: Any) -> dict[bytes, float]:
     if len(_list(value)) > RATES_MAX:
-        _refuse("list of rates (too long)")
-    return {_job(code): _seconds(seconds) for code, seconds in (_fields(one, 2) for one in value)}
+        raise malformed("list of rates (too long)")
+    return {job_id(code): _seconds(seconds) for code, seconds in (_fields(one, 2) for one in value)}
 
 
 def _has(value: Any) -> set[tuple[bytes, Any]]:
@@ -266,11 +267,11 @@ def _has(value: Any) -> set[tuple[bytes, Any]]:
     for job, codes, flat in (_fields(one, 3) for one in _list(value)):
         bounds = [_whole(bound) for bound in _list(flat)]
         if len(bounds) % 2:
-            _refuse("list of runs")
-        out |= {(_job(job), _job(code)) for code in _list(codes)}
-        out |= {(_job(job), run) for run in zip(bounds[::2], bounds[1::2], strict=True)}
+            raise malformed("list of runs")
+        out |= {(job_id(job), job_id(code)) for code in _list(codes)}
+        out |= {(job_id(job), run) for run in zip(bounds[::2], bounds[1::2], strict=True)}
         if len(out) > HAS_MAX:
-            _refuse("list of what is there (too long)")
+            raise malformed("list of what is there (too long)")
     return out
 
 
@@ -278,14 +279,14 @@ def _claim(body: Any) -> tuple[int, int, float, dict[bytes, Claimed], int, int]:
     incarnation, seq, interval, claims = _fields(body, 4)
     part, parts = _optional(body, 4, _whole, 0), _optional(body, 5, _whole, 1)
     if not part < parts <= CLAIM_PARTS_MAX:
-        _refuse("part of a claim")
+        raise malformed("part of a claim")
     return _whole(incarnation), _whole(seq), _seconds(interval), _claims(claims), part, parts
 
 
 def _returned(body: Any) -> tuple[bytes, RangeSet, str, bool]:
     job, spans, why = _fields(body, 3)
     return (
-        _job(job),
+        job_id(job),
         _ranges(spans),
         _text(why)[:WHY_MAX],
         _optional(body, 3, lambda value: value is True, default=False),
@@ -294,7 +295,7 @@ def _returned(body: Any) -> tuple[bytes, RangeSet, str, bool]:
 
 def _ack(value: Any) -> tuple[bytes, int, int]:
     job, incarnation, number = _fields(value, 3)
-    return _job(job), _whole(incarnation), _whole(number)
+    return job_id(job), _whole(incarnation), _whole(number)
 
 
 def _each(read: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
@@ -307,7 +308,7 @@ def _array(*reads: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
 
 def _input(body: Any) -> tuple[bytes, int, int, bytes]:
     job, lo, hi, data = _fields(body, 4)
-    return _job(job), _whole(lo), _whole(hi), _data(data)
+    return job_id(job), _whole(lo), _whole(hi), _data(data)
 
 
 REFS_MAX = 65_536
@@ -315,7 +316,7 @@ REFS_MAX = 65_536
 
 def _refs(value: Any) -> list[Large]:
     if len(_list(value)) > REFS_MAX:
-        _refuse("list of objects (too long)")
+        raise malformed("list of objects (too long)")
     return [
         Large(_object(id_), _object_size(size), tuple(_holders(holders)), is_ref=True)
         for id_, size, holders in (_fields(one, 3) for one in value)
@@ -340,13 +341,13 @@ UPDATES_MAX = 1024
 
 def _node(value: Any) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= NODE_ID_MAX or not value.isascii():
-        _refuse("node id")
+        raise malformed("node id")
     return value
 
 
 def _incarnation(value: Any) -> int:
     if type(value) is not int or not 0 <= value < INCARNATION_MAX:
-        _refuse("incarnation")
+        raise malformed("incarnation")
     return value
 
 
@@ -370,14 +371,14 @@ _FACTS: dict[str, Callable[[Any], bool]] = {
 
 def _facts(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        _refuse("facts")
+        raise malformed("facts")
     if not is_shallow(value, FACTS_LEVELS_MAX):
-        _refuse("facts (nested too deep)")
+        raise malformed("facts (nested too deep)")
     if len(pack(value)) > FACTS_BYTES_MAX:
-        _refuse("facts (too long)")
+        raise malformed("facts (too long)")
     for key, is_right in _FACTS.items():
         if key in value and not is_right(value[key]):
-            _refuse(f"fact {key!r}")
+            raise malformed(f"fact {key!r}")
     return value
 
 
@@ -385,13 +386,13 @@ def read_card(value: Any) -> Card:
     """Return what a member says of itself, read. Raises PeerError unless it is well formed."""
     incarnation, seq, life, leaf, addresses, facts, load, chain, proof = _fields(value, 9)
     if len(_data(life)) != LIFE_BYTES or not isinstance(leaf, bool):
-        _refuse("card")
+        raise malformed("card")
     if len(_list(addresses)) > ADDRESSES_MAX or len(_list(load)) > LOAD_MAX:
-        _refuse("card (too long)")
+        raise malformed("card (too long)")
     if any(len(_text(address)) > ADDRESS_MAX for address in addresses):
-        _refuse("address")
+        raise malformed("address")
     if len(_data(chain)) > CHAIN_BYTES_MAX or len(_data(proof)) > SIGNATURE_LENGTH:
-        _refuse("card (too long)")
+        raise malformed("card (too long)")
     load = tuple(_whole(number) for number in load)
     inc, counter = _incarnation(incarnation), _whole(seq)
     return Card(inc, counter, life, leaf, tuple(addresses), _facts(facts), load, chain, proof)
@@ -400,35 +401,35 @@ def read_card(value: Any) -> Card:
 def _update(value: Any) -> Update:
     node, incarnation, status, by, card = _fields(value, 5)
     if type(status) is not int or not 0 <= status <= LEFT:
-        _refuse("status")
+        raise malformed("status")
     read = None if card is None else read_card(card)
     if read is not None and read.incarnation > _incarnation(incarnation):
-        _refuse("card (of a later life than its member)")
+        raise malformed("card (of a later life than its member)")
     return Update(_node(node), _incarnation(incarnation), status, _node(by), read)
 
 
 def _updates(value: Any) -> list[Update]:
     if len(_list(value)) > UPDATES_MAX:
-        _refuse("list of updates (too long)")
+        raise malformed("list of updates (too long)")
     return [_update(one) for one in value]
 
 
 def _hashes(value: Any) -> tuple[int, ...]:
     if len(_data(value)) != 8 * BUCKETS:
-        _refuse("digest")
+        raise malformed("digest")
     return tuple(int.from_bytes(value[at : at + 8], "big") for at in range(0, len(value), 8))
 
 
 def _buckets(value: Any) -> list[int]:
     if len(_list(value)) > BUCKETS or not all(type(one) is int and 0 <= one < BUCKETS for one in value):
-        _refuse("list of buckets")
+        raise malformed("list of buckets")
     return list(value)
 
 
 def _watch(body: Any) -> tuple[bytes, RangeSet, float, int]:
     job, had = _fields(body, 2)
     patience_s = min(_optional(body, 2, _seconds, m.WATCH_S), WATCH_S_MAX)
-    return _job(job), _ranges(had), patience_s, _optional(body, 3, _whole, 0)
+    return job_id(job), _ranges(had), patience_s, _optional(body, 3, _whole, 0)
 
 
 def _credit(of: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, int, int | None]]:
@@ -446,11 +447,11 @@ def _entry(value: Any) -> list[Any]:
 
 
 _TOLD: dict[int, Callable[[Any], Any]] = {
-    m.RESULT: lambda body: [_job(_fields(body, 2)[0]), [_entry(one) for one in _list(body[1])]],
-    m.CANCELLED: lambda body: [_job(_fields(body, 2)[0]), _ranges(body[1]).flat()],
-    m.NOTICE: lambda body: [_job(_fields(body, 2)[0]), _text(body[1])[:WHY_MAX]],
-    m.STATE: lambda body: [_job(_fields(body, 3)[0]), _text(body[1])[:WHY_MAX], _text(body[2])[:WHY_MAX]],
-    m.REFUSED: lambda body: [_job(_fields(body, 4)[0]), "watch", 0, _refusal(body[3])],
+    m.RESULT: lambda body: [job_id(_fields(body, 2)[0]), [_entry(one) for one in _list(body[1])]],
+    m.CANCELLED: lambda body: [job_id(_fields(body, 2)[0]), _ranges(body[1]).flat()],
+    m.NOTICE: lambda body: [job_id(_fields(body, 2)[0]), _text(body[1])[:WHY_MAX]],
+    m.STATE: lambda body: [job_id(_fields(body, 3)[0]), _text(body[1])[:WHY_MAX], _text(body[2])[:WHY_MAX]],
+    m.REFUSED: lambda body: [job_id(_fields(body, 4)[0]), "watch", 0, _refusal(body[3])],
 }
 
 
@@ -463,56 +464,56 @@ def _told(body: Any) -> tuple[tuple[int, int], int, int, Any]:
     rid, number, kind, told = _fields(body, 4)
     read = _TOLD.get(kind) if type(kind) is int else None
     if read is None:
-        _refuse("frame for a reader")
+        raise malformed("frame for a reader")
     return _rid(rid), _whole(number), kind, read(told)
 
 
 def _entries(value: Any) -> list[Listed]:
     if len(_list(value)) > UPDATES_MAX:
-        _refuse("list of jobs (too long)")
+        raise malformed("list of jobs (too long)")
     return [listed.read(one) for one in value]
 
 
 def _digest(value: Any) -> bytes:
     if len(_data(value)) not in (8, 8 * BUCKETS):
-        _refuse("digest")
+        raise malformed("digest")
     return bytes(value)
 
 
 _CLIENT: dict[int, Callable[[Any], Any]] = {
-    m.OPEN: _array(_job, _data),
-    m.CODE: _array(_job, _job, _data),
-    m.REFS: _array(_job, _refs),
+    m.OPEN: _array(job_id, _data),
+    m.CODE: _array(job_id, job_id, _data),
+    m.REFS: _array(job_id, _refs),
     m.INPUT: _input,
-    m.CLOSE: _array(_job, _whole),
+    m.CLOSE: _array(job_id, _whole),
     m.WATCH: _watch,
-    m.UNWATCH: _array(_job),
-    m.CANCEL: _array(_job, _some_ranges),
-    m.GOT: _credit(_job),
+    m.UNWATCH: _array(job_id),
+    m.CANCEL: _array(job_id, _some_ranges),
+    m.GOT: _credit(job_id),
     m.REQUEST: _request,
     m.GOODBYE: _nothing,
 }
 _PEER: dict[int, Callable[[Any], Any]] = {
     m.P_WANT: _want,
-    m.P_GRANT: _array(_rid, _job, _text, _each(_granted_range), _each(_code), _each(_granted_batch)),
+    m.P_GRANT: _array(_rid, job_id, _text, _each(_granted_range), _each(_code), _each(_granted_batch)),
     m.P_GRANT_ACK: _array(_rid, _whole),
     m.P_NONE: _none,
     m.P_COMING: _array(_rid),
     m.P_CLAIM: _claim,
     m.P_RESULTS: _each(_result),
     m.P_RESULTS_ACK: _each(_ack),
-    m.P_DROP: _array(_job, _some_ranges),
+    m.P_DROP: _array(job_id, _some_ranges),
     m.P_WORK: _nothing,
     m.P_RETURN: _returned,
     m.P_ASK: _ask,
     m.P_ANSWER: _array(_rid, _mapping),
     m.P_ERROR: _array(_rid, _mapping),
     m.P_STEAL: _array(_rid, _rates, _has),
-    m.P_HANDOVER: _array(_rid, _node, _job, _text, _each(_granted_range), _each(_code), _each(_granted_batch)),
+    m.P_HANDOVER: _array(_rid, _node, job_id, _text, _each(_granted_range), _each(_code), _each(_granted_batch)),
     m.P_HANDED: _array(_rid, lambda value: value is True),
     m.P_NOTHING: _array(_rid, _hints),
     m.P_LIFELINE: _array(_rid, _seconds, _rates, _has),
-    m.P_READ: _array(_rid, _job, _ranges),
+    m.P_READ: _array(_rid, job_id, _ranges),
     m.P_TOLD: _told,
     m.P_TAKEN: _credit(_rid),
     m.P_UNREAD: _array(_rid),
@@ -575,32 +576,32 @@ PIECES_MAX = OBJECT_BYTES_MAX // PIECE_BYTES
 
 def _object(value: Any) -> ObjectId:
     if not is_id(value):
-        _refuse("object id")
+        raise malformed("object id")
     return ObjectId(value)
 
 
 def _objects(value: Any) -> list[ObjectId]:
     if len(_list(value)) > FIND_MAX:
-        _refuse("list of objects (too long)")
+        raise malformed("list of objects (too long)")
     return [_object(one) for one in value]
 
 
 def _object_size(value: Any) -> int:
     if type(value) is not int or not 0 < value <= OBJECT_BYTES_MAX:
-        _refuse("object size")
+        raise malformed("object size")
     return value
 
 
 def _piece(value: Any) -> int:
     if type(value) is not int or not 0 <= value < PIECES_MAX:
-        _refuse("piece")
+        raise malformed("piece")
     return value
 
 
 def _pieces(value: Any) -> RangeSet:
     pieces = _ranges(value)
     if (last := pieces.last()) is not None and last[1] > PIECES_MAX:
-        _refuse("list of pieces")
+        raise malformed("list of pieces")
     return pieces
 
 
@@ -615,13 +616,13 @@ def _manifest(body: Any) -> tuple[ObjectId, Manifest]:
 
 def _copies(value: Any) -> int:
     if type(value) is not int or not 0 < value <= COPIES_MAX:
-        _refuse("number of copies")
+        raise malformed("number of copies")
     return value
 
 
 def _holders(value: Any) -> list[str]:
     if len(_list(value)) > 2 * COPIES_MAX:
-        _refuse("list of holders (too long)")
+        raise malformed("list of holders (too long)")
     return [_node(one) for one in value]
 
 
