@@ -18,10 +18,11 @@ os.environ["P2PGRID_NODE_LISTEN"] = "127.0.0.1:0"
 os.environ["P2PGRID_NODE_NO_MDNS"] = "1"
 
 # What a shell starts in the background ignores Ctrl-C, and so would every program that a test starts and interrupts.
-if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup
+# And what nohup starts ignores that its terminal is gone.
+if threading.current_thread() is threading.main_thread():
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
 
 # How fast a machine is that does something else as well says nothing about what is tested.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from p2pgrid.client.grid import Grid
+from p2pgrid.client.localgrid import LocalGrid
 from tests.client.scripted import ScriptedNode
 
 Start = Callable[..., ScriptedNode]
@@ -35,3 +36,11 @@ def connect(node: ScriptedNode) -> Iterator[Connect]:
     yield make
     for grid in grids:
         grid.abandon()
+
+
+@pytest.fixture
+def grid(shared: LocalGrid) -> Iterator[Grid]:
+    """A program at the first of a test file's own nodes; it is left at the end whatever happened."""
+    grid = shared.grid(0)
+    yield grid
+    grid.abandon()

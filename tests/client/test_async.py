@@ -19,8 +19,8 @@ from p2pgrid.client.grid import Grid
 from p2pgrid.client.localgrid import LocalGrid
 from tests.client.conftest import Connect
 from tests.client.scripted import ScriptedNode
+from tests.waiting import SOON_S, wait_until
 
-SOON_S = 60.0
 Main = Callable[[], Awaitable[Any]]
 
 
@@ -29,13 +29,6 @@ def shared() -> Iterator[LocalGrid]:
     """One node of one slot."""
     with LocalGrid(nodes=1, slots=1) as local:
         yield local
-
-
-@pytest.fixture
-def grid(shared: LocalGrid) -> Iterator[Grid]:
-    grid = shared.grid(0)
-    yield grid
-    grid.abandon()
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -54,13 +47,6 @@ def run(loop: str, main: Main) -> Any:
             return await main()
 
     return asyncio.run(soon()) if loop == "asyncio" else trio.run(soon)
-
-
-def wait_until(ready: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SOON_S
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 async def cancelled_once(loop: str, ready: Callable[[], object], main: Main) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,10 @@ import p2pgrid as pg
 from p2pgrid.client.grid import Grid
 from p2pgrid.client.localgrid import LocalGrid
 from p2pgrid.core.ref import Ref
+from tests.waiting import SOON_S, wait_until
 
 pytestmark = pytest.mark.slow
 
-SOON_S = 60.0
 MB = 1_000_000
 
 
@@ -44,13 +43,6 @@ def figures(grid: Grid) -> dict[str, int]:
 def held_by(shared: LocalGrid, ref: Ref, *numbers: int) -> Ref:
     """Return a Ref that says which nodes have it."""
     return Ref(ref.raw, ref.size, tuple(shared.nodes[number].id for number in numbers))
-
-
-def wait_until(ready: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + SOON_S
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def spoil(grid: Grid, ref: Ref) -> None:

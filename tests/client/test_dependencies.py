@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,9 @@ import pytest
 import p2pgrid as pg
 from p2pgrid.client.grid import Grid
 from p2pgrid.client.localgrid import LocalGrid
+from tests.waiting import SOON_S, wait_until
 
 pytestmark = pytest.mark.slow
-
-SOON_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +29,6 @@ def shared() -> Iterator[LocalGrid]:
     """Two nodes for the tests that do them no harm."""
     with LocalGrid(nodes=2, slots=2) as local:
         yield local
-
-
-@pytest.fixture
-def grid(shared: LocalGrid) -> Iterator[Grid]:
-    grid = shared.grid(0)
-    yield grid
-    grid.abandon()
-
-
-def wait_until(ready: Callable[[], bool], timeout_s: float = SOON_S) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def add(*numbers: int, **named: int) -> int:

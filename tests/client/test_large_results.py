@@ -6,8 +6,7 @@ import pickle
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,10 @@ import pytest
 import p2pgrid as pg
 from p2pgrid.client.grid import Grid
 from p2pgrid.client.localgrid import LocalGrid
+from tests.waiting import SOON_S
 
 pytestmark = pytest.mark.slow
 
-SOON_S = 60.0
 MB = 1_000_000
 
 
@@ -30,22 +29,8 @@ def shared() -> Iterator[LocalGrid]:
         yield grid
 
 
-@pytest.fixture
-def grid(shared: LocalGrid) -> Iterator[Grid]:
-    grid = shared.grid(0)
-    yield grid
-    grid.abandon()
-
-
 def at(shared: LocalGrid, number: int) -> str:
     return f"id == '{shared.nodes[number].id}'"
-
-
-def wait_until(ready: Callable[[], bool], timeout_s: float = SOON_S) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def filled(number: float, count: int = MB // 8) -> Any:

@@ -10,7 +10,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 
@@ -20,15 +19,9 @@ from p2pgrid.core.ids import job_name
 from p2pgrid.core.prints import LINES_PER_S, PRINTS, PROGRESS, Throttle
 from tests.client.conftest import Connect
 from tests.client.scripted import ScriptedNode
+from tests.waiting import wait_until
 
 JOB = b"j" * 16
-
-
-def wait_until(ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_output_goes_to_output_and_errors_to_errors(capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,7 +55,7 @@ def test_the_rest_is_told_after_a_second_without_a_further_word(capsys: pytest.C
         told.append(capsys.readouterr().err)
         return "… 7 more" in "".join(told)
 
-    wait_until(is_told)
+    wait_until(is_told, 20.0)
 
 
 def test_records_go_to_the_logger_of_their_name(caplog: pytest.LogCaptureFixture) -> None:

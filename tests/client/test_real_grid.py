@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,10 +18,10 @@ import pytest
 import p2pgrid as pg
 from p2pgrid.client.grid import Grid
 from p2pgrid.client.localgrid import LocalGrid
+from tests.waiting import SOON_S, wait_until
 
 pytestmark = pytest.mark.slow
 
-SOON_S = 60.0
 NODES = 3
 
 
@@ -37,13 +37,6 @@ def local() -> Iterator[LocalGrid]:
     """Three nodes of one slot for a test that kills some."""
     with LocalGrid(nodes=NODES) as local:
         yield local
-
-
-def wait_until(ready: Callable[[], bool], timeout_s: float = SOON_S) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def slow_square(x: int) -> int:

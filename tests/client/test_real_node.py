@@ -23,6 +23,7 @@ import pytest
 import p2pgrid as pg
 from p2pgrid.client.grid import Grid
 from p2pgrid.client.localgrid import LocalGrid
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -35,13 +36,6 @@ def shared() -> Iterator[LocalGrid]:
     """One node of two slots for the tests that do it no harm."""
     with LocalGrid(slots=2) as grid:
         yield grid
-
-
-@pytest.fixture
-def grid(shared: LocalGrid) -> Iterator[Grid]:
-    grid = shared.grid(0)
-    yield grid
-    grid.abandon()
 
 
 programs: list[subprocess.Popen[str]] = []
@@ -65,13 +59,6 @@ def square(x: int) -> int:
 def slow_square(x: int) -> int:
     time.sleep(0.02)
     return x * x
-
-
-def wait_until(ready: Callable[[], bool], timeout_s: float = SOON_S) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def is_alive(pid: int) -> bool:
@@ -154,7 +141,7 @@ def test_what_a_future_can_say(grid: Grid) -> None:
     assert future.logs() == "hello from a task\n"
     assert "done" in future.explain()
     running = grid.submit(time.sleep, 60)
-    wait_until(lambda: running.state == "running")
+    wait_until(lambda: running.state == "running", SOON_S)
     assert running.running()
     running.cancel()
 
@@ -169,7 +156,7 @@ def test_cancel_kills_the_task(grid: Grid, tmp_path: Path) -> None:
         child.wait()
 
     future = grid.submit(task, str(file))
-    wait_until(lambda: file.exists() and bool(file.read_text()))
+    wait_until(lambda: file.exists() and bool(file.read_text()), SOON_S)
     pid = int(file.read_text())
 
     assert future.cancel() is True
@@ -181,7 +168,7 @@ def test_cancel_kills_the_task(grid: Grid, tmp_path: Path) -> None:
 def test_task_cancelled_by_somebody_else(shared: LocalGrid, grid: Grid) -> None:
     """A task that another client cancels by its id is cancelled for the one who waits for it."""
     future = grid.submit(time.sleep, 60)
-    wait_until(lambda: future.state == "running")
+    wait_until(lambda: future.state == "running", SOON_S)
     other = shared.grid(0)
     assert other.future(future.id).cancel()
     other.abandon()
@@ -245,7 +232,7 @@ def test_options_that_nobody_satisfies(grid: Grid) -> None:
     with pytest.raises(pg.Unschedulable, match="gpu"):
         grid.options(resources={"gpu": 1}, strict=True).submit(square, 1).result(SOON_S)
     future = grid.options(resources={"gpu": 1}).submit(square, 1)
-    wait_until(lambda: "gpu" in future.explain())
+    wait_until(lambda: "gpu" in future.explain(), SOON_S)
 
     assert future.state == "waiting"
     assert future.cancel()
@@ -280,7 +267,7 @@ def test_killed_node_and_a_waiting_client(tmp_path: Path) -> None:
         futures = [grid.submit(task, x, str(count)) for x in range(100)]
         results = grid.starmap(task, [(x, str(count)) for x in range(100, 300)])
         for wanted in (40, 150):
-            wait_until(functools.partial(_has_lines, count, wanted))
+            wait_until(functools.partial(_has_lines, count, wanted), SOON_S)
             local.nodes[0].kill()
             local.nodes[0].start()
 
@@ -297,7 +284,7 @@ def test_killed_node_that_stays_away() -> None:
     with LocalGrid(slots=1) as local:
         grid = local.grid(0, timeout=1.0)
         future = grid.submit(time.sleep, 60)
-        wait_until(lambda: future.state == "running")
+        wait_until(lambda: future.state == "running", SOON_S)
         local.nodes[0].kill()
 
         place = f"--dir {local.nodes[0].dir}"
@@ -341,7 +328,7 @@ def test_embedded_node_of_a_program(tmp_path: Path) -> None:
     assert total == "55"
     assert err.count("no node runs here (looked in ") == 1
     assert "started one for this directory, " in err
-    wait_until(lambda: not is_alive(int(pid)))
+    wait_until(lambda: not is_alive(int(pid)), SOON_S)
 
 
 def test_two_programs_at_once_share_the_embedded_node(tmp_path: Path) -> None:
@@ -384,7 +371,7 @@ def test_ctrl_c_cancels_within_seconds(tmp_path: Path, record_property: Callable
         P2PGRID_NODE_SLOTS="2",
     )
     files = [tmp_path / "pid-spin", tmp_path / "pid-sleep"]
-    wait_until(lambda: all(file.exists() and file.read_text() for file in files))
+    wait_until(lambda: all(file.exists() and file.read_text() for file in files), SOON_S)
     started = time.monotonic()
     os.kill(program.pid, signal.SIGINT)
     program.communicate(timeout=SOON_S)
@@ -433,7 +420,7 @@ def test_ctrl_c_without_with_cancels_too(tmp_path: Path) -> None:
         tmp_path,
     )
     file = tmp_path / "pid"
-    wait_until(lambda: file.exists() and bool(file.read_text()))
+    wait_until(lambda: file.exists() and bool(file.read_text()), SOON_S)
     os.kill(program.pid, signal.SIGINT)
     _, err = program.communicate(timeout=SOON_S)
     wait_until(lambda: not is_alive(int(file.read_text())), 15.0)
@@ -467,7 +454,7 @@ def test_second_ctrl_c_returns_at_once(tmp_path: Path) -> None:
     program.communicate(timeout=SOON_S)
     took = time.monotonic() - started
     os.kill(pid, signal.SIGCONT)
-    wait_until(lambda: not is_alive(pid))
+    wait_until(lambda: not is_alive(pid), SOON_S)
 
     assert took < SOON_S / 2
 
@@ -506,7 +493,7 @@ def test_nodes_of_a_killed_program_end(tmp_path: Path) -> None:
     pid, directory = program.stdout.readline().split()
     program.kill()
     program.communicate()
-    wait_until(lambda: not is_alive(int(pid)))
+    wait_until(lambda: not is_alive(int(pid)), SOON_S)
     shutil.rmtree(Path(directory).parent)
 
 

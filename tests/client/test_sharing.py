@@ -10,8 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import p2pgrid as pg
 from p2pgrid.client.grid import Grid
 from p2pgrid.client.localgrid import LocalGrid
 from p2pgrid.client.sharing import Sharing
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -34,20 +34,6 @@ def shared() -> Iterator[LocalGrid]:
     """One node with little room for objects."""
     with LocalGrid(slots=1, quota="64MB") as grid:
         yield grid
-
-
-@pytest.fixture
-def grid(shared: LocalGrid) -> Iterator[Grid]:
-    grid = shared.grid(0)
-    yield grid
-    grid.abandon()
-
-
-def wait_until(ready: Callable[[], bool], timeout_s: float = SOON_S) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_what_is_put_comes_back_read_only(grid: Grid) -> None:
@@ -137,7 +123,7 @@ def test_it_lives_as_long_as_the_grid_that_put_it(shared: LocalGrid) -> None:
             return "put it again" in str(error)
         return False
 
-    wait_until(lost)
+    wait_until(lost, SOON_S)
     two.abandon()
 
 
@@ -170,7 +156,7 @@ def test_a_killed_program_leaves_nothing(shared: LocalGrid, tmp_path: Path) -> N
             except pg.QuotaExceeded:
                 return False
 
-        wait_until(fits)
+        wait_until(fits, SOON_S)
         grid.abandon()
 
 
@@ -306,7 +292,7 @@ def test_a_task_whose_object_is_lost_says_so(grid: Grid, shared: LocalGrid) -> N
     other = shared.grid(0)
     ref = other.put(np.full(MB, 3.5))
     other.abandon()
-    wait_until(lambda: isinstance(grid.submit(total, ref).exception(SOON_S), pg.ObjectLost))
+    wait_until(lambda: isinstance(grid.submit(total, ref).exception(SOON_S), pg.ObjectLost), SOON_S)
     assert grid.submit(total, grid.put(np.ones(10))).result(SOON_S) == 10
 
 

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,10 +15,9 @@ import pytest
 import p2pgrid as pg
 from p2pgrid.client.grid import Grid
 from p2pgrid.client.localgrid import LocalGrid
+from tests.waiting import SOON_S, wait_until
 
 pytestmark = pytest.mark.slow
-
-SOON_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +39,6 @@ def grid(local: LocalGrid) -> Iterator[Grid]:
 def far(local: LocalGrid, grid: Grid) -> Grid:
     """As `grid`, for tasks at the second node only."""
     return grid.options(where="name == 'n1'")
-
-
-def wait_until(ready: Callable[[], object], timeout_s: float = SOON_S) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 class Heard:

@@ -15,7 +15,7 @@ import pytest
 
 from p2pgrid.client.localgrid import LocalGrid
 from tests.cli.processes import environment
-from tests.system.test_at_home import SOON_S, wait_until
+from tests.waiting import SOON_S, wait_until
 
 pytestmark = pytest.mark.slow
 

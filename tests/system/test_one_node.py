@@ -21,18 +21,12 @@ import pytest
 import p2pgrid as pg
 from p2pgrid.client.grid import Grid
 from p2pgrid.client.localgrid import LocalGrid
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent.parent
 SOON_S = 30.0
-
-
-def wait_until(ready: Callable[[], bool], timeout_s: float = SOON_S) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not ready():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def processes_with(marker: str) -> list[int]:
@@ -77,7 +71,7 @@ def test_daemon_killed_at_twenty_moments_loses_and_repeats_nothing(seed: int, tm
         for _ in range(kills):
             before = count_file.read_text().count("\n") if count_file.exists() else 0
             wanted = min(before + rng.randrange(1, 12), 299)
-            wait_until(partial(_has_lines, count_file, wanted))
+            wait_until(partial(_has_lines, count_file, wanted), SOON_S)
             local.nodes[0].kill()
             local.nodes[0].start()
         reader.join(120)
@@ -118,7 +112,7 @@ def _start_sleeper(local: LocalGrid, tmp_path: Path, marker: str) -> subprocess.
         [sys.executable, program], stdout=subprocess.PIPE, text=True, start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    wait_until(lambda: len(processes_with(f"sleep\0{marker}")) == 2)
+    wait_until(lambda: len(processes_with(f"sleep\0{marker}")) == 2, SOON_S)
     return client
 
 
