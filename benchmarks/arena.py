@@ -18,7 +18,6 @@ import importlib.util
 import multiprocessing
 import multiprocessing.connection
 import os
-import secrets
 import statistics
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.beside import started_ray
 from p2pgrid.core.mapped import Mapped
 from p2pgrid.core.objects import load, serialise
 from p2pgrid.core.pieces import manifest_of
@@ -261,30 +261,23 @@ def by_joblib() -> Iterator[System]:
 @contextlib.contextmanager
 def by_ray(folder: Path) -> Iterator[System]:
     """Yield Ray with two workers that stay (actors)."""
-    import ray  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: PLC0415 - may be missing
+    with started_ray(folder, WORKERS) as ray:
 
-    token = folder / "ray-token"  # Ray would write one into the user's home
-    token.touch(0o600)
-    token.write_text(secrets.token_hex(32))
-    os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(token))
-    ray.init(num_cpus=WORKERS, include_dashboard=False, object_store_memory=1024**3, log_to_driver=False)
+        class Worker:
+            def do(self, call: Callable[..., Any], *arguments: Any) -> Any:
+                return call(*arguments)
 
-    class Worker:
-        def do(self, call: Callable[..., Any], *arguments: Any) -> Any:
-            return call(*arguments)
+        kind = ray.remote(Worker)
+        workers = [kind.remote() for _ in range(WORKERS)]
 
-    kind = ray.remote(Worker)
-    workers = [kind.remote() for _ in range(WORKERS)]
+        def all_of(call: Callable[..., Any], *arguments: Any) -> list[Any]:
+            return list(ray.get([worker.do.remote(call, *arguments) for worker in workers]))
 
-    def all_of(call: Callable[..., Any], *arguments: Any) -> list[Any]:
-        return list(ray.get([worker.do.remote(call, *arguments) for worker in workers]))
+        def share(array: Any) -> list[float]:
+            return all_of(touch, ray.put(array))
 
-    def share(array: Any) -> list[float]:
-        return all_of(touch, ray.put(array))
-
-    pids = all_of(prepare, 0.0)
-    yield System("Ray", pids, share, lambda: ray.get(workers[0].do.remote(made)), lambda: all_of(prepare, 0.0))
-    ray.shutdown()
+        pids = all_of(prepare, 0.0)
+        yield System("Ray", pids, share, lambda: ray.get(workers[0].do.remote(made)), lambda: all_of(prepare, 0.0))
 
 
 @contextlib.contextmanager

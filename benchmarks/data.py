@@ -22,7 +22,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import secrets
 import statistics
 import subprocess
 import sys
@@ -37,6 +36,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.beside import started_ray
 from benchmarks.idle import descendants
 from p2pgrid.client.localgrid import LocalGrid
 
@@ -186,21 +186,14 @@ def by_joblib() -> Iterator[System]:
 @contextlib.contextmanager
 def by_ray(folder: Path) -> Iterator[System]:
     """Yield Ray."""
-    import ray  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: PLC0415 - may be missing
+    with started_ray(folder, WORKERS) as ray:
+        remote: dict[Any, Any] = {}
 
-    token = folder / "ray-token"  # Ray would write one into the user's home
-    token.touch(0o600)
-    token.write_text(secrets.token_hex(32))
-    os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(token))
-    ray.init(num_cpus=WORKERS, include_dashboard=False, object_store_memory=1024**3, log_to_driver=False)
-    remote: dict[Any, Any] = {}
+        def each(call: Callable[..., Any], *lists: Sequence[Any]) -> list[Any]:
+            task = remote.setdefault(call, ray.remote(call))
+            return list(ray.get([task.remote(*one) for one in zip(*lists, strict=False)]))
 
-    def each(call: Callable[..., Any], *lists: Sequence[Any]) -> list[Any]:
-        task = remote.setdefault(call, ray.remote(call))
-        return list(ray.get([task.remote(*one) for one in zip(*lists, strict=False)]))
-
-    yield System("Ray", lambda array: contextlib.nullcontext(ray.put(array)), each)
-    ray.shutdown()
+        yield System("Ray", lambda array: contextlib.nullcontext(ray.put(array)), each)
 
 
 @contextlib.contextmanager
