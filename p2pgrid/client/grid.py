@@ -23,7 +23,7 @@ from p2pgrid.client.job import Job, find, future_of
 from p2pgrid.client.mapping import MapWay, not_yet, total_of
 from p2pgrid.client.members import Member, call_of, chosen, connected, members_from, only
 from p2pgrid.client.notebook import shell
-from p2pgrid.client.pickling import Call, Function, Functions, Packed, pickled_call, seen
+from p2pgrid.client.pickling import Call, Functions, Packed, pickled_call, seen
 from p2pgrid.client.results import NoResults, Results
 from p2pgrid.client.session import LEAVE_S, Session, sessions
 from p2pgrid.client.stream import Stream
@@ -134,41 +134,26 @@ class Grid(Executor):
         function = self._functions.get(fn)
         data = pickled_call(args, kwargs)
         session.wait_for_room()
+        after: Packed | None = None
         if isinstance(data, Packed):
             if not function.serves(data.needs):
                 function = self._functions.get(fn, data.needs)
             if data.futures:
-                return self._submit_after(function, data)
+                after = data
             data = data.data
         while True:
             calls = self._calls
             if calls is None or calls.over:
                 calls = self._open_calls()
+            if after is not None:
+                calls.let_go_before(after.futures)
             try:
                 if seen:
                     calls.refer()
-                future = calls.submit(function, self._wire, data)
-            except JobOver:
-                continue
-            break
-        if self._own is not None:
-            self._own.append(future)
-        return future
-
-    def _submit_after(self, function: Function, call: Packed) -> Future:
-        """Submit a call among whose arguments are futures; it leaves after what it waits for."""
-        tasks = call.tasks
-        while True:
-            calls = self._calls
-            if calls is None or calls.over:
-                calls = self._open_calls()
-            for one in call.futures:
-                if one.task[0] != calls.id:  # what is in one job leaves in its order anyway
-                    one.sent()
-            try:
-                if seen:
-                    calls.refer()
-                future = calls.submit_after(function, self._wire, call.data, tasks)
+                if after is None:
+                    future = calls.submit(function, self._wire, data)
+                else:
+                    future = calls.submit_after(function, self._wire, data, after.tasks)
             except JobOver:
                 continue
             break

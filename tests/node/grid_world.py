@@ -6,32 +6,17 @@ cut, `PeerUp` brings the card that was introduced, a reset is told only where a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from blake3 import blake3
-
 from p2pgrid.core.chains import ALL_ROLES
-from p2pgrid.core.member import Card, said
+from p2pgrid.core.member import Card
 from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node import events as e
+from p2pgrid.simulations.node import CHAIN, GRID, NameSeal
 from tests.node.driver import UNIX_0, Faults, Node, World
 
-GRID = b"g" * 32
-CHAIN = b"the grid vouches for this member"
 REDIAL_S = 1.0
-
-
-class FakeSeal:
-    """Knows everybody's secret; a node's own is its name."""
-
-    def __init__(self, me: str) -> None:
-        self._me = me
-
-    def sign(self, card: Card) -> bytes:
-        return blake3(b"secret of " + said(self._me, GRID, card)).digest()
-
-    def holds(self, node: str, card: Card) -> bool:
-        return card.chain == CHAIN and card.proof == FakeSeal(node).sign(card)
 
 
 class GridWorld(World):
@@ -91,6 +76,21 @@ class GridWorld(World):
     def heal(self) -> None:
         self.cut.clear()
 
+    def strike(self, node: GridNode, keeps_disk: Callable[[], bool]) -> None:
+        """Kill, freeze or isolate a node for a while."""
+        kind = self.rng.choice(["kill", "kill", "freeze", "cut"])
+        lasts_s = self.rng.choice([0.3, 3.0, 8.0, 25.0])
+        if kind == "kill":
+            node.crash(with_disk=keeps_disk(), reset=self.rng.random() < 0.6)
+            self.at(lasts_s, node.start)
+        elif kind == "freeze":
+            node.freeze()
+            self.at(lasts_s, node.thaw)
+        else:
+            others = [other for other in self.nodes.values() if other is not node and self.rng.random() < 0.7]
+            self.part([node], others)
+            self.at(lasts_s, self.heal)
+
     def deliver(self, source: Node, effect: e.Send) -> None:
         if frozenset((source.name, effect.peer)) in self.links:
             super().deliver(source, effect)
@@ -110,7 +110,7 @@ class GridNode(Node):
 
     def __init__(self, world: GridWorld, name: str, config: dict[str, Any], known: tuple[str, ...]) -> None:
         told = {key: value for key, value in config.items() if key not in {"roles", "clock_s"}}
-        super().__init__(world, name, {"seal": FakeSeal(name), **told})
+        super().__init__(world, name, {"seal": NameSeal(name), **told})
         self.known = known
         self.roles = config.get("roles", ALL_ROLES)
         self.clock_s = config.get("clock_s", 0.0)

@@ -12,9 +12,10 @@ from p2pgrid.core.member import ALIVE, DEAD, LEFT, SUSPECT, Card, Update
 from p2pgrid.node import events as e
 from p2pgrid.node.neighbours import CLONED_FOR_S
 from p2pgrid.node.view import wire
+from p2pgrid.simulations.node import CHAIN, GRID, NameSeal
 from tests.node.desk import Desk
 from tests.node.driver import Client, Task
-from tests.node.grid_world import CHAIN, GRID, FakeSeal, GridNode, GridWorld
+from tests.node.grid_world import GridNode, GridWorld
 
 JOB = b"j" * 16
 
@@ -271,7 +272,7 @@ def test_a_card_that_its_member_did_not_sign_is_not_believed() -> None:
 def test_a_member_that_nobody_let_in_is_not_taken_up() -> None:
     """Whoever invents nodes has no certificate for them; they cost no connection."""
     stranger = Card(5, 0, b"strange!", False, ("/ip4/10.6.6.6/tcp/1",), {"name": "x"}, (), b"another grid's", b"")  # noqa: FBT003
-    proven = stranger._replace(proof=FakeSeal("ghost").sign(stranger))
+    proven = stranger._replace(proof=NameSeal("ghost").sign(stranger))
     _, nodes = _slandered(31, lambda _: [Update("ghost", 5, ALIVE, "ghost", proven)])
 
     assert "ghost" not in nodes[0].rows()

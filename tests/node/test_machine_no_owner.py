@@ -16,28 +16,20 @@ STORM_S = 90.0
 def _weather(world: GridWorld, nodes: list[GridNode], node: GridNode, end_s: float) -> None:
     """Kill, freeze and isolate one node, again and again, until the storm is over; some disks always stay."""
 
+    def keeps_disk() -> bool:
+        lost = [one for one in nodes if getattr(one, "wiped_s", -100.0) > world.now - 40.0]
+        wipe = not lost and world.rng.random() < 0.4
+        if wipe:
+            node.wiped_s = world.now  # type: ignore[attr-defined]
+        return not wipe
+
     def strike() -> None:
         if world.now > end_s:
             return None
         away = sum(not one.alive or one.frozen is not None for one in nodes)
         if node.frozen is not None or not node.alive or away > len(nodes) // 2:
             return again()
-        kind = world.rng.choice(["kill", "kill", "freeze", "cut"])
-        lasts_s = world.rng.choice([0.3, 3.0, 8.0, 25.0])
-        if kind == "kill":
-            lost = [one for one in nodes if getattr(one, "wiped_s", -100.0) > world.now - 40.0]
-            wipe = not lost and world.rng.random() < 0.4
-            if wipe:
-                node.wiped_s = world.now  # type: ignore[attr-defined]
-            node.crash(with_disk=not wipe, reset=world.rng.random() < 0.6)
-            world.at(lasts_s, node.start)
-        elif kind == "freeze":
-            node.freeze()
-            world.at(lasts_s, node.thaw)
-        else:
-            others = [other for other in nodes if other is not node and world.rng.random() < 0.7]
-            world.part([node], others)
-            world.at(lasts_s, world.heal)
+        world.strike(node, keeps_disk)
         return again()
 
     def again() -> None:

@@ -22,18 +22,7 @@ def _weather(world: GridWorld, node: GridNode, end_s: float) -> None:
     def strike() -> None:
         if world.now > end_s or node.frozen is not None or not node.alive:
             return again()
-        kind = world.rng.choice(["kill", "kill", "freeze", "cut"])
-        lasts_s = world.rng.choice([0.3, 3.0, 8.0, 25.0])
-        if kind == "kill":
-            node.crash(with_disk=world.rng.random() < 0.7, reset=world.rng.random() < 0.6)
-            world.at(lasts_s, node.start)
-        elif kind == "freeze":
-            node.freeze()
-            world.at(lasts_s, node.thaw)
-        else:
-            others = [other for other in world.nodes.values() if other is not node and world.rng.random() < 0.7]
-            world.part([node], others)
-            world.at(lasts_s, world.heal)
+        world.strike(node, lambda: world.rng.random() < 0.7)
         return again()
 
     def again() -> None:
