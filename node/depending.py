@@ -30,7 +30,7 @@ from p2pgrid.core.ref import pickled_value
 from p2pgrid.core.shapes import FAILURE, PACKED, failure_text
 from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node import events as e
-from p2pgrid.node.kept import Fresh, Kept
+from p2pgrid.node.kept import ABANDONED, CANCELLED, Fresh, Kept
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, Parts
 
@@ -73,6 +73,7 @@ class Depending(Handler):
         outcomes.on_cancelled = self._cancelled
         outcomes.on_out = self._out
         outcomes.on_forgotten = self._forgotten
+        outcomes.on_damaged = self._damaged
         self.seek: Callable[[TaskId], None] = lambda _: None
         """Asked to find out about a task of a job that is not kept here."""
         self.settled: Callable[[TaskId], None] = lambda _: None
@@ -189,7 +190,7 @@ class Depending(Handler):
             self.seek(task)
         elif task.index in kept.done:
             self._read(kept, task)
-        elif task.index in kept.cancelled or kept.ended:
+        elif task.index in kept.cancelled or kept.state in (CANCELLED, ABANDONED):
             self.fail(task, encoded(TaskCancelled(f"{name_of(task)} was cancelled")))
         elif kept.total is not None and task.index >= kept.total:
             self.fail(task, encoded(no_such(task)))
@@ -375,6 +376,8 @@ class Depending(Handler):
         if batch is None:
             self.fail(task, encoded(_lost(task)))
             return
+        if batch in kept.torn:
+            return  # it is being had from another keeper
         known = self.keeping.readers.recent((kept.id, batch))
         if known is not None:
             results = kept.record.results[batch]
@@ -405,6 +408,9 @@ class Depending(Handler):
             value = values.get((job, pack(batch)))
             kept = self.keeping.jobs.get(job)
             results = kept.record.results.get(batch) if kept is not None else None
+            if value is None and kept is not None and results is not None and self.keeping.readers.mend(kept, batch):
+                kept.torn.add(batch)  # they are told when it is here (`_results`), or not to be had (`_damaged`)
+                continue
             for task in tasks:
                 if value is None or results is None:
                     self.fail(task, encoded(_lost(task)))
@@ -413,6 +419,13 @@ class Depending(Handler):
                     self.ended(task, Ended(shape, data, results.lo, results.hi))
         self._read_more()
         return True
+
+    def _damaged(self, kept: Kept, batches: Sequence[BatchId]) -> None:
+        """Nobody has these results: whoever waits for one of them fails."""
+        for results in [kept.record.results[batch] for batch in batches if batch in kept.record.results]:
+            for lo, hi in self.watched.get(kept.id, RangeSet()).within(results.lo, results.hi):
+                for index in range(lo, hi):
+                    self.fail(TaskId(kept.id, index), encoded(_lost(TaskId(kept.id, index))))
 
     # ---- when a client is gone ---------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from p2pgrid.core.failure import encode_exception
 from p2pgrid.core.large import LARGE, Large
 from p2pgrid.core.missing import nowhere
 from p2pgrid.core.ranges import RangeSet, Span
-from p2pgrid.core.record import Try
+from p2pgrid.core.record import BatchId, Try
 from p2pgrid.core.shapes import CRASH, FAILURE, lineage
 from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node import events as e
@@ -44,6 +44,8 @@ class Outcomes(Handler):
         self.on_out: Callable[[bytes, RangeSet], None] = lambda *_: None
         """Told what will not run any more; `on_forgotten`: which job not."""
         self.on_forgotten: Callable[[bytes], None] = lambda _: None
+        self.on_damaged: Callable[[Kept, Sequence[BatchId]], None] = lambda *_: None
+        """Told which results are damaged here and were not to be had from anybody."""
 
     def work_of(self, kept: Kept) -> Work:
         work = self.pool.open(kept.id, kept.name, (kept.spec.owner, kept.spec.session), None)

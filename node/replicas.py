@@ -27,7 +27,7 @@ from p2pgrid.node import events as e
 from p2pgrid.node.copying import Copying, CopyOptions
 from p2pgrid.node.keepers import Candidate, keepers
 from p2pgrid.node.keeping import REASONS_MAX
-from p2pgrid.node.kept import RUNNING, Fresh, Job, Kept, Listening, Promise, Source
+from p2pgrid.node.kept import ABANDONED, CANCELLED, RUNNING, Fresh, Job, Kept, Listening, Promise, Source
 from p2pgrid.node.members import Members
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, Parts
@@ -419,7 +419,8 @@ class Replicas(Handler):
         if not group or kept.listening or any(one.id == self.config.node_id for one in group):
             return False
         living = [one.id for one in group if one.lives]
-        return bool(living) and not kept.watches and all(self.copying.has_all(peer, kept.id) for peer in living)
+        read = kept.watches or kept.id in self.outcomes.watched
+        return bool(living) and not read and all(self.copying.has_all(peer, kept.id) for peer in living)
 
     def _give_up(self, kept: Kept) -> None:
         self.out += self.keeping.delete(kept.id, "")
@@ -605,6 +606,7 @@ class Replicas(Handler):
                 self._mending[job] = since_s, now + MEND_S  # once everybody is here, they are asked
             elif until_s <= now:
                 del self._mending[job]
+                self.outcomes.on_damaged(kept, list(kept.torn))
                 self.out += self.keeping.readers.give_up(kept)
                 self.restoring.give_up(kept)
 
@@ -671,9 +673,10 @@ class Replicas(Handler):
             if row.kind == "result":
                 node, incarnation, number, lo, hi, failed = unpack(row.meta)[:6]
                 shape, data = unpack(row.value or b"")
-                if kept.done.missing(lo, hi):
-                    done += kept.done.missing(lo, hi)
-                    batches.append((BatchId(node, incarnation, number), e.Outcome(lo, hi, shape, data)))
+                batch = BatchId(node, incarnation, number)
+                done += kept.done.missing(lo, hi)
+                if kept.done.missing(lo, hi) or batch in kept.torn:
+                    batches.append((batch, e.Outcome(lo, hi, shape, data)))
                 if failed and len(kept.reasons) < REASONS_MAX:
                     kept.reasons[lo] = failure_text(data)
             was = kept.cancelled.copy() if row.kind == "cancel" else None
@@ -694,15 +697,25 @@ class Replicas(Handler):
             fresh = kept.cancelled - was
             if fresh:
                 self.out += [e.Reply(one, m.CANCELLED, 0, [kept.id, fresh.flat()]) for one in kept.watches]
+                self._will_not_end(kept, fresh)
             return
         spans = None if flat is None else RangeSet.from_flat(flat)
         self.restoring.door.stop_tasks(kept, spans, reason)
+
+    def _will_not_end(self, kept: Kept, spans: RangeSet | None) -> None:
+        """Tasks (None: all) were cancelled at another keeper: whoever waits for one of them here fails."""
+        if kept.id in self.outcomes.watched:
+            spans = self.outcomes.watched[kept.id] if spans is None else spans
+            spans = spans - kept.done
+            self.parts.later.append(lambda: self.outcomes.on_cancelled(kept.id, spans))
 
     def _follow(self, kept: Kept, rows: Sequence[e.Row], done: Sequence[tuple[int, int]], before: str) -> None:
         """Draw the consequences of what another keeper has told."""
         has_ended = kept.ended and before != kept.state
         if has_ended:
             self.out += self.keeping.let_go(kept, inputs=True)
+            if kept.state in (CANCELLED, ABANDONED):
+                self._will_not_end(kept, None)
         if not kept.serving:
             return
         if has_ended:

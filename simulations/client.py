@@ -157,9 +157,25 @@ class Job:
             self.wrong.append(f"there is no task {index}")
         elif value is not None and not truth.may_be(index, value):
             self.wrong.append(f"task {index} never returned {value[:40]!r}")
-        elif value is None and truth.plan(index).outcome == "ok":
+        elif value is None and truth.plan(index).outcome == "ok" and not self._needs_what_failed(truth, index):
             self.wrong.append(f"task {index} failed, and it cannot")
         self.got.setdefault(index, value)
+
+    def _needs_what_failed(self, truth: Truth, index: int) -> bool:
+        """Whether a task needs one that failed for a reason, or that its client cancelled when it was refused."""
+        todo = list(truth.needs(index)) if truth.needs is not None else []
+        seen = set(todo)
+        while todo:
+            task = todo.pop()
+            if next(job.refused or job.cancelled for job in self.client.world.jobs if job.job == task.job):
+                return True
+            other = self.client.world.truths[task.job]
+            if other.plan(task.index).outcome != "ok":
+                return True
+            more = [one for one in other.needs(task.index) if one not in seen] if other.needs is not None else []
+            seen.update(more)
+            todo += more
+        return False
 
 
 class Client:

@@ -66,7 +66,7 @@ class Truth:
         plan = self.plan(index)
         name = self.job[:4] + b"%d" % index
         if plan.fickle:
-            started, _, number = value[: len(value) - plan.size].partition(b"/")
+            started, _, number = value[: len(value) - plan.size].rpartition(b"/")  # a job's id may have a slash
             return (started == name and number.isdigit() and 1 <= int(number) <= self.runs[index]) or self._lie(
                 index, value
             )
