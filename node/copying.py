@@ -148,6 +148,12 @@ class Copying:
             if peer != besides:
                 way.level.discard(job)
 
+    def unlevel(self, peer: str, job: Job) -> None:
+        """It is not known whether a member has all rows of a job."""
+        way = self._ways.get(peer)
+        if way is not None:
+            way.level.discard(job)
+
     def compared(self, peer: str, job: Job) -> None:
         """What a member has is known: what it lacks comes, and is all that it lacks (`caught_up`, `settle`).
 

@@ -73,6 +73,8 @@ class Replicas(Handler):
         self.copying = Copying(CopyOptions())
         self._groups: dict[Job, list[Candidate]] = {}
         """Who should hold a record, as far as that was asked since members changed."""
+        self._former: dict[Job, set[str]] = {}
+        """The same when it was worked out last."""
         self._members: list[Candidate] | None = None
         self._had_others = False
         self._has_room = True
@@ -97,6 +99,7 @@ class Replicas(Handler):
 
     def _deleted(self, job: Job) -> None:
         self._groups.pop(job, None)
+        self._former.pop(job, None)
         self.out += self.copying.forget(job)
 
     # ---- who keeps what ---------------------------------------------------------------------------------------------
@@ -108,6 +111,10 @@ class Replicas(Handler):
             if self._members is None:
                 self._members = self._candidates()
             found = self._groups[kept.id] = keepers(kept.id, kept.accepted, self._members)
+            ids = {one.id for one in found}
+            for peer in ids - self._former.get(kept.id, ids):  # what was new meanwhile it was not told
+                self.copying.unlevel(peer, kept.id)
+            self._former[kept.id] = ids
         return found
 
     def others(self, kept: Kept) -> list[str]:

@@ -92,6 +92,26 @@ def test_a_keeper_whose_disk_is_full_has_no_copy() -> None:
     assert world.run(lambda: (JOB, "close", pack(20)) in nodes[1].disk, 90)
 
 
+def test_a_keeper_that_had_no_room_for_a_while_is_told_what_it_missed() -> None:
+    """Seed 572 of `menu`: it was level, was told nothing while it kept nothing, and was called level afterwards."""
+    world = GridWorld(5)
+    nodes = world.grid(3)
+    one = _submitted(world, nodes[0], 40, 1.0)
+    assert world.run(lambda: len(one.got) > 3, 30)
+    world.run(lambda: False, 0.4)  # nothing ends now
+    assert len({_record(node).rows.digest() for node in nodes}) == 1
+    nodes[2].disk_full = True
+    other = Client(nodes[2], 2, b"t" * 16)
+    other.connect()
+    other.submit(b"K" * 16, 1, lambda _: Task(0.1))
+    assert world.run(lambda: not nodes[2].machine.neighbours.view.card.facts["keeps"], 0.3)  # type: ignore[union-attr]
+    nodes[2].disk_full = False
+    assert world.run(lambda: one.ended, 120)
+
+    assert world.run(lambda: len({_record(node).rows.digest() for node in nodes}) == 1, 120)
+    assert _record(nodes[2]).done.size == 40
+
+
 GARBAGE = b"no batch of inputs"
 VALUE = pack([0, [b"v", b"w"]])
 HUGE = 2**64 - 1
