@@ -155,6 +155,7 @@ class Network:
                 net.links.connect(peer, addresses)
             nursery.start_soon(self._hand_over)
             nursery.start_soon(self.seeker.run)
+            nursery.start_soon(self.seeker.look_for_missed)
             nursery.start_soon(self.seeker.on_lan)
             nursery.start_soon(self.reachability.run)
             if not is_local(self.listening.addresses):

@@ -2,6 +2,9 @@
 
 Whoever is connected is told of the others by gossip; only a node that has nobody needs to remember where somebody was:
 what the invite said, whom it met in former lives, and who announces our grid on this LAN (`lan`).
+
+With one exception: nodes that were all started again during a cut know their side alone, and so does the other side.
+Therefore whoever was met in a former life and has not been heard of in this one is dialled now and then.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ LOOK_AROUND_S = 3.0
 """After that, who is on the LAN has answered."""
 ENOUGH = 32
 """Who is connected with so many is told of the others by them."""
+MISSED_MIN_S, MISSED_MAX_S = 15.0, 300.0
+"""Between attempts to find one whom nobody has spoken of, while others are connected."""
 
 
 class Seeker:
@@ -72,6 +77,27 @@ class Seeker:
             pause_s, self._pause_s = self._pause_s, min(2 * self._pause_s, PAUSE_MAX_S)
             with trio.move_on_after(net.rng.uniform(0.5, 1.0) * pause_s):
                 await changed.wait()
+
+    async def look_for_missed(self) -> None:
+        """Dial one of those met in a former life and missed in this one, with pauses that grow, until cancelled."""
+        pause_s = MISSED_MIN_S
+        while True:
+            await trio.sleep(self._net.rng.uniform(0.5, 1.0) * pause_s)
+            missed = self._missed()
+            pause_s = min(2 * pause_s, MISSED_MAX_S) if missed else MISSED_MIN_S
+            if missed:
+                await self._net.reach(missed)
+
+    def _missed(self) -> list[str]:
+        """Return where one was who was met in a former life and not heard of in this one, if others are here."""
+        net = self._net
+        if not net.members or net.is_moving or net.trustees.lost:
+            return []
+        saved = [one for one in net.charter.saved_peers() if one[0] != net.identity.id and not net.is_known(one[0])]
+        if not saved:
+            return []
+        peer, addresses = net.rng.choice(saved)
+        return [f"{address}/p2p/{peer}" for address in addresses][:ADDRESSES_TRIED_MAX]
 
     def begin_anew(self) -> None:
         """The network may have healed: look at once, and with short pauses."""

@@ -6,6 +6,7 @@ each boot of its machine, and the wall clock is as wrong as `skew_s` says.
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,8 @@ SEEK_S = 2.0
 """A node with no connection dials again those it was told of and those it once knew."""
 SEEK_AT_ONCE = 3
 SAVED_MAX = 200
+MISSED_MIN_S, MISSED_MAX_S = 15.0, 300.0
+"""Between attempts to find one whom nobody has spoken of (`node/seeking.py`)."""
 WORKERS_S = (0.05, 0.2)
 """Until a worker child has started."""
 RECENT = 48
@@ -171,6 +174,8 @@ class Node:
             self.later(rng.uniform(*WORKERS_S), e.WorkerReady(worker))
         self.world.at(MINUTE_S * rng.uniform(0.5, 1.5), self._minute, self.life)
         self._seek(self.life)
+        missed = self.world.rng("missed", self.name, self.life)
+        self.world.at(MISSED_MIN_S * missed.uniform(0.5, 1.0), self._miss, self.life, missed, MISSED_MIN_S)
 
     def crash(self, *, reset: bool = True, torn: bool = False) -> None:
         """End at once: `reset` as a killed process, else as a machine that vanishes. Its disk stays."""
@@ -363,6 +368,19 @@ class Node:
                 if found is not None:
                     self.world.at(takes_s, self._dialled, found.name, found, life)
         self.world.at(SEEK_S * self.rng.uniform(0.5, 1.5), self._seek, life)
+
+    def _miss(self, life: int, rng: random.Random, pause_s: float) -> None:
+        """Dial one met in a former life and not heard of in this one, now and then, although others are here."""
+        if not self.alive or self.life != life:
+            return
+        missed = [one for one in self.saved if one not in self.wanted] if self.links and self.frozen is None else []
+        if missed:
+            peer = rng.choice(missed)
+            takes_s, found, _ = self.world.network.dial(self, self.saved[peer][0], peer)
+            if found is not None:
+                self.world.at(takes_s, self._dialled, peer, found, life)
+        pause_s = min(2 * pause_s, MISSED_MAX_S) if missed else MISSED_MIN_S
+        self.world.at(pause_s * rng.uniform(0.5, 1.0), self._miss, life, rng, pause_s)
 
     def _introduce(self, effect: e.Introduce) -> None:
         self.card = effect.card

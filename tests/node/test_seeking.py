@@ -93,3 +93,16 @@ def test_a_lan_that_lies_takes_neither_time_nor_place_from_others() -> None:
     assert known[0].endswith("inviter")
     assert sum("fake" in address for address in known) == NEAR_TRIED_MAX
     assert known != alone.seeker._known(), "the next round tries others"
+
+
+def test_whom_one_met_in_a_former_life_is_missed_until_heard_of() -> None:
+    """Nodes that were started again on both sides of a cut would never meet: each side has somebody."""
+    node = Node(members=1, saved=3)
+    node.known = {"saved0"}
+    drawn = {address for _ in range(50) for address in node.seeker._missed()}
+    assert drawn == {f"/ip4/10.9.9.9/tcp/1/p2p/saved{number}" for number in (1, 2)}
+    node.known |= {"saved1", "saved2"}
+    assert node.seeker._missed() == []
+    alone, moving = Node(saved=3), Node(members=1, saved=3)
+    moving.is_moving = True
+    assert alone.seeker._missed() == moving.seeker._missed() == []

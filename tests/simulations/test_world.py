@@ -98,3 +98,27 @@ def test_one_task_does_not_wake_a_hundred_idle_nodes() -> None:
     assert world.run(lambda: job.ended, 30)
     assert job.ended_s is not None
     assert job.ended_s - job.began_s < 200 * 0.1 + 3
+
+
+def test_halves_that_were_started_again_during_a_cut_find_each_other() -> None:
+    """Seed 127 of `menu`: each knew its own side only, and whoever has somebody dialled nobody else."""
+    world = World(seed=3)
+    nodes = world.grid(4)
+    halves = nodes[:2], nodes[2:]
+    for node in nodes:
+        node.crash(reset=True)
+    for one in halves[0]:
+        for other in halves[1]:
+            world.network.cut(one, other)
+            world.network.cut(other, one)
+    for node in nodes:
+        node.start()
+    assert world.run(lambda: all(len(node.links) == 1 for node in nodes), 60)
+    world.pause(100.0)
+    assert not world.agreed()
+    for one in halves[0]:
+        for other in halves[1]:
+            world.network.mend(one, other)
+            world.network.mend(other, one)
+
+    assert world.run(world.agreed, 300.0)
