@@ -37,6 +37,7 @@ from p2pgrid import __version__
 from p2pgrid.core import messages as m
 from p2pgrid.core.errors import ExitCode, GridError, PeerError, error_to_wire
 from p2pgrid.core.interpreters import fact
+from p2pgrid.core.invite import see_invite
 from p2pgrid.core.locate import NODE_FILE
 from p2pgrid.node import events as e
 from p2pgrid.node.asked import VERBS, Asked
@@ -122,6 +123,8 @@ def serve(config: NodeConfig, make: MakeMind = Machine) -> int:
 
 
 def _serve(config: NodeConfig, make: MakeMind, talk: Talk, recent: deque[type]) -> int:
+    if config.join:  # before a directory is made for what is no invite; whether it is still good, members say
+        see_invite(config.join)
     prepare_dir(config)
     with contextlib.ExitStack() as stack:
         with explained(config.dir):

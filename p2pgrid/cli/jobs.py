@@ -18,6 +18,7 @@ NAME_WIDTH = 40
 """Names are cut there: a long one from another member shall not spoil the table."""
 MOVES = ("stolen", "prefetched", "rerun")
 """Tasks that nodes took from each other, had before a slot was free, ran again."""
+UNDER_WAY = ("queued", "running")
 TASK_STATES = ("done", "failed", "running", "queued", "waiting", "cancelled")
 
 target_argument = click.argument("target", metavar=TARGET)
@@ -54,7 +55,7 @@ def jobs(setting: Setting) -> None:
         for line, job in zip(lines[1:], found, strict=True):
             click.echo(line)
             moved = "; ".join(f"{row['node']} {_counts(row)}" for row in job_json(job)["moves"])
-            if moved:
+            if moved and text(job.get("state")) in UNDER_WAY:  # of what has ended: `show`, `explain`
                 click.echo(f"  moved: {plain(moved)}")
             if text(job.get("waiting")):
                 click.echo(f"  waits: {plain(job['waiting'])}")

@@ -30,7 +30,7 @@ passphrase_option = click.option(
 
 @click.group("grid", cls=Family, example="p2pgrid grid show\np2pgrid grid export admin.key")
 def grid(**_: Any) -> None:
-    """Show the grid's keys; export one to a file, and get the grid back by it."""
+    """Show the grid's keys, export one to a file, get the grid back by it."""
 
 
 @grid.command("show", cls=Verb, example="p2pgrid grid show")

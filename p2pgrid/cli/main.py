@@ -158,7 +158,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code."""
     words = list(sys.argv[1:] if args is None else args)
     if not words and "_P2PGRID_COMPLETE" not in os.environ:
-        click.echo(grid.get_help(click.Context(grid, info_name="p2pgrid")), err=True)
+        click.echo(grid.get_help(click.Context(grid, info_name="p2pgrid", **grid.context_settings)), err=True)
         return ExitCode.WRONG
     try:
         code = grid.main(words, prog_name="p2pgrid", standalone_mode=False)

@@ -224,10 +224,10 @@ def read_file(path: Path, usage: str = "p2pgrid join @FILE, or - for stdin") -> 
 
 def _join(setting: Setting, string: str, *, leave: bool) -> dict[str, Any]:
     """Ask the node of this machine, or be it for a moment. A node that a program started for itself is not meant."""
-    from p2pgrid.cli.offline import join_offline, running_or_locked
+    from p2pgrid.cli.offline import check_invite, join_offline, running_or_locked
 
     places = None if setting.dir is not None else default_dirs()
-    with running_or_locked(setting.dir, places) as place:
+    with running_or_locked(setting.dir, places, lambda: check_invite(string)) as place:
         if isinstance(place, Path):
             return join_offline(place, string, leave=leave)
         return place.ask("join", invite=string, leave=leave, within_s=JOIN_WITHIN_S)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,12 @@ POLL_S = 0.05
 
 
 @contextlib.contextmanager
-def running_or_locked(directory: Path | None, places: Sequence[Path] | None) -> Iterator[Link | Path]:
+def running_or_locked(
+    directory: Path | None, places: Sequence[Path] | None, check: Callable[[], object]
+) -> Iterator[Link | Path]:
     """Yield a link to the node that runs, or the directory where none does, locked until the end.
+
+    `check` is called before a directory is made, and may raise.
 
     Raises:
         GridError: the directory is in use by a node that does not answer, or cannot be used.
@@ -38,6 +42,7 @@ def running_or_locked(directory: Path | None, places: Sequence[Path] | None) -> 
             with link:
                 yield link
             return
+        check()
         prepare_dir(NodeConfig(dir=folder))
         lock = DirectoryLock(folder)
         with contextlib.ExitStack() as stack:
@@ -52,19 +57,17 @@ def running_or_locked(directory: Path | None, places: Sequence[Path] | None) -> 
         time.sleep(POLL_S)
 
 
-def join_offline(folder: Path, string: str, *, leave: bool) -> dict[str, Any]:
-    """Write the membership that an invite gives; nothing is written if it is no good. The caller holds the lock.
+def check_invite(string: str) -> None:
+    """See that an invite may be good, before anything is made for it.
 
     Raises:
-        GridError: `bad-invite`; or the node is in a grid with other members and shall not leave it.
+        GridError: `bad-invite`.
     """
     from p2pgrid.core.chains import Reason, Refused
     from p2pgrid.core.invite import bad_invite, read_invite
-    from p2pgrid.node.charter import Charter
-    from p2pgrid.node.identity import open_identity, write_way
 
     try:
-        read_invite(string).check_invite(time.time())  # before a directory that was empty gets a key and a grid
+        read_invite(string).check_invite(time.time())
     except Refused as refused:
         error = bad_invite(refused.reason)
         if refused.reason in {Reason.EXPIRED, Reason.ENDED}:
@@ -72,6 +75,19 @@ def join_offline(folder: Path, string: str, *, leave: bool) -> dict[str, Any]:
             advice = f"{error.next}; if this machine's clock is wrong, let members judge: p2pgrid node --join @FILE"
             raise GridError(f"{error.message}, by this machine's clock", next=advice, code=error.code) from None
         raise error from None
+
+
+def join_offline(folder: Path, string: str, *, leave: bool) -> dict[str, Any]:
+    """Write the membership that an invite gives; nothing is written if it is no good (`check_invite`).
+
+    The caller holds the lock.
+
+    Raises:
+        GridError: `bad-invite`; or the node is in a grid with other members and shall not leave it.
+    """
+    from p2pgrid.node.charter import Charter
+    from p2pgrid.node.identity import open_identity, write_way
+
     identity = open_identity(folder, None, time.time())
     charter = Charter(identity, folder, time.time)
     joining = charter.join(string)

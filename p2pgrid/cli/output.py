@@ -34,7 +34,8 @@ def emit(body: Mapping[str, Any]) -> None:
 def emit_error(error: GridError, *, json: bool) -> None:
     """Print an error as one line, or as an object; both say what to do next."""
     if json:
-        click.echo(_line({"v": V, "error": error_to_wire(error)}), err=True)
+        more = {"more": error.page} if error.page else {}
+        click.echo(_line({"v": V, "error": {**error_to_wire(error), **more}}), err=True)
     else:
         click.echo(f"p2pgrid: {plain(str(error))}", err=True)
 

@@ -58,7 +58,7 @@ class ProgramVerb(Verb):
 
 
 on_option = click.option("--on", "where", metavar="WHERE", help="Only where this holds, like \"arch == 'aarch64'\".")
-command_argument = click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+command_argument = click.argument("command", metavar="[--] CMD…", nargs=-1, required=True, type=click.UNPROCESSED)
 
 
 @click.command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,10 @@ class Verb(click.Command):
         ctx.obj = Setting(json=bool(_given(ctx, "json")), dir=_given(ctx, "dir"))
         return super().invoke(ctx)
 
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """Return the first clause of what it does, whole: it is wrapped, not cut."""
+        return first_clause(self.help)
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the example as it is typed."""
         _write_example(self._example, formatter)
@@ -99,6 +104,10 @@ class Family(click.Group):
             )
         return super().resolve_command(ctx, args)
 
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """Return the first clause of what it does, whole: it is wrapped, not cut."""
+        return first_clause(self.help)
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the example as it is typed."""
         _write_example(self._example, formatter)
@@ -109,6 +118,11 @@ def _common_flags(dir_help: str) -> list[click.Parameter]:
         click.Option(["--json"], is_flag=True, is_eager=True, help=JSON_HELP),
         click.Option(["--dir"], type=DIRECTORY, help=dir_help),
     ]
+
+
+def first_clause(text: str | None) -> str:
+    """Return what comes before the first full stop, semicolon or colon."""
+    return re.split(r"[.;:](?:\s|$)", " ".join((text or "").split()), maxsplit=1)[0] + "."
 
 
 def _write_example(example: str, formatter: click.HelpFormatter) -> None:

@@ -65,6 +65,8 @@ class LocalFinder:
             msg = f"no node runs here (looked in {looked})"
             raise NoNode(msg)
         self._found = self._home
+        if self._home in self._places and not self._home.exists() and self._home != _directory_for_here():
+            looked += ", which was not there"  # a word that was mistyped is noticed
         connection = self._start(hello)
         assert self._started is not None
         if connection.welcome.pid != self._started.pid:

@@ -26,7 +26,7 @@ from p2pgrid.client.trees import Tree
 from p2pgrid.client.upload import Upload
 from p2pgrid.core.batch import CALLS, ITEMS, content_id, encode_batch, program
 from p2pgrid.core.errors import GridError, QuotaExceeded
-from p2pgrid.core.options import TaskOptions
+from p2pgrid.core.options import TaskOptions, is_name
 from p2pgrid.core.record import Spec
 from p2pgrid.core.tree import TREE_BYTES_MAX, pack_tree
 from p2pgrid.core.units import format_size, parse_duration
@@ -49,6 +49,8 @@ class Program:
             QuotaExceeded: what would go along is too large.
         """
         self.argv = list(argv)
+        self.name = Path(argv[0]).name
+        """What its job is called if nothing else was said; no other word, for one may be a secret."""
         self._files: dict[str, Path] = {}
         self._modules: dict[str, Place] = {}
         words: list[Any] = list(argv)
@@ -75,6 +77,7 @@ class Program:
             if not word.startswith("-"):
                 path = Path(word)
                 if path.is_file() and not _is_of_the_system(path):
+                    self.name = path.name
                     words[number] = self._taken(path, is_python=Path(words[0]).name.startswith("py"))
                 return
 
@@ -155,7 +158,7 @@ class Sender:
 
         `check`: whatever ends with another code than 0 has failed.
         """
-        upload = self._upload("calls", options[0])
+        upload = self._upload("calls", options[0], what)
         call = pickled_call((), {"check": True} if check else {})
         assert isinstance(call, bytes)
         runs = [(1, 0, number, CALLS, [call]) for number in range(len(options))]
@@ -169,15 +172,16 @@ class Sender:
 
     def for_each(self, what: Program, items: Sequence[str], options: TaskOptions) -> bytes:
         """Send a job that runs the command with each item in the place of `{}`; return its id once it is on disk."""
-        upload = self._upload("map", options)
+        upload = self._upload("map", options, what)
         session = self._session
         call = Call(what.function, options.to_wire(), lambda _: what.function)
         Feed(session, upload, call, items, lambda: session.open(upload), shape=ITEMS, total=len(items)).all()
         return self._accepted(upload)
 
-    def _upload(self, kind: str, options: TaskOptions) -> Upload:
+    def _upload(self, kind: str, options: TaskOptions, what: Program) -> Upload:
+        name = options.name or (what.name if is_name(what.name) else "")
         spec = Spec(
-            kind=kind, name=options.name or "", session=self._session.id, submitted_s=time.time(),
+            kind=kind, name=name, session=self._session.id, submitted_s=time.time(),
             ttl_s=parse_duration(options.keep_for), detach=options.detach, copies=options.copies or 0,
             program=self._session.program,
         )  # fmt: skip

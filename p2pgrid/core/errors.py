@@ -75,6 +75,12 @@ EXIT_CODES: dict[str, ExitCode] = {
 """Exit code by error code; a code that is not listed here means that the work failed."""
 
 
+PAGE = "docs/troubleshooting.md"
+"""Where every error has a section, named as its code."""
+SELF_EVIDENT = frozenset({"usage", "not-yet", "interrupted"})
+"""Codes whose messages answer what was just typed, and name the help for it: no page is needed."""
+
+
 class WireError(TypedDict):
     """The form in which an error crosses a socket or is printed by `--json`."""
 
@@ -104,8 +110,14 @@ class GridError(Exception):
             self.code = code
 
     def __str__(self) -> str:
-        """Return the message, which always ends with what to do next."""
-        return f"{self.message or self.code}; next: {self.next}"
+        """Return the message, which always ends with what to do next, and where more of it is said."""
+        more = f"; more: {self.page}" if self.page else ""
+        return f"{self.message or self.code}; next: {self.next}{more}"
+
+    @property
+    def page(self) -> str:
+        """The section of the documentation that tells why it happens and what helps; empty if there is none."""
+        return f"{PAGE}#{_ANCHORS[self.code]}" if self.code in _ANCHORS else ""
 
     @property
     def exit_code(self) -> ExitCode:
@@ -297,6 +309,10 @@ _BY_CODE: dict[str, type[GridError]] = {
     )
 }
 _BY_CODE["ambiguous"] = _BY_CODE["elsewhere"] = NotFound
+_OTHERS = ("bug", "no-shared-memory", "not-unpickled")
+_ANCHORS = {code: code for code in (*_BY_CODE, *EXIT_CODES, *_OTHERS) if code not in SELF_EVIDENT}
+_ANCHORS |= {"elsewhere": "not-found", "circle": "dependency-failed"}
+"""Sections of PAGE by code; one that a newer version added has none here."""
 
 
 def error_to_wire(error: GridError) -> WireError:

@@ -121,6 +121,18 @@ def read_invite(text: str) -> Membership:
     return _unpack(_read(INVITE_WORD, text))
 
 
+def see_invite(text: str) -> None:
+    """See that a text is an invite, whatever the time is.
+
+    Raises:
+        GridError: it is none, or damaged (bad-invite).
+    """
+    try:
+        read_invite(text).check_invite(0)
+    except Refused as refused:
+        raise bad_invite(refused.reason) from None
+
+
 def bad_invite(reason: Reason) -> GridError:
     """Return the error that tells a user why an invite, or the joiner who came by it, was refused (INTERFACE §2).
 

@@ -293,10 +293,15 @@ def _where(name: str, value: object) -> str:
     return value
 
 
+def is_name(text: str) -> bool:
+    """Whether a job can be called that."""
+    return 0 < len(text) <= NAME_LENGTH_MAX and text.isprintable() and "/" not in text and text not in _RESERVED_NAMES
+
+
 def _name(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise _wrong_type(name, value, "a text")
-    if not 0 < len(value) <= NAME_LENGTH_MAX or not value.isprintable() or "/" in value or value in _RESERVED_NAMES:
+    if not is_name(value):
         accepted = f"1 to {NAME_LENGTH_MAX} printable characters, no '/', not 'last' or 'all'"
         raise _wrong_value(name, value, accepted)
     return value

@@ -23,6 +23,8 @@ from typing import NoReturn
 from p2pgrid.core.units import parse_size
 
 LENGTH_MAX = 1024
+MARK = "▶"
+"""Stands in a message before what is wrong with the text: an error is one line."""
 DEPTH_MAX = 32
 
 _TOKEN = re.compile(
@@ -187,7 +189,7 @@ def _refuse_character(text: str, position: int) -> NoReturn:
 
 def _refuse(text: str, column: int, problem: str) -> NoReturn:
     shown = "".join(character if character.isprintable() else " " for character in text)
-    msg = f"where: {problem}\n  {shown}\n  {' ' * column}^"
+    msg = f"where, column {column + 1}: {problem}: {shown[:column]}{MARK}{shown[column:]}"
     raise WhereError(msg)
 
 

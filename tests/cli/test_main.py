@@ -43,6 +43,25 @@ def test_help_lists_what_works_today(run: Run) -> None:
     assert not {"dashboard", "trace"} & set(words)
 
 
+def test_no_sentence_of_the_help_is_cut(run: Run) -> None:
+    """What a verb does fits, if need be in two lines."""
+    for words in ([], ["grid"], ["service"], ["sim"]):
+        listed = run(*words, "--help").out.partition("Commands:\n")[2]
+        assert listed
+        assert "..." not in listed
+
+
+def test_an_invite_that_is_none_makes_no_directory(run: Run, home: Path) -> None:
+    """A node that cannot start for it leaves nothing behind."""
+    (home / "garbage").write_text("garbage\n")
+
+    ran = run("node", "--dir", "d", "--join", "@garbage")
+
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert "not an invite; next: " in ran.err
+    assert not (home / "d").exists()
+
+
 def test_nothing_typed_shows_help_and_is_wrong(run: Run) -> None:
     """Help on stderr: nothing was asked for."""
     ran = run()
@@ -206,7 +225,7 @@ def test_errors_are_json_when_asked_before_or_after_the_verb(run: Run, words: li
 
     error = json.loads(ran.err)
     assert (ran.code, ran.out, error["v"], error["error"]["code"]) == (3, "", 1, "no-node")
-    assert set(error["error"]) == {"code", "message", "next"}
+    assert set(error["error"]) == {"code", "message", "next", "more"}
 
 
 def test_json_may_be_asked_for_in_the_environment(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,14 +243,14 @@ def test_no_node_is_told_with_where_we_looked_and_what_to_type(run: Run, home: P
 
     assert (ran.code, ran.out) == (3, "")
     assert f"no node runs here (looked in {home / 'data' / 'p2pgrid'}, " in ran.err
-    assert ran.err.endswith("; next: p2pgrid node\n")
+    assert ran.err.endswith("; next: p2pgrid node; more: docs/troubleshooting.md#no-node\n")
 
 
 def test_a_directory_is_the_only_place_looked_at(run: Run, home: Path) -> None:
     """With --dir, the command to type has it too."""
     ran = run("jobs", "--dir", "x")
 
-    assert ran.err == "p2pgrid: no node runs in x; next: p2pgrid node --dir x\n"
+    assert ran.err.startswith("p2pgrid: no node runs in x; next: p2pgrid node --dir x; more: ")
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,8 @@ def test_submit_is_detached(shell: Shell) -> None:
     assert shell.run("wait", json.loads(out)["id"])[0] == 0
     row = json.loads(shell.run("result", "last", "--format", "jsonl")[1])
     assert row["value"] == {"args": ["echo", "hi"], "returncode": 0, "stdout": "hi\n", "stderr": ""}
+    listed = json.loads(shell.run("jobs", "--json")[1])["jobs"]
+    assert [job["name"] for job in listed[:2]] == ["echo", "twice"]  # without a name of its own it is the command's
     assert shell.run("submit", "nothing-here.py")[0] == 2
 
 

@@ -201,7 +201,7 @@ def test_an_id_nobody_knows_is_not_found_at_once_where_all_are_there(shared: Loc
     assert time.monotonic() - began < SOON_S
 
 
-def test_a_program_joins_by_an_invite(shared: LocalGrid, tmp_path: Path) -> None:
+def test_a_program_joins_by_an_invite(shared: LocalGrid, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`Grid(join=)` starts a node here that is a member before work begins, and leaves no invite behind."""
     invite = shared.nodes[1].invite()
     with Grid(tmp_path / "node", join=invite, embedded=True) as grid:
@@ -214,6 +214,7 @@ def test_a_program_joins_by_an_invite(shared: LocalGrid, tmp_path: Path) -> None
         assert set(everywhere) == {"n0", "n1", "n2", mine.name}
         assert not (tmp_path / "node" / "invite").exists()
         assert not processes_with(invite)
+        assert "node, which was not there): started one" in capsys.readouterr().err
     with contextlib.suppress(pg.GridError):
         shared.wait_members(NODES, 30.0)
 

@@ -327,6 +327,7 @@ def test_embedded_node_of_a_program(tmp_path: Path) -> None:
 
     assert total == "55"
     assert err.count("no node runs here (looked in ") == 1
+    assert "which was not there" not in err
     assert "started one for this directory, " in err
     wait_until(lambda: not is_alive(int(pid)), SOON_S)
 

@@ -36,11 +36,12 @@ def test_every_error_survives_pickling(kind: type[GridError]) -> None:
 
 @pytest.mark.parametrize("kind", TREE)
 def test_every_message_ends_with_what_to_do_next(kind: type[GridError]) -> None:
-    """Even an error raised without a word gives advice."""
+    """Even an error raised without a word gives advice, and names its section of the documentation."""
     error = kind()
 
-    assert str(error).endswith(f"; next: {error.next}")
+    assert str(error).endswith(f"; next: {error.next}; more: {error.page}")
     assert error.next
+    assert error.page == f"docs/troubleshooting.md#{kind.code}"
 
 
 def test_codes_are_distinct_and_kebab() -> None:
@@ -57,7 +58,9 @@ def test_an_error_crosses_the_wire() -> None:
 
     assert wire == {"code": "not-found", "message": "no job calm-river-42", "next": "list what there is: p2pgrid jobs"}
     assert type(error_from_wire(**wire)) is NotFound
-    assert str(error_from_wire(**wire)) == "no job calm-river-42; next: list what there is: p2pgrid jobs"
+    assert str(error_from_wire(**wire)) == (
+        "no job calm-river-42; next: list what there is: p2pgrid jobs; more: docs/troubleshooting.md#not-found"
+    )
 
 
 def test_an_unknown_code_is_kept() -> None:
@@ -66,6 +69,7 @@ def test_an_unknown_code_is_kept() -> None:
 
     assert type(error) is GridError
     assert error_to_wire(error) == {"code": "moon-phase", "message": "not tonight", "next": "wait"}
+    assert str(error) == "not tonight; next: wait"
 
 
 @pytest.mark.parametrize("kind", TREE)
@@ -81,8 +85,8 @@ def test_a_gone_node_names_the_command_that_gets_the_result() -> None:
     error = NodeGone("calm-river-42")
 
     assert error.job_id == "calm-river-42"
-    assert str(error) == (
-        "the node went away while job calm-river-42 was running; next: p2pgrid node, then: p2pgrid show calm-river-42"
+    assert str(error).startswith(
+        "the node went away while job calm-river-42 was running; next: p2pgrid node, then: p2pgrid show calm-river-42;"
     )
 
 

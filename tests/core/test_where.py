@@ -85,15 +85,15 @@ def test_the_unknown_and_the_unlike_are_false(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("arch = 'x'", "where: write == to compare\n  arch = 'x'\n       ^"),
-        ("arch ==", "where: expected a name or a value, found the end\n  arch ==\n         ^"),
-        ("(arch == 'x'", "where: expected 'and', 'or' or ')', found the end\n  (arch == 'x'\n              ^"),
-        ("arch 'x'", "where: expected 'and', 'or' or the end, found 'x'\n  arch 'x'\n       ^"),
-        ("arch == 'x", "where: this text has no closing quote\n  arch == 'x\n          ^"),
-        ("ram > 4Gib", "where: not a number or size; write it like 4, 2.5 or 4GiB\n  ram > 4Gib\n        ^"),
-        ("arch in ('x' 'y')", "where: expected ',' or ')', found 'y'\n  arch in ('x' 'y')\n               ^"),
-        ("arch in (os)", "where: expected a text or a number, found os\n  arch in (os)\n           ^"),
-        ("", "where: expected a name or a value, found the end\n  \n  ^"),
+        ("arch = 'x'", "where, column 6: write == to compare: arch ▶= 'x'"),
+        ("arch ==", "where, column 8: expected a name or a value, found the end: arch ==▶"),
+        ("(arch == 'x'", "where, column 13: expected 'and', 'or' or ')', found the end: (arch == 'x'▶"),
+        ("arch 'x'", "where, column 6: expected 'and', 'or' or the end, found 'x': arch ▶'x'"),
+        ("arch == 'x", "where, column 9: this text has no closing quote: arch == ▶'x"),
+        ("ram > 4Gib", "where, column 7: not a number or size; write it like 4, 2.5 or 4GiB: ram > ▶4Gib"),
+        ("arch in ('x' 'y')", "where, column 14: expected ',' or ')', found 'y': arch in ('x' ▶'y')"),
+        ("arch in (os)", "where, column 10: expected a text or a number, found os: arch in (▶os)"),
+        ("", "where, column 1: expected a name or a value, found the end: ▶"),
     ],
 )
 def test_an_error_marks_the_column(text: str, message: str) -> None:
