@@ -13,12 +13,13 @@ directories; no run is left out of the figures.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +56,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> Sequence[str]:
     parser.add_argument("--runs", type=int, default=1, help="survive: how often (default 1)")
     parser.add_argument("--seed", type=int, default=1, help="survive: of the first run; the next has the next")
     parser.add_argument("--moments", type=int, default=0, help="survive: instead, so many kills in small jobs")
-    return "runs", "seed", "moments"
+    parser.add_argument("--folder", type=Path, help="survive: leave the nodes' directories and logs here")
+    return "runs", "seed", "moments", "folder"
+
+
+@contextlib.contextmanager
+def place(folder: Path | None) -> Iterator[Path]:
+    """Yield where nodes have their directories: what stays, or nothing that does."""
+    if folder is None:
+        with tempfile.TemporaryDirectory() as made:
+            yield Path(made)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
 
 
 def play(nodes: Nodes, given_to: Node, seed: int, tasks: int, more: int) -> Run:
@@ -94,12 +107,12 @@ def moments(nodes: Nodes, count: int, seed: int) -> list[Moment]:
 # ---- the run ---------------------------------------------------------------------------------------------------------
 
 
-def run(rounds: int, runs: int, seed: int, moments: int) -> dict[str, Any]:
+def run(rounds: int, runs: int, seed: int, moments: int, folder: Path | None) -> dict[str, Any]:
     """Run it; prints a line for each run on stderr."""
     if moments:
-        return _run_moments(moments, seed)
+        return _run_moments(moments, seed, folder)
     found: list[Run] = []
-    with tempfile.TemporaryDirectory() as folder, Nodes(Path(folder)) as nodes:
+    with place(folder) as at, Nodes(at) as nodes:
         made = nodes.grid([f"n{number}" for number in range(1, NODES + 1)])
         nodes.wait_all_alive(ALIVE_S)
         for number in range(seed, seed + runs):
@@ -128,8 +141,8 @@ def _told(one: Run) -> str:
     )
 
 
-def _run_moments(count: int, seed: int) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder, Nodes(Path(folder)) as nodes:
+def _run_moments(count: int, seed: int, folder: Path | None) -> dict[str, Any]:
+    with place(folder) as at, Nodes(at) as nodes:
         nodes.grid([f"n{number}" for number in range(1, SMALL_NODES + 1)])
         nodes.wait_all_alive(ALIVE_S)
         found = moments(nodes, count, seed)
