@@ -2,6 +2,7 @@
 
     python -m benchmarks survive --runs 20 --seed 1
     python -m benchmarks survive --moments 200          one node of four killed at a random moment of a small job
+    python -m benchmarks survive --blackouts 10         all five killed at 50 %, one disk lost, the other four started
 
 A client submits 2,000 tasks of 50 ms to the third node with `grid.start` and prints the id. At 30 % both get SIGKILL
 at once, then four more nodes that the seed names, one every 2 s. Then `p2pgrid result ID`, at a node that the
@@ -25,7 +26,7 @@ from typing import Any, NamedTuple
 
 from p2pgrid.core.errors import GridError
 from tests.system.grids import DidNotHappen, Node, Nodes
-from tests.system.harm import ALIVE_S, Moment, moment, revive, strike
+from tests.system.harm import ALIVE_S, Moment, blackout, moment, revive, strike
 from tests.system.survival import Sent, has_rows_of, stranger_to
 
 NODES, TASKS, TASK_S = 12, 2000, 0.05
@@ -34,6 +35,7 @@ GIVEN_TO = 2
 KILL_AT = 0.3
 MORE = 4
 SMALL_NODES = 4
+DARK_NODES, DARK_TASKS, DARK_AT = 5, 400, 0.5
 
 
 class Run(NamedTuple):
@@ -56,8 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> Sequence[str]:
     parser.add_argument("--runs", type=int, default=1, help="survive: how often (default 1)")
     parser.add_argument("--seed", type=int, default=1, help="survive: of the first run; the next has the next")
     parser.add_argument("--moments", type=int, default=0, help="survive: instead, so many kills in small jobs")
+    parser.add_argument("--blackouts", type=int, default=0, help="survive: instead, so many blackouts")
     parser.add_argument("--folder", type=Path, help="survive: leave the nodes' directories and logs here")
-    return "runs", "seed", "moments", "folder"
+    return "runs", "seed", "moments", "blackouts", "folder"
 
 
 @contextlib.contextmanager
@@ -104,13 +107,77 @@ def moments(nodes: Nodes, count: int, seed: int) -> list[Moment]:
     return found
 
 
+# ---- blackouts -------------------------------------------------------------------------------------------------------
+
+
+class Dark(NamedTuple):
+    """What became of a job after all nodes were killed and one directory was deleted."""
+
+    right: bool
+    lost: str
+    """Whose directory; n1 had taken the job."""
+    running: int
+    """Executions that were under way when the lights went out, at most."""
+    again: float
+    """The share of tasks that were executed again."""
+    seconds: float
+    """From the start of the nodes until the result was printed."""
+    why: str = ""
+
+
+def dark(folder: Path, seed: int) -> Dark:
+    """Play one blackout, in a grid of its own."""
+    rng = random.Random(seed)
+    with Nodes(folder) as nodes:
+        made = nodes.grid([f"n{number}" for number in range(1, DARK_NODES + 1)])
+        nodes.wait_all_alive(ALIVE_S)
+        lost = rng.choice(made)
+        with Sent(made[0], DARK_TASKS, TASK_S) as sent:
+            sent.wait(DARK_AT)
+            began = time.monotonic()
+            back = blackout(nodes, sent, lost)
+            why = ""
+            try:
+                sent.must_be_right(rng.choice(back))
+            except (AssertionError, OSError, TimeoutError) as error:
+                why = str(error)
+            again = sent.again / DARK_TASKS
+            return Dark(not why, lost.name, DARK_NODES, again, time.monotonic() - began, why)
+
+
+def _run_blackouts(count: int, seed: int, folder: Path | None) -> dict[str, Any]:
+    found = []
+    with place(folder) as at:
+        for number in range(seed, seed + count):
+            (at / str(number)).mkdir()
+            found.append(one := dark(at / str(number), number))
+            print(
+                f"seed {number:3}: {'ended' if one.right else 'LOST '}   without the disk of {one.lost}; "
+                f"{one.again:.1%} executed again, {one.running / DARK_TASKS:.1%} of that were running at most; "
+                f"{one.seconds:.1f} s {one.why}",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+    right = sum(one.right for one in found)
+    median = statistics.median(one.again for one in found)
+    print(f"{right} of {count} right; median {median:.1%} executed again", file=sys.stderr)
+    return {
+        "nodes": DARK_NODES,
+        "seed": seed,
+        "right": right,
+        "again": median,
+        "runs": [one._asdict() for one in found],
+    }
+
+
 # ---- the run ---------------------------------------------------------------------------------------------------------
 
 
-def run(rounds: int, runs: int, seed: int, moments: int, folder: Path | None) -> dict[str, Any]:
+def run(rounds: int, runs: int, seed: int, moments: int, blackouts: int, folder: Path | None) -> dict[str, Any]:
     """Run it; prints a line for each run on stderr."""
     if moments:
         return _run_moments(moments, seed, folder)
+    if blackouts:
+        return _run_blackouts(blackouts, seed, folder)
     found: list[Run] = []
     with place(folder) as at, Nodes(at) as nodes:
         made = nodes.grid([f"n{number}" for number in range(1, NODES + 1)])

@@ -1,8 +1,9 @@
-"""Harm to a grid of real nodes while it has work: kills in a given order, kills at random moments; and repair."""
+"""Harm to a grid of real nodes while it has work: kills in a given order, at random moments, of all; and repair."""
 
 from __future__ import annotations
 
 import random
+import shutil
 import threading
 import time
 from collections.abc import Sequence
@@ -45,6 +46,20 @@ def revive(nodes: Nodes) -> None:
         for node in gone[at : at + STARTING]:
             node.wait_ready(ALIVE_S)
     nodes.wait_all_alive(ALIVE_S)
+
+
+def blackout(nodes: Nodes, sent: Sent, lost: Node) -> list[Node]:
+    """Kill the client and all nodes at once, delete the directory of one, start the others; return them."""
+    sent.kill()
+    for node in nodes.all:
+        node.kill()
+    shutil.rmtree(lost.dir)
+    back = [node for node in nodes.all if node is not lost]
+    for node in back:
+        node.spawn()
+    for node in back:
+        node.wait_ready(ALIVE_S)
+    return back
 
 
 def _slow_answer(index: int) -> int:

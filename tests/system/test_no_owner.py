@@ -13,7 +13,7 @@ import pytest
 
 from p2pgrid.core.errors import NotFound
 from tests.system.grids import Nodes, wait
-from tests.system.harm import ALIVE_S, Moment, moment, revive, strike
+from tests.system.harm import ALIVE_S, Moment, blackout, moment, revive, strike
 from tests.system.survival import Sent, has_rows_of, listed, stranger_to
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # seconds each, minutes on a machine that has much else to do
@@ -175,19 +175,10 @@ def test_blackout(tmp_path: Path) -> None:
         nodes.wait_all_alive(ALIVE_S)
         with Sent(first, 400, 0.05) as sent:
             sent.wait(0.5)
-            sent.kill()
-            for node in nodes.all:
-                node.kill()
-            shutil.rmtree(first.dir)
-            begun = sent.begun
-            for node in others:
-                node.spawn()
-            for node in others:
-                node.wait_ready(ALIVE_S)
-            nodes.wait_all_alive(ALIVE_S)
+            blackout(nodes, sent, first)
             sent.must_be_right(others[-1])
 
-    print(f"{begun} of 400 had begun; {sent.again} executed again: {sent.again / 400:.1%}, five of them were running")
+    print(f"{sent.again} of 400 executed again: {sent.again / 400:.1%}, five of them were running")
     assert set(range(400)) == {index for index, _ in sent.executions()}
 
 
