@@ -210,6 +210,11 @@ class Neighbours(Handler):
         me, peers = self.config.node_id, self.peers
         return any(e.known.status != LEFT and node not in peers and node != me for node, e in self.view.members.items())
 
+    def is_gone(self, node: str) -> bool:
+        """Whether a member is known to be dead, or to have left."""
+        entry = None if self.view is None else self.view.members.get(node)
+        return entry is not None and entry.known.status in (DEAD, LEFT)
+
     # ---- effects of the policies ------------------------------------------------------------------------------------
 
     def _perform(self, effects: Iterable[Any], now: float, *, of_view: bool) -> None:

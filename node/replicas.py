@@ -53,7 +53,9 @@ DIGESTS_MAX = 512
 ALONE_S = 8.0
 """How long a node that once had other members waits for them after its start, before it counts as alone."""
 OTHERS_ROW = (bytes(16), "life", b"others")
-"""Where the journal says that there were other members; no job has that id."""
+"""Where the journal says that there were other members, and which there were last; no job has that id."""
+OTHERS_KEPT = 64
+"""Of these so many are remembered."""
 READ_ROWS = 64
 """Rows read from disk at once for a keeper that lacks them."""
 
@@ -77,6 +79,10 @@ class Replicas(Handler):
         """The same when it was worked out last."""
         self._members: list[Candidate] | None = None
         self._had_others = False
+        self._others: list[str] = []
+        """As the journal has them."""
+        self._missed: set[str] = set()
+        """Members of the former life that were not heard of in this one yet, while it is young."""
         self._has_room = True
         self.tell_facts: Callable[[dict[str, Any], float], None] = lambda *_: None
         """Says something of this node in its card."""
@@ -92,6 +98,8 @@ class Replicas(Handler):
         restoring.mend = self._may_mend
         self.is_somebody_away: Callable[[], bool] = lambda: False
         """Whether a member is away that may have what nobody else has."""
+        self.is_gone: Callable[[str], bool] = lambda _: False
+        """Whether a member is known to be dead or to have left."""
         self._mending: dict[Job, tuple[float, float]] = {}
         """Jobs of which something is missing here, since when it is hoped for, and until when."""
         self.keeping.deleted = self._deleted
@@ -134,10 +142,8 @@ class Replicas(Handler):
             self._members = members
         me = self.config.node_id
         others = any(one.id != me for one in members)
-        if others and not self._had_others:
-            self._had_others = True
-            self.out.append(e.Store(0, [e.Row(*OTHERS_ROW, b"", b"")]))
         waits = now < self._alone_s
+        self._remember([one.id for one in members if one.id != me], waits=waits)
         self.keeping.is_shared = others or waits
         for kept in list(self.keeping.jobs.values()):
             if self.first(kept) == me:
@@ -148,6 +154,21 @@ class Replicas(Handler):
             if not waits and kept.id in self.copying.waiting and not self.others(kept):
                 self.out += self.copying.release_all(kept.id)
         self._wake(now)
+
+    def _remember(self, others: list[str], *, waits: bool) -> None:
+        """Let the next life know whom to expect, so that it does not go on with old jobs before it has met them."""
+        self._missed = {one for one in self._missed if one not in others and not self.is_gone(one)}
+        kept = sorted({*others, *self._missed})[:OTHERS_KEPT]
+        if kept != self._others and (others or not waits):
+            self._had_others = True
+            self._others = kept
+            self.out.append(e.Store(0, [e.Row(*OTHERS_ROW, pack(kept), b"")]))
+
+    def _expects(self, kept: Kept) -> bool:
+        """Whether a keeper of the former life may still come that should be heard about a job."""
+        missed = [Candidate(one, lives=True, eligible=True) for one in self._missed]
+        group = keepers(kept.id, kept.accepted, [*(self._members or ()), *missed]) if missed else ()
+        return any(one.id in self._missed for one in group)
 
     def _wake(self, now: float) -> None:
         """Be called again while anybody may lack something."""
@@ -185,7 +206,10 @@ class Replicas(Handler):
 
     def begin(self, rows: Sequence[e.Row], now: float) -> None:
         """A life begins. If there were other members, what is promised waits for them to be heard."""
-        if any((row.job, row.kind, row.key) == OTHERS_ROW for row in rows):
+        row = next((row for row in rows if (row.job, row.kind, row.key) == OTHERS_ROW), None)
+        if row is not None:
+            self._others = unpack(row.meta) if row.meta else []
+            self._missed = set(self._others)
             self._had_others = True
             self.keeping.is_shared = True
             self._alone_s = now + ALONE_S
@@ -194,6 +218,7 @@ class Replicas(Handler):
     def alone(self, now: float) -> None:
         """Nobody was heard for long enough."""
         self._alone_s = 0.0
+        self._missed.clear()
         self.look(now)
 
     def loaded(self, kept: Kept, now: float) -> None:
@@ -213,7 +238,8 @@ class Replicas(Handler):
             self.out.append(e.Send(peer, m.P_KEEPER, ours[-DIGESTS_MAX:]))
         for kept in self.keeping.jobs.values():
             if kept.listening is not None:  # the first that is met may have much to tell
-                kept.listening.until_s = max(kept.listening.until_s, self.parts.now + 3 * LISTEN_ROUND_S)
+                wait_s = LISTEN_S if self._missed else 3 * LISTEN_ROUND_S
+                kept.listening.until_s = max(kept.listening.until_s, self.parts.now + wait_s)
         self.parts.regrouped = True
 
     def down(self, peer: str, now: float) -> None:
@@ -323,12 +349,13 @@ class Replicas(Handler):
     def _consider(self, kept: Kept, now: float) -> None:
         """Serve a job once all keepers that live were heard, or three seconds have passed.
 
-        A node that has just started and has met nobody yet is patient for longer: others may have gone on meanwhile.
+        A node that has just started is patient for longer: while it has met nobody, for others may have gone on
+        meanwhile; and as long as more come that it knew before, for each may have results that no other has.
         """
         assert kept.listening is not None
         living = {one.id for one in self.group(kept) if one.lives and one.id != self.config.node_id}
         waited = now >= kept.listening.until_s and (bool(self.peers) or now >= self._alone_s)
-        if waited or (living and living <= kept.listening.heard):
+        if waited or (living and living <= kept.listening.heard and not self._expects(kept)):
             self._serve(kept, now)
 
     def _serve(self, kept: Kept, now: float) -> None:
@@ -594,7 +621,7 @@ class Replicas(Handler):
 
     def _may_mend(self, kept: Kept) -> bool:
         """Something that should be here is not: ask the other keepers for it, if there are any."""
-        if not kept.copied or not (any(peer in self.peers for peer in self.others(kept)) or self.is_somebody_away()):
+        if not kept.copied or not (self.peers or self.is_somebody_away()):  # who just came may be a keeper in a moment
             return False
         if kept.id not in self._mending:
             text = f"{kept.name}: something of it is not on disk here; it is had from another node"

@@ -30,6 +30,8 @@ class GridWorld(World):
         """The connections there are, each with a number of its own."""
         self._links_made = 0
         self.cut: set[frozenset[str]] = set()
+        self.greeting_s = 0.0
+        """Within which time each end of a new connection hears of it, as on machines that have much else to do."""
 
     def join(self, name: str, *known: str, **config: Any) -> GridNode:
         """Add a node that was told the addresses of `known` ones."""
@@ -100,7 +102,11 @@ class GridWorld(World):
         target = self.nodes[effect.peer]
         number = self.links.get(pair)
         if number is not None and target.up.get(source.name) == number and pair not in self.cut and source.life == life:
-            target.hear(e.PeerSent(source.name, effect.kind, body))
+            said = e.PeerSent(source.name, effect.kind, body)
+            if number in target.early:
+                target.early[number].append(said)
+            else:
+                target.hear(said)
 
 
 class GridNode(Node):
@@ -118,6 +124,8 @@ class GridNode(Node):
         self.wanted: set[str] = set()
         self.up: dict[str, int] = {}
         """The connections that this life knows of."""
+        self.early: dict[int, list[e.Event]] = {}
+        """What came over connections that it is yet to hear of."""
         self.dropped: list[tuple[str, str]] = []
         self.offset_s: float | None = None
         self.frozen: list[e.Event] | None = None
@@ -163,12 +171,19 @@ class GridNode(Node):
         assert card is not None, "a node without a card cannot be met"
 
         def greet() -> None:
+            early = self.early.pop(number, ())
             if self.alive and self.life == life and self.world.links.get(frozenset((self.name, peer.name))) == number:
                 self.up[peer.name] = number
                 self.hear(e.PeerUp(peer.name, card.facts, card, peer.roles))
+                for said in early:
+                    self.hear(said)
 
         self.up[peer.name] = number
-        self.world.at(0.005, greet)
+        takes_s = 0.005
+        if self.world.greeting_s:
+            self.early[number] = []
+            takes_s = self.world.rng.uniform(takes_s, self.world.greeting_s)
+        self.world.at(takes_s, greet)
 
     def hear(self, event: e.Event) -> None:
         """Take in an event of the network, now or when the loop goes on."""

@@ -336,7 +336,11 @@ class Nodes:
 
     def grid(self, names: Iterable[str]) -> list[Node]:
         """Start nodes; the first founds a grid, the others join at once by one invite."""
-        first, *others = made = [self.node(name) for name in names]
+        return self.begin([self.node(name) for name in names])
+
+    def begin(self, made: list[Node]) -> list[Node]:
+        """Start these; the first founds a grid, the others join at once by one invite."""
+        first, *others = made
         first.start()
         invite = first.invite() if others else None
         for at in range(0, len(others), STARTING):

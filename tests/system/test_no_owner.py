@@ -13,7 +13,7 @@ import pytest
 
 from p2pgrid.core.errors import NotFound
 from tests.system.grids import Nodes, wait
-from tests.system.harm import ALIVE_S, Moment, blackout, moment, revive, strike
+from tests.system.harm import ALIVE_S, Halves, Moment, blackout, cut_in_halves, moment, revive, strike
 from tests.system.survival import Sent, has_rows_of, listed, stranger_to
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # seconds each, minutes on a machine that has much else to do
@@ -24,17 +24,17 @@ MOMENTS = 4
 
 
 @pytest.fixture(scope="module")
-def grid_of_six(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    with Nodes(tmp_path_factory.mktemp("six")) as nodes:
-        nodes.grid(NAMES)
-        yield nodes
+def halves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Halves]:
+    """Six nodes, three at each end of a wire where that can be had."""
+    with Halves(tmp_path_factory.mktemp("six"), NAMES) as made:
+        yield made
 
 
 @pytest.fixture
-def six(grid_of_six: Nodes) -> Nodes:
+def six(halves: Halves) -> Nodes:
     """Six nodes that are alive for each other, whatever the test before did to them."""
-    revive(grid_of_six)
-    return grid_of_six
+    revive(halves.nodes)
+    return halves.nodes
 
 
 def test_the_client_its_node_and_two_more_are_killed(six: Nodes) -> None:
@@ -66,6 +66,13 @@ def test_the_node_that_took_the_job_is_frozen_for_twenty_seconds(six: Nodes) -> 
 
     print(f"all results {told_s:.1f} s after it froze; {sent.again} of {sent.tasks} executed again")
     assert len(told) == len(set(told)) == sent.tasks
+
+
+def test_two_halves_go_on_and_meet_again(six: Nodes, halves: Halves) -> None:
+    """Cut 3/3 for twenty seconds in the middle of a job: each half ends a new one, and all three end when they meet."""
+    if halves.why_not:
+        pytest.skip(halves.why_not)
+    print(cut_in_halves(halves, tasks=600, task_s=0.1, cut_s=20))
 
 
 def test_kills_at_random_moments(six: Nodes) -> None:
