@@ -219,7 +219,7 @@ class Depending(Handler):
         elsewhere: dict[bytes, list[int]] = {}
         for task in [task for task, until_s in self.unknown.items() if until_s <= now]:
             kept = self.keeping.jobs.get(task.job)
-            copy = kept is not None and not kept.serving and not kept.ended and may(self.parts.own_roles, "read")
+            copy = kept is not None and not kept.serving and may(self.parts.own_roles, "read")
             if copy and self._longer.get(task, 0) < LONGER:  # what its client sends may have to wait as well
                 self._longer[task] = self._longer.get(task, 0) + 1
                 self.unknown[task] = now + self.config.unknown_s

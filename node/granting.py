@@ -508,7 +508,7 @@ class Granting(Handler):
     ) -> None:  # fmt: skip
         """Have tasks that a member gave back run again; `asked`: perhaps because this node wanted to run them."""
         job = kept.id
-        spans = (held - kept.done) - kept.cancelled
+        spans = ((held - kept.done) - kept.cancelled) - self.running.spans(job)  # said twice, it may run here by now
         if asked and any(request.peer == peer for request in self.thief.open.values()):
             self.parts.counts["stolen"] += spans.size
             self.parts.moves.stolen(job, self.config.node_id, peer, spans, now)

@@ -69,6 +69,14 @@ class Outcomes(Handler):
     def forget(self, job: bytes) -> None:
         """A job is no longer kept here: stop it everywhere."""
         self.on_forgotten(job)
+        self._stop(job)
+
+    def ended_elsewhere(self, kept: Kept) -> None:
+        """Another keeper has ended a job: stop it everywhere. Its results are here, or will be."""
+        self.on_out(kept.id, kept.known)
+        self._stop(kept.id)
+
+    def _stop(self, job: bytes) -> None:
         self.pool.close(job)
         self.out += self.running.cancel(job, None)
         for peer in self.leases.forget(job):

@@ -753,7 +753,7 @@ class Replicas(Handler):
         if not kept.serving:
             return
         if has_ended:
-            self.outcomes.forget(kept.id)
+            self.outcomes.ended_elsewhere(kept)
             return
         self.outcomes.take_out(kept.id, RangeSet(done))
         for lo, hi in done:
