@@ -328,6 +328,9 @@ class Granting(Handler):
             if self._say_over(peer, job, named[job].held):
                 del named[job]
                 continue
+            if not self.keeping.jobs[job].answers:
+                del named[job]  # it crossed the word that another serves it; there it claims again
+                continue
             if (given := self.leases.given(peer, job)) is not None:
                 named[job] = self._of_what_was_given(peer, job, named[job], given)
             for thief, spans in named[job].handed.items():
