@@ -314,14 +314,14 @@ class Door(Handler):
             self.outcomes.settle(kept)
 
     def _watch(self, client: int, body: Any, now: float) -> None:
-        job, had, _, show = body
-        if self.parts.serving(job) == self.config.node_id:
+        job, had, _, show, stable = body
+        if self.relays.read_at(job, stable=stable) == self.config.node_id:
             kept = self.keeping.jobs[job]
-            self.out += self.keeping.readers.watch(kept, client, had)
+            self.out += self.keeping.readers.watch(kept, client, had, stable=stable)
             kept.watches[client].show = show
             self.watched(kept)
         else:
-            self.relays.watch(client, body[:3], now)
+            self.relays.watch(client, body[:3], now, stable=stable)
 
     def _unwatch(self, client: int, body: Any, now: float) -> None:
         self.relays.unwatch(client, body[0])

@@ -46,6 +46,8 @@ AGAIN = frozenset({"state", "try", "attempt", "seal", "cancel", "expiry", "taken
 """Kinds of rows that say what is true already: they are written again when the disk took none."""
 DIGESTS = frozenset({m.P_COPIES, m.P_TAGS})
 """Frames that say what is on disk here."""
+FOR_READERS = frozenset({m.RESULT, m.STATE})
+"""What stable readers are given once it is on disk, whenever that takes it."""
 REASONS_MAX = 1000
 """Failures of a job whose text is kept at hand."""
 
@@ -94,6 +96,8 @@ class Keeping:
         self._marked: dict[int, tuple[Job, Mark]] = {}
         self.readers = Readers(self.jobs, node, node_name, options, self._token)
         self.readers.seal = self.seal
+        self.readers.when_sealed = self.when_sealed
+        self.readers.when_ended = self.when_ended
         self._failed: list[Unsynced] = []
         self.changed: Callable[[Kept], None] = lambda _: None
         """Hears of every job that is new here, has ended, or is kept for longer."""
@@ -268,7 +272,8 @@ class Keeping:
             self.jobs[job].synced.add(mark)
         promises = list(self._promises.pop(token, ()))
         rows = self._fresh.pop(token, ())
-        return self.spread(rows, promises) if rows else [*promises]
+        out: list[Effect] = self.spread(rows, promises) if rows else [*promises]
+        return out + self.readers.synced({key[0] for key in unsynced.keys}) if unsynced is not None else out
 
     def store_failed(self, token: int, reason: str) -> Refused:
         """The rows are not on disk: refuse what is not accepted without them."""
@@ -298,8 +303,13 @@ class Keeping:
             if row.job in self.jobs and row.value is not None:
                 self.jobs[row.job].rows.put(row._replace(value=None))
         again = [row for row in rows if row.kind in AGAIN] if own and unsynced is None else []
-        if again:
-            self._failed.append(Unsynced([], again, []))
+        late: list[Promise] = [
+            one for one in self._promises.get(token, ()) if isinstance(one, Reply) and one.kind in FOR_READERS
+        ]
+        if late:
+            self._promises.pop(token)
+        if again or late:
+            self._failed.append(Unsynced([], again, late))
         if rows:  # what was about to be said of this copy is not so
             for promises in self._promises.values():
                 promises[:] = [one for one in promises if not (isinstance(one, Send) and one.kind in DIGESTS)]
@@ -598,9 +608,17 @@ class Keeping:
             if not (kept.overlaps or attempts) or kept.record.seals.get(results.lo) is not None:
                 continue
             kept.record.seals.join(results.lo, results.hi, (0, batch))
-            meta = pack([results.lo, results.hi, list(batch)])
-            rows.append(Row(kept.id, "seal", content_id(meta), meta, b""))
+            rows.append(_seal(kept, results.lo, results.hi, batch))
         return [self.store(rows)[1]] if rows else []
+
+    def when_sealed(self, kept: Kept, batches: Iterable[BatchId], given: Reply) -> list[Effect]:
+        """Seal these results whatever else there is, and give them to a reader once that is on two disks."""
+        rows = []
+        for batch in batches:
+            results = kept.record.results[batch]
+            kept.record.seals.join(results.lo, results.hi, (0, batch))
+            rows.append(_seal(kept, results.lo, results.hi, batch))
+        return [self.store(rows, [given])[1]]
 
     def next_number(self) -> int:
         """Return a number that names one event of this incarnation."""
@@ -675,3 +693,8 @@ class Keeping:
             if results.lo <= task < results.hi:
                 return batch
         return None
+
+
+def _seal(kept: Kept, lo: int, hi: int, batch: BatchId) -> Row:
+    meta = pack([lo, hi, list(batch)])
+    return Row(kept.id, "seal", content_id(meta), meta, b"")

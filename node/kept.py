@@ -72,6 +72,8 @@ class Watch:
     behind: bool = False
     fetching: int = 0
     ended: bool = False
+    stable: bool = False
+    """Whether it is given only results that are sealed on two disks."""
     show: int = 0
     """What it wants to see of tasks while they run (core.prints: PRINTS, PROGRESS)."""
 

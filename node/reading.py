@@ -49,6 +49,10 @@ class Readers:
         """Names of the other nodes that made results."""
         self.seal: Callable[[Kept, Iterable[BatchId]], list[Effect]] = lambda *_: []
         """Told what a reader is given."""
+        self.when_sealed: Callable[[Kept, Iterable[BatchId], Reply], list[Effect]] = lambda *_: []
+        """Seals results, and gives them to a reader once that is on two disks."""
+        self.when_ended: Callable[[Kept, Sequence[Reply]], list[Effect]] = lambda *_: []
+        """Tells a reader the end of a job after everything that it was to be given before."""
         self.mend: Callable[[Kept, BatchId], bool] = lambda *_: False
         """Whether a damaged result is being had from another keeper."""
         self._fetches: dict[int, tuple[Job, int, list[BatchId]]] = {}
@@ -101,6 +105,9 @@ class Readers:
                 continue
             if watch.fetching:
                 continue  # it catches up in order when that is here
+            if watch.stable:
+                watch.behind = True  # it catches up when they are synced
+                continue
             if watch.behind or watch.unread > watch.window_bytes:
                 watch.behind = True
                 send = [e for e in entries if watch.wanted is not None and e[0] <= watch.wanted < e[1]]
@@ -115,9 +122,11 @@ class Readers:
                 out.append(Reply(watch.client, m.RESULT, 0, [kept.id, send]))
         return out
 
-    def watch(self, kept: Kept, client: int, had: RangeSet, window_bytes: int | None = None) -> list[Effect]:
+    def watch(
+        self, kept: Kept, client: int, had: RangeSet, window_bytes: int | None = None, *, stable: bool = False
+    ) -> list[Effect]:
         """Let a client read a job from now on; it has the results `had` already."""
-        watch = kept.watches[client] = Watch(client, had, window_bytes or self.options.window_bytes)
+        watch = kept.watches[client] = Watch(client, had, window_bytes or self.options.window_bytes, stable=stable)
         watch.behind = True
         out: list[Effect] = []
         if kept.cancelled and not kept.ended:
@@ -151,8 +160,8 @@ class Readers:
                 kept.torn.add(batch)
             else:
                 entries += self._lost(kept, batch, watch.sent)
-        sealed = self.seal(kept, [batch for batch in batches if batch not in kept.torn]) if kept.copied else []
-        return self._send(kept, watch, entries) + sealed + self.catch_up(kept, watch)
+        given = [batch for batch in batches if batch not in kept.torn]
+        return self._give(kept, watch, entries, given) + self.catch_up(kept, watch)
 
     def give_up(self, kept: Kept) -> list[Effect]:
         """Nobody has what was damaged here: its readers are told."""
@@ -184,11 +193,24 @@ class Readers:
         """Return the name of a node that made results."""
         return self._node_name if node == self._node else self.names.get(node, node[-8:])
 
-    def _send(self, kept: Kept, watch: Watch, entries: list[list[Any]]) -> list[Effect]:
+    def _give(self, kept: Kept, watch: Watch, entries: list[list[Any]], given: list[BatchId]) -> list[Effect]:
+        """Send a reader results, which are sealed with that; a stable one gets them after it."""
+        out = self._send(kept, watch, entries)
+        if watch.stable:
+            return [effect for one in out for effect in self.when_sealed(kept, given, one)]
+        return [*out, *self.seal(kept, given)] if given and kept.copied else [*out]
+
+    def _send(self, kept: Kept, watch: Watch, entries: list[list[Any]]) -> list[Reply]:
         for lo, hi, shape, data, _, _ in entries:
             watch.sent.add(lo, hi)
             watch.unread += outcome_bytes(shape, data)
         return [Reply(watch.client, m.RESULT, 0, [kept.id, entries])] if entries else []
+
+    def synced(self, jobs: Iterable[Job]) -> list[Effect]:
+        """Results of these jobs are on disk: stable readers may have them."""
+        kept = [self.jobs[job] for job in jobs if job in self.jobs]
+        stable = [(one, watch) for one in kept for watch in list(one.watches.values()) if watch.stable]
+        return [effect for one, watch in stable for effect in self.catch_up(one, watch)]
 
     def catch_up(self, kept: Kept, watch: Watch) -> list[Effect]:
         """Send what a reader misses, from memory or by way of the disk, as far as its window allows."""
@@ -202,9 +224,13 @@ class Readers:
             batches: list[BatchId] = []
             budget = watch.window_bytes - watch.unread
             step = self.options.step_bytes
+            unsynced = False
             for batch, size in self._missing(kept, watch.sent):
                 results = kept.record.results[batch]
                 if batch in kept.torn:
+                    continue
+                if watch.stable and (kept.id, batch) in self._pinned:
+                    unsynced = True
                     continue
                 is_wanted = watch.wanted is not None and results.lo <= watch.wanted < results.hi
                 if (budget <= 0 and not is_wanted) or step <= 0 or len(batches) >= FETCH_MAX:
@@ -218,9 +244,8 @@ class Readers:
                 else:
                     entries.append(self._entry(kept, batch, recent[0], recent[1]))
                     given.append(batch)
-            out += self._send(kept, watch, entries)
-            if given and kept.copied:
-                out += self.seal(kept, given)
+            watch.behind |= unsynced
+            out += self._give(kept, watch, entries, given)
             if batches:
                 watch.fetching = self._token()
                 watch.behind = True
@@ -228,7 +253,8 @@ class Readers:
                 out.append(Fetch(watch.fetching, [(kept.id, "result", pack(batch)) for batch in batches]))
         if kept.ended and kept.is_whole and not watch.behind and not watch.ended and not kept.torn:
             watch.ended = True
-            out.append(Reply(watch.client, m.STATE, 0, [kept.id, kept.state, kept.reason]))
+            told = Reply(watch.client, m.STATE, 0, [kept.id, kept.state, kept.reason])
+            out += self.when_ended(kept, [told]) if watch.stable else [told]
         return out
 
     def _missing(self, kept: Kept, had: RangeSet) -> Iterable[tuple[BatchId, int]]:

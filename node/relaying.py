@@ -51,6 +51,7 @@ class Relay:
     had: RangeSet
     """What the client has, or was sent."""
     patience_s: float
+    stable: bool = False
     peer: str = ""
     """Who serves it, while anybody does."""
     number: int = 0
@@ -124,13 +125,20 @@ class Relays(Handler):
             return self.config.node_id
         return next((peer for peer in sorted(self._places.get(job, ())) if peer in self.peers), None)
 
+    def read_at(self, job: bytes, *, stable: bool) -> str | None:
+        """Return where a job is read; what is to be stable where it is served, for there seals do not meet rivals."""
+        kept = self.keeping.jobs.get(job)
+        if stable and kept is not None and not kept.answers and kept.server in self.peers:
+            return kept.server
+        return self.parts.serving(job)
+
     # ---- readers here -----------------------------------------------------------------------------------------------
 
-    def watch(self, client: int, body: tuple[bytes, RangeSet, float], now: float) -> None:
+    def watch(self, client: int, body: tuple[bytes, RangeSet, float], now: float, *, stable: bool = False) -> None:
         """Let a client read a job from now on; it has the results `had` already."""
         job, had, patience_s = body
         self.unwatch(client, job)
-        relay = self._relays[client, job] = Relay(client, job, had, patience_s)
+        relay = self._relays[client, job] = Relay(client, job, had, patience_s, stable)
         self._begin(relay, now)
 
     def unwatch(self, client: int, job: bytes) -> None:
@@ -161,11 +169,11 @@ class Relays(Handler):
 
     def _begin(self, relay: Relay, now: float) -> None:
         """Read where the job is served now, or look for somebody who has it."""
-        peer = self.parts.serving(relay.job)
+        peer = self.read_at(relay.job, stable=relay.stable)
         if peer == self.config.node_id:
             self.unwatch(relay.client, relay.job)
             kept = self.keeping.jobs[relay.job]
-            self.out += self.keeping.readers.watch(kept, relay.client, relay.had)
+            self.out += self.keeping.readers.watch(kept, relay.client, relay.had, stable=relay.stable)
         elif peer is None or peer in relay.without:
             self._look_for(relay, now)
         else:
@@ -175,7 +183,8 @@ class Relays(Handler):
             self._number += 1
             relay.peer, relay.number, relay.came, relay.end = peer, self._number, 0, None
             self._numbers[relay.number] = relay
-            self.out.append(e.Send(peer, m.P_READ, [self._rid(relay), relay.job, relay.had.flat()]))
+            more = [True] if relay.stable else []
+            self.out.append(e.Send(peer, m.P_READ, [self._rid(relay), relay.job, relay.had.flat(), *more]))
             if relay.wanted is not None:
                 self._credit(relay, 0)
 
@@ -235,7 +244,7 @@ class Relays(Handler):
     def reconsider(self, now: float) -> None:
         """Read where jobs are served now: a member came or went, or the rank of one has changed."""
         for relay in list(self._relays.values()):
-            if not relay.peer or self.parts.serving(relay.job) not in (relay.peer, None):
+            if not relay.peer or self.read_at(relay.job, stable=relay.stable) not in (relay.peer, None):
                 if relay.peer:
                     self._leave(relay)
                 self._begin(relay, now)
@@ -301,7 +310,7 @@ class Relays(Handler):
     # ---- readers elsewhere ------------------------------------------------------------------------------------------
 
     def _read(self, peer: str, body: Any, now: float) -> None:
-        rid, job, had = body
+        rid, job, had, stable = body
         kept = self.keeping.jobs.get(job)
         of_peer = sum(one.peer == peer for one in self._readers.values())
         refusal: GridError | None = None
@@ -319,7 +328,7 @@ class Relays(Handler):
             self._last_reader -= 1
             reader = self._reader_of[peer, rid] = self._last_reader
             self._readers[reader] = Subscription(peer, rid, job)
-            self.out += self.keeping.readers.watch(kept, reader, had, WINDOW_BYTES)
+            self.out += self.keeping.readers.watch(kept, reader, had, WINDOW_BYTES, stable=stable)
 
     def _taken(self, peer: str, body: Any, now: float) -> None:
         rid, size, wanted = body

@@ -91,6 +91,8 @@ class Replicas(Handler):
         self._announced: OrderedDict[Job, float] = OrderedDict()
         """Jobs taken over lately, and until when that is said again."""
         self._reading: dict[int, tuple[str, Job]] = {}
+        self._tells: set[Job] = set()
+        """Jobs that another node serves, and of which something was written here that it is to hear."""
         self._supplies: dict[str, deque[tuple[Job, list[Name]]]] = {}
         """Rows that keepers lack, still to be read."""
         self.keeping.spread = self._spread
@@ -108,6 +110,7 @@ class Replicas(Handler):
     def _deleted(self, job: Job) -> None:
         self._groups.pop(job, None)
         self._former.pop(job, None)
+        self._tells.discard(job)
         self.out += self.copying.forget(job)
 
     # ---- who keeps what ---------------------------------------------------------------------------------------------
@@ -189,7 +192,7 @@ class Replicas(Handler):
         group = self.group(kept)
         outside = not any(one.id == me for one in group)
         if not (kept.answers or outside or (group and kept.server != group[0].id)):
-            return []  # whoever serves it does
+            return self._untold(kept)  # for the others whoever serves it does
         if kept.id in self._mending:
             return [one.id for one in group if one.id != me and one.id in self.peers]
         if kept.serving and group and group[0].id != me and group[0].id in self.peers:
@@ -201,6 +204,12 @@ class Replicas(Handler):
                 if one.id != me and one.id in self.peers and not self.copying.is_known(one.id, kept.id)
             ]
         return [one.id for one in group if one.id in self.peers and one.id not in kept.listening.heard]
+
+    def _untold(self, kept: Kept) -> list[str]:
+        """Return who serves a job, if something of it was written here (a seal) that it may not have."""
+        if kept.id in self._tells and self.copying.is_known(kept.server, kept.id):
+            self._tells.discard(kept.id)
+        return [kept.server] if kept.id in self._tells and kept.server in self.peers else []
 
     # ---- what happens -----------------------------------------------------------------------------------------------
 
@@ -292,6 +301,8 @@ class Replicas(Handler):
                 self.copying.push(peer, [row for row in rows if row.job in level and row.value is not None], hold)
             if len(level) < len(theirs):
                 self.parts.regrouped = True
+                untold = [jobs[job] for job in theirs if job not in level]
+                self._tells.update(kept.id for kept in untold if not kept.answers and kept.server == peer)
         for job, kept in jobs.items():
             if any(job in theirs for theirs in targets.values()):
                 self._mark_copied(kept)

@@ -25,6 +25,8 @@ class Receiver(Protocol):
     """The tasks whose results are here; a result that comes again is passed over."""
     show: int
     """What it wants to see of tasks while they run: core.prints, PRINTS and PROGRESS."""
+    stable: bool
+    """Whether it wants only results that are sealed on two disks."""
     mine: bool
     """Whether this client submitted the job and waits for it before it leaves."""
 

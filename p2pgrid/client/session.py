@@ -228,7 +228,8 @@ class Session:
         show = 0
         for receiver in self._receivers[job]:
             show |= receiver.show
-        return frame(WATCH, [job, had.flat(), self.timeout_s, show] if show else [job, had.flat(), self.timeout_s])
+        more = [show, True] if any(one.stable for one in self._receivers[job]) else [show] if show else []
+        return frame(WATCH, [job, had.flat(), self.timeout_s, *more])
 
     def cancel(self, job: bytes, flat: list[int] | None) -> None:
         """Cancel tasks of a job of our own, or all of it."""

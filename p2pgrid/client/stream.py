@@ -56,7 +56,7 @@ class Part(NamedTuple):
 class Stream:
     """Results of one job on their way from the reader thread to one consumer; a `Receiver`."""
 
-    def __init__(self, session: Session, job: bytes, *, mine: bool, ordered: bool = True) -> None:
+    def __init__(self, session: Session, job: bytes, *, mine: bool, ordered: bool = True, stable: bool = False) -> None:
         """Expect a job that is, or is about to be, watched."""
         self.detach = False
         self.feed: Feed | None = None
@@ -65,6 +65,7 @@ class Stream:
         self.had = RangeSet()
         self.mine = mine
         self.show = PRINTS if mine else 0
+        self.stable = stable
         self.bar: Bar | None = None
         self.state = ""
         self.reason = ""

@@ -19,6 +19,7 @@ class FutureTable:
 
     mine = False
     show = 0
+    stable = False
 
     def __init__(self, session: Session, job: bytes) -> None:
         """Start empty."""

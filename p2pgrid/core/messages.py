@@ -13,7 +13,8 @@ INPUT = 4  # [job16, lo, hi, batch bytes]      core.batch; re-sent byte for byte
 CLOSE = 5  # [job16, n]                        the job has n tasks and gets no more
 # seconds: how long the node looks for a job that nobody it reaches has (missing: WATCH_S); then STATE "unknown"
 # show: bits of core.prints, what to show of tasks while they run: 1 lines as PRINTED, 2 progress
-WATCH = 6  # [job16, [lo, hi, lo, hi, …] already had, seconds, show]   results flow as RESULT from now on, then STATE
+# stable: only results that are sealed on two disks (a grid of one: one)
+WATCH = 6  # [job16, [lo, hi, lo, hi, …] already had, seconds, show, stable]   results flow as RESULT, then STATE
 WATCH_S = 10.0
 CANCEL = 7  # [job16, [lo, hi, …] or None]     None: the whole job
 # index: the reader holds later results and waits for this one, which comes whatever is under way; nil or missing: none
@@ -122,7 +123,7 @@ ASKED = ("jobs", "show", "explain", "cancel", "logs", "load", "find", "forget", 
 """What a node answers for a client at another node, about its own jobs."""
 
 # ---- a reader at one node, the job at another (node/relaying.py) ---------------------------------------------------
-P_READ = 160  # [rid, job16, [lo, hi, …] already had]   a client of mine reads this job of yours, as by WATCH
+P_READ = 160  # [rid, job16, [lo, hi, …] already had, stable]   a client of mine reads this job of yours, as by WATCH
 P_TOLD = 161  # [rid, no, kind, body]           frame number no for that reader: RESULT CANCELLED NOTICE STATE REFUSED
 P_TAKEN = 162  # [rid, bytes, index]            as GOT
 P_UNREAD = 163  # [rid]                         it reads no more

@@ -426,10 +426,16 @@ def _buckets(value: Any) -> list[int]:
     return list(value)
 
 
-def _watch(body: Any) -> tuple[bytes, RangeSet, float, int]:
+def _watch(body: Any) -> tuple[bytes, RangeSet, float, int, bool]:
     job, had = _fields(body, 2)
     patience_s = min(_optional(body, 2, _seconds, m.WATCH_S), WATCH_S_MAX)
-    return job_id(job), _ranges(had), patience_s, _optional(body, 3, _whole, 0)
+    show, stable = _optional(body, 3, _whole, 0), _optional(body, 4, bool, default=False)
+    return job_id(job), _ranges(had), patience_s, show, stable
+
+
+def _read(body: Any) -> tuple[tuple[int, int], bytes, RangeSet, bool]:
+    rid, job, had = _fields(body, 3)
+    return _rid(rid), job_id(job), _ranges(had), _optional(body, 3, bool, default=False)
 
 
 def _credit(of: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, int, int | None]]:
@@ -513,7 +519,7 @@ _PEER: dict[int, Callable[[Any], Any]] = {
     m.P_HANDED: _array(_rid, lambda value: value is True),
     m.P_NOTHING: _array(_rid, _hints),
     m.P_LIFELINE: _array(_rid, _seconds, _rates, _has),
-    m.P_READ: _array(_rid, job_id, _ranges),
+    m.P_READ: _read,
     m.P_TOLD: _told,
     m.P_TAKEN: _credit(_rid),
     m.P_UNREAD: _array(_rid),

@@ -625,6 +625,8 @@ def test_job_results_wait_and_failures(node: ScriptedNode, connect: Connect) -> 
 
     assert job.wait(SOON_S) is True
     assert list(itertools.islice(job.results(SOON_S), 5)) == [0, 1, 2, 3, 4]
+    assert list(itertools.islice(job.results(SOON_S, stable=True), 5)) == [0, 1, 2, 3, 4]
+    assert [one.body[4:] for one in node.heard if one.kind == m.WATCH][-1] == [True]
     assert len(list(job.as_completed(SOON_S))) == 10
     assert [future.index for future in job.failed()] == [5]
     assert job.progress() == (9, 1, 10)

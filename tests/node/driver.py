@@ -532,9 +532,9 @@ class Client:
         submitted.send(self)
         return submitted
 
-    def read(self, job: bytes, patience_s: float = 10.0) -> Submitted:
+    def read(self, job: bytes, patience_s: float = 10.0, *, stable: bool = False) -> Submitted:
         """Read a job that somebody else submitted."""
-        read = self.jobs[job] = Submitted(job, 0, patience_s=patience_s)
+        read = self.jobs[job] = Submitted(job, 0, patience_s=patience_s, stable=stable)
         read.send(self)
         return read
 
@@ -554,6 +554,7 @@ class Submitted:
     ttl_s: float = 7 * 86400.0
     patience_s: float | None = None
     """Set: it is only read."""
+    stable: bool = False
     state: str = ""
     reason: str = ""
     places: dict[int, tuple[str, int]] = field(default_factory=dict)
@@ -565,7 +566,7 @@ class Submitted:
         """Open, append, close, watch: all again, byte for byte, after a reconnect."""
         had = RangeSet((i, i + 1) for i in self.got).flat()
         if self.patience_s is not None:
-            client.say(m.WATCH, [self.job, had, self.patience_s])
+            client.say(m.WATCH, [self.job, had, self.patience_s, *([0, True] if self.stable else [])])
             return
         spec = Spec("map", "", client.session, UNIX_0 + 1000.0, self.ttl_s, detach=self.detach).packed()
         client.say(m.OPEN, [self.job, spec])
