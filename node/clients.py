@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from p2pgrid.core import messages as m
@@ -45,10 +44,6 @@ _HELD_BACK = frozenset({m.CODE, m.INPUT, m.CLOSE, m.CANCEL, m.WATCH})
 DAY_S = 86400.0
 UNIX_MAX_S = 1e11
 """Far beyond any expiry, and still a date."""
-LOGS_MAX = 10_000
-"""Tasks whose output one request returns, the last ones."""
-LOGS_BYTES_MAX = 64 << 20
-"""Of their output in one answer; more would not fit a frame, and whoever sends such a frame loses the connection."""
 
 
 class Door(Handler):
@@ -79,7 +74,8 @@ class Door(Handler):
         """Objects that are being brought to safety for a job, and the client that waits for it."""
         self.drain: Callable[[dict[str, Any], float], dict[str, Any]] = lambda *_: {}
         """Answers the request `drain`."""
-        self.log_requests: dict[int, tuple[int, int]] = {}
+        self.logs: Callable[[e.ClientSent, dict[str, Any], float], dict[str, Any] | None] = lambda *_: None
+        """Answers what tasks printed, now or later."""
         self._frames: dict[int, Callable[[int, Any, float], None]] = {
             m.OPEN: self._open,
             m.CODE: self._code,
@@ -403,7 +399,7 @@ class Door(Handler):
         if verb == "keep":
             return self._keep_target(event, str(arguments.get("target", "")), arguments.get("until"))
         if verb == "logs":
-            return self._logs(event, str(arguments.get("target", "")))
+            return self.logs(event, arguments, now)
         return self.answer(verb, arguments, now)
 
     def _cancel_target(self, event: e.ClientSent, target: str) -> dict[str, Any] | None:
@@ -460,29 +456,3 @@ class Door(Handler):
             self.keeping.keep_until(kept, until, [self.parts.reply(event.client, m.ANSWER, event.id, answer)])
         )
         return None
-
-    def _logs(self, event: e.ClientSent, target: str) -> dict[str, Any] | None:
-        keys: list[tuple[bytes, str, bytes]] = []
-        for kept, span in targets(self.keeping, target):
-            if span is not None and not kept.known.within(*span):
-                raise NotFound(f"{kept.name} has no task {span[0]}", next=f"p2pgrid show {kept.name}")
-            wanted = list(kept.logs) if span is None else kept.logs.within(*span)
-            newest = (i for lo, hi in reversed(wanted) for i in range(hi - 1, lo - 1, -1))
-            keys += [(kept.id, "log", i.to_bytes(8, "big")) for i in islice(newest, LOGS_MAX - len(keys))]
-        if not keys:
-            return {"logs": []}
-        self.log_requests[self.parts.token()] = (event.client, event.id)
-        self.out.append(e.Fetch(self.parts.tokens, keys))
-        return None
-
-
-def last_logs(logs: Sequence[list[Any]]) -> list[list[Any]]:
-    """Return outputs of tasks, `[index, bytes]` each, in order; the last ones, as many as one answer takes."""
-    chosen: list[list[Any]] = []
-    size = 0
-    for one in sorted(logs, reverse=True):
-        size += len(one[1])
-        if size > LOGS_BYTES_MAX:
-            break
-        chosen.append(one)
-    return chosen[::-1]

@@ -36,6 +36,8 @@ class CopyOptions:
     """Rows under way to one keeper."""
     queue_bytes: int = 64 << 20
     """Rows that wait for one keeper; above, it is brought level from the disk later."""
+    light_bytes: int = 256 << 10
+    """Above so much in the queue, what no promise rests on is left out."""
     wait_s: float = 10.0
     rate: float = 50_000.0
     """Bytes per second that a link must carry for a frame to arrive in time."""
@@ -239,6 +241,12 @@ class Copying:
         way.queue.append(_Lot(rows, size, hold, catching_up))
         self._filled.add(peer)
         way.queued += size
+
+    def push_light(self, peer: str, rows: Sequence[Row]) -> None:
+        """Let rows go that no promise rests on, if they are not in the way of others."""
+        way = self._ways.get(peer)
+        if way is not None and way.queued <= self.options.light_bytes:
+            self.push(peer, rows)
 
     def overdue(self, now: float) -> None:
         """Give up frames that nobody acknowledged."""

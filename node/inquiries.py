@@ -160,7 +160,7 @@ class Inquiries(Handler):
 
     def _ask_about(self, one: Request, now: float) -> None:
         """Ask who serves the job, if that is known; else everybody what jobs there are."""
-        job, span = _full_id(one.target)
+        job, span = full_id(one.target)
         server = None if job is None else self.parts.serving(job)
         if job is not None and server in self.peers:
             assert server is not None
@@ -255,6 +255,13 @@ class Inquiries(Handler):
         text = target.partition("/")[0].strip().lower()
         return any(kept.answers and text in (kept.name, kept.id.hex()) for kept in self.keeping.jobs.values())
 
+    def questions(
+        self, peers: Iterable[str], verb: str, arguments: dict[str, Any], then: Callable[[Round], None], now: float,
+        within_s: float,
+    ) -> None:  # fmt: skip
+        """Ask some members something in our own name."""
+        self._send(peers, verb, arguments, then, now, within_s)
+
     def question(
         self, peer: str, verb: str, arguments: dict[str, Any], then: Callable[[Round], None], now: float
     ) -> None:
@@ -262,15 +269,16 @@ class Inquiries(Handler):
         self._send([peer], verb, arguments, then, now)
 
     def _send(
-        self, peers: Iterable[str], verb: str, arguments: dict[str, Any], then: Callable[[Round], None], now: float
-    ) -> None:
+        self, peers: Iterable[str], verb: str, arguments: dict[str, Any], then: Callable[[Round], None], now: float,
+        within_s: float = PATIENCE_S,
+    ) -> None:  # fmt: skip
         self._number += 1
         waiting = set(peers)
         self._rounds[self._number] = Round(waiting, then, frozenset(waiting))
         rid = [self.keeping.incarnation, self._number]
         self.out += [e.Send(peer, m.P_ASK, [rid, verb, arguments]) for peer in sorted(waiting)]
         if waiting:
-            self.parts.timer((TIMER, self._number), now + PATIENCE_S)
+            self.parts.timer((TIMER, self._number), now + within_s)
         else:
             self.due(self._number, now)
 
@@ -495,7 +503,7 @@ def _is_row(row: Any) -> bool:
     return texts and number and len(row["hex"]) == 32 and all(digit in "0123456789abcdef" for digit in row["hex"])  # noqa: PLR2004
 
 
-def _full_id(target: str) -> tuple[bytes | None, Span | None]:
+def full_id(target: str) -> tuple[bytes | None, Span | None]:
     """Return the job and the tasks that a target names, if it gives all digits of the job's id."""
     try:
         parsed = parse_target(target)

@@ -105,6 +105,9 @@ class Keeping:
         """Whether other nodes keep copies: then what is synced here goes to them."""
         self.spread: Callable[[Sequence[Row], list[Promise]], list[Effect]] = lambda _, promises: list(promises)
         """Copies synced rows to other keepers; returns what may be said at once, with promises that need no copy."""
+        self.spread_logs: Callable[[Sequence[Row]], None] = lambda _: None
+        """Copies synced logs to another keeper."""
+        self._logs: dict[int, list[Row]] = {}
         self.deleted: Callable[[Job], None] = lambda _: None
         """Hears of every job that is not kept here any more."""
         self.copies_pending: Callable[[Job], bool] = lambda _: False
@@ -270,6 +273,8 @@ class Keeping:
         job, mark = self._marked.pop(token, (b"", ("", b"")))
         if job in self.jobs:
             self.jobs[job].synced.add(mark)
+        if token in self._logs:
+            self.spread_logs(self._logs.pop(token))
         promises = list(self._promises.pop(token, ()))
         rows = self._fresh.pop(token, ())
         out: list[Effect] = self.spread(rows, promises) if rows else [*promises]
@@ -298,6 +303,7 @@ class Keeping:
         What this node knows by itself is written again. Rows of another keeper are had from it again (`_refuse`).
         """
         self._fresh.pop(token, None)
+        self._logs.pop(token, None)
         rows, own = self._written.pop(token, ((), False))
         for row in rows:
             if row.job in self.jobs and row.value is not None:
@@ -636,7 +642,24 @@ class Keeping:
         for index, text in logs:
             kept.logs.add(index, index + 1)
             rows.append(Row(kept.id, "log", index.to_bytes(8, "big"), b"", text[-self.options.log_bytes :]))
-        return Store(0, rows) if rows else None
+        if not rows or not self.is_shared:
+            return Store(0, rows) if rows else None
+        token = self._token()
+        self._logs[token] = rows
+        return Store(token, rows)
+
+    def logs_of(self, kept: Kept, rows: Iterable[Row]) -> list[Row]:
+        """Return the logs among rows of another keeper that are to be kept here as well."""
+        taken = []
+        for row in rows:
+            index = int.from_bytes(row.key, "big")
+            if row.kind != "log" or index not in kept.known or not row.value:
+                continue
+            if kept.serving and index in kept.logs:
+                continue  # here is what the task said last
+            kept.logs.add(index, index + 1)
+            taken.append(Row(kept.id, "log", index.to_bytes(8, "big"), b"", row.value[-self.options.log_bytes :]))
+        return taken
 
     def expired(self, wall_s: float) -> tuple[list[Job], list[Effect]]:
         """Delete jobs whose time is over."""

@@ -27,7 +27,7 @@ from p2pgrid.node import answers
 from p2pgrid.node import events as e
 from p2pgrid.node.awaiting import TIMER as AWAIT
 from p2pgrid.node.awaiting import Awaiting
-from p2pgrid.node.clients import Door, last_logs
+from p2pgrid.node.clients import Door
 from p2pgrid.node.depending import TIMER as DEPENDS
 from p2pgrid.node.depending import Depending
 from p2pgrid.node.doubling import TIMER as DOUBLE
@@ -40,6 +40,7 @@ from p2pgrid.node.inquiries import TIMER as INQUIRY
 from p2pgrid.node.keepers import Candidate
 from p2pgrid.node.listing import TIMER as LISTING
 from p2pgrid.node.listing import Listing
+from p2pgrid.node.logs import Logs
 from p2pgrid.node.members import Members
 from p2pgrid.node.moves import RERUN
 from p2pgrid.node.neighbours import CLONED, CONNECTED_MAX, Neighbours
@@ -98,6 +99,7 @@ class Machine(Handler):
         self.relays.patience_s = self.inquiries.patience_s = self.neighbours.patience_s
         self.restoring = Restoring(parts, self.outcomes, self.door, self.depending)
         self.replicas = Replicas(parts, self.outcomes, self.members, self.restoring, self._candidates)
+        self.logs = Logs(parts, self.inquiries, self.replicas.others)
         self.replicas.tell_facts = self.neighbours.tell_facts
         self.replicas.is_somebody_away = self.neighbours.is_somebody_away
         self.replicas.is_gone = self.neighbours.is_gone
@@ -300,11 +302,7 @@ class Machine(Handler):
     def _on_fetched(self, event: e.Fetched, now: float) -> None:
         if self.restoring.fetched(event, now) or self.replicas.fetched(event, now):
             return
-        if event.token in self.door.log_requests:
-            client, id_ = self.door.log_requests.pop(event.token)
-            logs = [[int.from_bytes(row.key, "big"), row.value or b""] for row in event.rows]
-            self.out.append(self.parts.reply(client, m.ANSWER, id_, {"logs": last_logs(logs)}))
-        elif not self.depending.fetched(event.token, event.rows):
+        if not self.logs.fetched(event) and not self.depending.fetched(event.token, event.rows):
             self.out += self.keeping.readers.fetched(event.token, event.rows)
 
     # ---- members ----------------------------------------------------------------------------------------------------

@@ -96,6 +96,7 @@ class Replicas(Handler):
         self._supplies: dict[str, deque[tuple[Job, list[Name]]]] = {}
         """Rows that keepers lack, still to be read."""
         self.keeping.spread = self._spread
+        self.keeping.spread_logs = self._spread_logs
         self.keeping.readers.mend = self._mend
         restoring.mend = self._may_mend
         self.is_somebody_away: Callable[[], bool] = lambda: False
@@ -307,6 +308,16 @@ class Replicas(Handler):
             if any(job in theirs for theirs in targets.values()):
                 self._mark_copied(kept)
         return []
+
+    def _spread_logs(self, rows: Sequence[e.Row]) -> None:
+        """Let the next keeper that can take it have what tasks printed (`logs`); no promise rests on it."""
+        for job in {row.job: None for row in rows}:
+            kept = self.keeping.jobs.get(job)
+            if kept is None or not kept.serving:
+                continue
+            second = next((peer for peer in self.others(kept) if self.copying.is_level(peer, job)), None)
+            if second is not None:
+                self.copying.push_light(second, [row for row in rows if row.job == job])
 
     def tick(self, now: float) -> None:
         """Ask those whose copies may differ; see whether a listener has heard enough."""
@@ -662,15 +673,17 @@ class Replicas(Handler):
         for row in rows:
             lots.setdefault(row[0], []).append(e.Row(*row))
         fresh: list[e.Row] = []
+        logs: list[e.Row] = []
         opened = {}
         for job, those in lots.items():
             kept = self.keeping.jobs.get(job) or self._opened(job, those)
             if kept is not None:
                 opened[job] = kept
                 fresh += self._merge(kept, those)
+                logs += self.keeping.logs_of(kept, those)
         whole = len(opened) == len(lots)
         promise = e.Send(peer, m.P_SYNCED, [[number], []] if whole else [[], [number]])
-        self.out.append(self.keeping.store(fresh, [promise], copied=False)[1])
+        self.out.append(self.keeping.store(fresh + logs, [promise], copied=False)[1])
         told = {row.job for row in fresh}
         for job, kept in opened.items():
             self._mark_copied(kept)

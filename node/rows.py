@@ -5,7 +5,7 @@ agree when they have the same rows, and what one of them lacks can be told by na
 buckets by their first byte (anti-entropy; ALGORITHMS §4.5, delta form). A digest is the sum of the rows' hashes, so
 that it costs nothing to keep: it tells copies of honest members apart, which is all it is for.
 
-Logs are no part of it: they stay where they were kept.
+Logs are no part of it: they go to one other keeper, and are compared with nobody's (`logs`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from blake3 import blake3
 from p2pgrid.node.events import Row
 
 LOCAL = frozenset({"log", "copied", "tomb", "life", "*"})
-"""Kinds of rows that no other copy gets, and none is believed about: "life" are those of the node itself."""
+"""Kinds of rows that are no part of a copy, and in which none is believed: "life" are those of the node itself."""
 BUCKETS = 256
 SMALL = 512
 """Up to so many rows are told by their tags at once, without asking which buckets differ."""

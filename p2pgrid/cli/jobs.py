@@ -1,4 +1,4 @@
-"""`p2pgrid jobs`, `show`, `explain`, `logs`, `cancel`: what the grid works on, and why it waits."""
+"""`p2pgrid jobs`, `show`, `explain`, `cancel`, `forget`, `keep`: what the grid works on, and why it waits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from p2pgrid.cli.link import open_link
-from p2pgrid.cli.output import ago, clip, count, emit, plain, table, talk, warn, when, write_raw
+from p2pgrid.cli.output import ago, clip, count, emit, plain, table, talk, warn, when
 from p2pgrid.cli.reading import mapping, rows, text, texts, whole
 from p2pgrid.cli.verb import Setting, Verb
 from p2pgrid.core.units import parse_duration
@@ -92,37 +92,6 @@ def explain(setting: Setting, target: str) -> None:
         emit_found(found, {"target": target, "lines": lines})
     else:
         click.echo("\n".join(plain(line) for line in lines))
-
-
-@click.command("logs", cls=Verb, example="p2pgrid logs last/17", later={"-f": "At home", "--follow": "At home"})
-@target_argument
-@click.pass_obj
-def logs(setting: Setting, target: str) -> None:
-    """Print what tasks wrote, to the end or so far: the last 64 KiB of each."""
-    answer = ask(setting, "logs", target=target)
-    found = _logs(answer.get("logs"))
-    if setting.json:
-        emit_found(answer, {"logs": [{"index": index, "text": data.decode(errors="replace")} for index, data in found]})
-    elif not found:
-        talk(f"there is no output of {target}: it has printed nothing so far, or its node is gone with it")
-    elif len(found) == 1:
-        write_raw(found[0][1])
-    else:
-        for index, data in found:
-            lead = f"{index} | ".encode()
-            write_raw(b"".join(lead + line + b"\n" for line in data.splitlines()))
-
-
-def _logs(value: object) -> list[tuple[int, bytes]]:
-    pairs = value if isinstance(value, list) else []
-    return [(index, data) for index, data in (_log(pair) for pair in pairs) if data is not None]
-
-
-def _log(pair: object) -> tuple[int, bytes | None]:
-    match pair:
-        case [int(index), bytes(data)]:
-            return index, data
-    return 0, None
 
 
 @click.command("cancel", cls=Verb, example="p2pgrid cancel last\np2pgrid cancel calm-river-42/3-9")

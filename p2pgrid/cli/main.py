@@ -33,7 +33,7 @@ VERBS = {
     "jobs": "p2pgrid.cli.jobs:jobs",
     "show": "p2pgrid.cli.jobs:show",
     "explain": "p2pgrid.cli.jobs:explain",
-    "logs": "p2pgrid.cli.jobs:logs",
+    "logs": "p2pgrid.cli.logs:logs",
     "cancel": "p2pgrid.cli.jobs:cancel",
     "wait": "p2pgrid.cli.result:wait",
     "result": "p2pgrid.cli.result:result",
@@ -70,6 +70,7 @@ PASSING = ("run", "map")
 AFTER_CTRL_C = {
     "wait": "the job goes on: p2pgrid jobs; to end it: p2pgrid cancel JOB",
     "result": "the job goes on: p2pgrid jobs; to end it: p2pgrid cancel JOB",
+    "logs": "the job goes on: p2pgrid jobs; to end it: p2pgrid cancel JOB",
     "run": "what it began ends with it: p2pgrid jobs",
     "map": "what it began ends with it: p2pgrid jobs",
     "sim": "p2pgrid sim --help",

@@ -334,11 +334,6 @@ def test_jobs_name_their_node_where_there_are_several(run: Run, oracle: Oracle) 
     assert "quiet-fox" in several
 
 
-def test_later_flags_of_logs(run: Run) -> None:
-    """`logs -f` is promised."""
-    assert "comes later" in run("logs", "-f", "last").err
-
-
 def test_warnings_go_to_stderr(run: Run, told: Oracle) -> None:
     """`status` for people."""
     assert run("status").err == "warning: the disk is nearly full\n"

@@ -71,6 +71,8 @@ class World:
         self.now = 1000.0
         self.nodes: dict[str, Node] = {}
         self.runs: Counter[tuple[bytes, int]] = Counter()
+        self.prints = False
+        """Whether every task prints a line, that of `line_of`."""
         self.sent: Counter[int] = Counter()
         self.bytes: Counter[int] = Counter()
         """Of the frames by kind, without those that a cut connection took in vain."""
@@ -405,7 +407,8 @@ class Child:
             self.runs.pop(0)
         busy = self.node.world.now - self.since
         self.current = None
-        self.node.handle(e.WorkerDone(self.number, run.run, [outcome], final, [], busy))
+        logs = [(index, line_of(index))] if self.node.world.prints else []
+        self.node.handle(e.WorkerDone(self.number, run.run, [outcome], final, [], busy, logs=logs))
         if self.current is None:
             self._next()
 
@@ -438,6 +441,11 @@ class Child:
                 final = not tasks
                 self.node._later(0.0, e.WorkerDone(self.number, run.run, [], final, list(back), 0.0))
         self.runs = [(run, tasks) for run, tasks in self.runs if tasks]
+
+
+def line_of(index: int) -> bytes:
+    """Return what a task prints in a world where they do."""
+    return b"task %d is done\n" % index
 
 
 def values_in(segment: e.Segment) -> list[Any]:

@@ -359,7 +359,7 @@ def test_a_job_that_is_over_leaves_nothing_but_its_record() -> None:
         assert not any(holder.holds for holder in machine.leases.holders.values())
         assert not any(debt.owes or debt.held for debt in machine.holding.debts.values())
         assert set(machine.parts.timers) <= {("expire",), ("offer",), ("ask",), ("lease",), ("beat",)}
-        assert (machine.restoring._reading, machine.door.held_back, machine.door.log_requests) == ({}, {}, {})
+        assert (machine.restoring._reading, machine.door.held_back, machine.logs.reading) == ({}, {}, {})
 
 
 def fits(options: dict[str, Any]) -> bytes:
