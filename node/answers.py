@@ -12,7 +12,7 @@ from p2pgrid.core.ranges import RangeSet, Span
 from p2pgrid.node import whereabouts
 from p2pgrid.node.kept import Kept
 from p2pgrid.node.moves import KINDS
-from p2pgrid.node.targets import newest, targets
+from p2pgrid.node.targets import copy_of, newest, targets
 from p2pgrid.node.whereabouts import name_of
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def answer(machine: Machine, verb: str, arguments: dict[str, Any], now: float) -
             kept = [k for k in newest(machine.keeping) if not session or k.spec.session == session]
             return {"jobs": [describe(machine, one) for one in kept]}
         case "find":
-            one, span = _single(machine, target)
+            copy = copy_of(machine.keeping, target)
+            one, span = (copy, None) if copy is not None else _single(machine, target)
             return {"job": one.id, "lo": span[0] if span else None, "hi": span[1] if span else None}
         case "show":
             return _show(machine, *_single(machine, target))

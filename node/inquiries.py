@@ -202,6 +202,8 @@ class Inquiries(Handler):
         def heard(got: Round) -> None:
             if got.answers.get(peer, {}).get("job") == job:
                 self.relays.has(peer, job, got.ended_s)
+            elif peer in got.waiting:
+                self.relays.is_silent(peer, job)
             else:
                 self.relays.has_not(peer, job, got.ended_s)
 

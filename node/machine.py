@@ -48,6 +48,7 @@ from p2pgrid.node.neighbours import TIMER as NEIGHBOURS
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, MachineConfig, Parts
 from p2pgrid.node.prints import Prints
+from p2pgrid.node.relaying import AGAIN as RELAY_AGAIN
 from p2pgrid.node.relaying import TIMER as RELAY
 from p2pgrid.node.relaying import Relays
 from p2pgrid.node.replicas import ALONE, ROOM, Replicas
@@ -136,6 +137,7 @@ class Machine(Handler):
             LATE: lambda now, number: self.inquiries.too_late(number, now),
             AWAIT: self.awaiting.again,
             RELAY: lambda now, client, job: self.relays.due(client, job, now),
+            RELAY_AGAIN: lambda now, client, job: self.relays.again(client, job, now),
             COPIES: self.replicas.tick,
             DRAINED: self.draining.look,
             ALONE: self.replicas.alone,

@@ -30,6 +30,11 @@ from p2pgrid.node import events as e
 from p2pgrid.node.parts import Handler, Parts
 
 TIMER = "relay"
+AGAIN = "relay again"
+AGAIN_S = 1.0
+"""How often those who do not have what is looked for are asked again: a keeper may have it since."""
+SILENT_S = 60.0
+"""How long somebody who is connected and does not answer is waited for, whatever patience the reader has."""
 WINDOW_BYTES = 8 << 20
 """Results on their way to a reader at another node, not yet taken in by it."""
 READERS_MAX = 4096
@@ -52,6 +57,8 @@ class Relay:
     """What the client has, or was sent."""
     patience_s: float
     stable: bool = False
+    since_s: float = 0.0
+    """Since when somebody who has it is looked for."""
     peer: str = ""
     """Who serves it, while anybody does."""
     number: int = 0
@@ -146,7 +153,7 @@ class Relays(Handler):
         relay = self._relays.pop((client, job), None)
         if relay is not None:
             self._leave(relay)
-            self.parts.timer((TIMER, client, job), None)
+            self._look_no_more(relay)
 
     def gone(self, client: int) -> None:
         """A client left."""
@@ -177,7 +184,7 @@ class Relays(Handler):
         elif peer is None or peer in relay.without:
             self._look_for(relay, now)
         else:
-            self.parts.timer((TIMER, relay.client, relay.job), None)
+            self._look_no_more(relay)
             relay.asked.clear()
             relay.without.clear()
             self._number += 1
@@ -197,13 +204,27 @@ class Relays(Handler):
 
     def _look_for(self, relay: Relay, now: float) -> None:
         """Ask everybody who is there and was not asked yet; the others are asked when they come."""
+        if (TIMER, relay.client, relay.job) not in self.parts.timers:
+            relay.since_s = now
         some = self.peers or relay.job in self._places
         wait_s = relay.patience_s if some else self.patience_s(relay.patience_s, now)
         self.parts.timer_unless_set((TIMER, relay.client, relay.job), now + wait_s)
+        self.parts.timer_unless_set((AGAIN, relay.client, relay.job), now + AGAIN_S)
         for peer in sorted(self.peers.keys() - relay.asked):
             relay.asked.add(peer)
             self.ask(peer, relay.job, now)
         self._give_up_if_nobody_has_it(relay, now)
+
+    def _look_no_more(self, relay: Relay) -> None:
+        for timer in (TIMER, AGAIN):
+            self.parts.timer((timer, relay.client, relay.job), None)
+
+    def again(self, client: int, job: bytes, now: float) -> None:
+        """Whoever had it is gone; a keeper that did not have it a moment ago may have it now."""
+        relay = self._relays.get((client, job))
+        if relay is not None and not relay.peer:
+            relay.asked -= relay.without
+            self._look_for(relay, now)
 
     def _give_up_if_nobody_has_it(self, relay: Relay, now: float) -> None:
         """Whoever could have it says no, and nobody else is to come: no need to wait for the end of all patience."""
@@ -228,6 +249,12 @@ class Relays(Handler):
                 relay.without.add(peer)
                 self._give_up_if_nobody_has_it(relay, now)
 
+    def is_silent(self, peer: str, job: bytes) -> None:
+        """A member did not say in time whether it has a job: it is asked again."""
+        for relay in self._of(job):
+            if not relay.peer:
+                relay.asked.discard(peer)
+
     def _of(self, job: bytes) -> list[Relay]:
         return [relay for relay in self._relays.values() if relay.job == job]
 
@@ -235,6 +262,9 @@ class Relays(Handler):
         """Nobody who has the job was found, and the client has waited long enough."""
         relay = self._relays.get((client, job))
         if relay is None:
+            return
+        if self.peers.keys() - relay.without and now < relay.since_s + SILENT_S and relay.patience_s:
+            self.parts.timer((TIMER, client, job), now + AGAIN_S)
             return
         self.unwatch(client, job)
         last = [self.names(peer) for peer in sorted(self._places.get(job, ()))]

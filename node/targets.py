@@ -35,6 +35,17 @@ def targets(keeping: Keeping, text: str) -> list[tuple[Kept, Span | None]]:
     return [(keeping.jobs[found[0]], span)]
 
 
+def copy_of(keeping: Keeping, text: str) -> Kept | None:
+    """Return the job that a full id names if there is a copy of it here, also one that this node does not answer for.
+
+    While nobody answers for a job, for a keeper has to take it over first, its results are read from any copy.
+    """
+    try:
+        return keeping.jobs.get(bytes.fromhex(text))
+    except ValueError:
+        return None
+
+
 def newest(keeping: Keeping) -> list[Kept]:
     """Return the jobs that this node answers for, the newest first; of others it may have copies."""
     ours = (kept for kept in keeping.jobs.values() if kept.answers)

@@ -134,6 +134,32 @@ def test_a_storm_over_everybody(seed: int) -> None:
     assert runs <= 2 * tasks + 100
 
 
+@pytest.mark.parametrize("slow_s", [3.0, 6.0, 12.0])
+def test_a_reader_whose_question_is_answered_late(slow_s: float) -> None:
+    """The node of the job is gone; its keepers have so much to do that they say nothing for a while. They have it."""
+    world = GridWorld(2)
+    nodes = [world.join(f"n{i}", *(["n0"] if i else []), slots=1) for i in range(9)]
+    assert world.run(lambda: all(node.sees("alive") == 9 for node in nodes), 20.0)
+    client = Client(nodes[0], 1, b"s" * 16)
+    client.connect()
+    one = client.submit(b"J" * 16, 300, lambda _: Task(0.2), detach=True)
+    assert world.run(lambda: one.ended, 60)
+    stranger = next(node for node in nodes if b"J" * 16 not in node.machine.keeping.jobs)
+    nodes[0].crash(with_disk=False, reset=True)
+    for node in nodes[1:]:
+        if node is not stranger:
+            node.freeze()
+            world.at(slow_s, node.thaw)
+    world.run(lambda: "n0" not in stranger.machine.peers, 10)
+    reader = Client(stranger, 2, b"r" * 16)
+    reader.connect()
+    read = reader.read(b"J" * 16, patience_s=10.0)
+
+    assert world.run(lambda: read.ended, 120)
+    assert (read.state, set(read.got)) == ("done", set(range(300)))
+    assert set(read.delivered.values()) == {1}
+
+
 def halves(seed: int) -> tuple[int, int]:
     """Cut fourteen nodes in two amid a job, a new job on each side; return how many tasks there were, how many runs."""
     world = GridWorld(seed)
