@@ -5,7 +5,7 @@
 There is one inbox and one loop. Nothing here decides anything about jobs. What is done here is starting in order
 (directory, lock, journal, identity, socket, banner, workers, `ready`), ending in reverse, and telling whose fault it is
 when the node cannot go on: a `GridError` is the user's, anything else is a bug of ours and ends the node with a report;
-jobs continue from the journal.
+jobs continue from the journal. Time passes in `Ticking`, other threads come in by `Arrivals`, `Ending` counts signals.
 
 Signals: the first SIGINT, SIGTERM or SIGHUP stops the node, exit code 0 within grace + 5 s; the second ends it at once,
 exit code 130. Either way nothing that was promised is lost.
@@ -21,74 +21,56 @@ import gc
 import json
 import os
 import random
-import signal
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
 from p2pgrid import __version__
 from p2pgrid.core import messages as m
-from p2pgrid.core.errors import ExitCode, GridError, PeerError, error_to_wire
+from p2pgrid.core.errors import ExitCode, GridError, PeerError
 from p2pgrid.core.interpreters import fact
 from p2pgrid.core.invite import see_invite
 from p2pgrid.core.locate import NODE_FILE
 from p2pgrid.node import events as e
+from p2pgrid.node.arrivals import Arrivals
 from p2pgrid.node.asked import VERBS, Asked
 from p2pgrid.node.banner import Talk, banner, crash_report, last_line
 from p2pgrid.node.charter import Charter
 from p2pgrid.node.completing import Completing
 from p2pgrid.node.config import NodeConfig, explained, from_flags, prepare_dir, remove_dir
 from p2pgrid.node.disk import Journal
+from p2pgrid.node.ending import Ending
 from p2pgrid.node.identity import Identity, open_identity
 from p2pgrid.node.local import DirectoryLock, LocalServer, take_directory, write_node_file
 from p2pgrid.node.machine import Machine, MachineConfig
-from p2pgrid.node.neighbours import TIMER as NEIGHBOURS
 from p2pgrid.node.network import Network
 from p2pgrid.node.notify import Notifier
 from p2pgrid.node.object_files import ids_in
+from p2pgrid.node.on_demand import OnDemand
 from p2pgrid.node.seal import CardSeal
-from p2pgrid.node.timers import Lag, Timers
+from p2pgrid.node.ticking import Ticking
 from p2pgrid.node.vitals import Standstill
 from p2pgrid.node.workers import PoolOptions, WorkerPool
 from p2pgrid.node.workers_home import Interpreter
 
 if TYPE_CHECKING:
-    from p2pgrid.core.wire import Frame
     from p2pgrid.node.sharing import Sharing
-    from p2pgrid.node.workers_child import Child
 
 OF_OBJECTS = (e.Name, e.Pull, e.Needs, e.Secure, e.Freed, e.Delivered)
-STOP_MARGIN_S = 3.0
-"""After the grace: how long the machine may take to say Stopped before we end without it."""
-HARD_MARGIN_S = 4.8
-"""After the grace: how long the process may live at all, even on a disk that hangs."""
 SPAWNED_WITHIN_S = 2.0
-LAG_PERIOD_S = 0.02
-LOOK_S = 1.0
-"""Somebody looks so often whether the loop stood still."""
-MINUTE_S = 60.0
-KEEP_S = 5.0
-KEEP_YOUNG_S = 0.5
-YOUNG_S = 60.0
-"""What was learned of members may be lost for so long; to write it stops the loop for one fsync."""
-GIVE_WAY_S = 0.001
 SWITCH_INTERVAL_S = 0.001
 """How long the journal's threads may keep the GIL from the loop; Python's own 5 ms would be seen in every latency."""
 EDGE_REST_S = 300.0
 """After so long without work a node of the preset `edge` ends its workers; it starts them with the first task."""
 EVENTS_REMEMBERED = 100
-HEARTBEAT = (NEIGHBOURS,)
 _OF_NETWORK = (e.Send, e.Connect, e.Disconnect, e.Drop, e.Introduce, e.GridClock)
 _HOUSEKEEPING = frozenset({e.PeerSent, e.TimerFired, e.WallClock})
 """Events of an idle node; for their sake nobody measures how late the loop is."""
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Mind(Protocol):
@@ -193,31 +175,24 @@ class Node:
             config.slots if config.work else 0, config.python, config.dir, identity.name, self.deliver, log=talk.log,
             options=PoolOptions(rest_s=EDGE_REST_S if config.preset == "edge" else None),
         )  # fmt: skip
-        self.network.make_keeper = self._keeper
-        self.pool.on_asks, self.pool.on_buried = self._workers_ask, self._worker_gone
-        self.timers = Timers()
+        self.objects = OnDemand(self._make_sharing, self.server, self.pool, talk)
+        self.network.make_keeper = self.objects.keeper
+        self.pool.on_asks, self.pool.on_buried = self.objects.worker_asks, self.objects.worker_gone
         self.manager = Notifier(silent=config.embedded)
-        self.lag = Lag()
+        self._standstill = Standstill()
+        self.ticking = Ticking(self.network, journal, self.manager, self._standstill, self.deliver)
+        self.arrivals = Arrivals(talk, self.deliver)
+        self.ending = Ending(
+            config.grace_s, talk, lambda: self.deliver([e.Stop(config.grace_s)]), self.arrivals.fail
+        )  # fmt: skip
         self.mind: Mind | None = None
         self._nursery: trio.Nursery | None = None
-        self._sharing: Sharing | None = None
-        self._standstill = Standstill()
         self._steps: Callable[[e.Event, float], Iterable[Sequence[e.Effect]]] = _unborn
         self._inbox: deque[e.Event] = deque()
         self._recent = recent
         self._delivering = False
-        self._ended = False
-        self._delivered = 0
-        self.completing = Completing(self.network, self.server, self.pool, self.lag, self._rows)
-        self.completing.objects = lambda: {} if self._sharing is None else self._sharing.hands.stats()
-        self._timer_changed = trio.Event()
-        self._timer_at = float("-inf")
-        self._work_came = trio.Event()
-        self._failure: BaseException | None = None
-        self._failed = trio.Event()
-        self._stopping = False
-        self._stopped = trio.Event()
-        self._code = ExitCode.DONE
+        self.completing = Completing(self.network, self.server, self.pool, self.ticking.lag, self._rows)
+        self.completing.objects = self.objects.stats
         self._perform: dict[type, Callable[[Any], None]] = {
             e.Reply: self._reply,
             **dict.fromkeys(_OF_NETWORK, self.network.perform),
@@ -227,8 +202,8 @@ class Node:
             e.Show: self.pool.show,
             e.Recall: lambda effect: self.pool.recall(effect.worker),
             e.Kill: self.pool.kill,
-            **dict.fromkeys(OF_OBJECTS, self._of_objects),
-            e.SetTimer: self._set_timer,
+            **dict.fromkeys(OF_OBJECTS, self.objects.perform),
+            e.SetTimer: self.ticking.set_timer,
             e.Log: talk.log,
             e.Stopped: self._on_stopped,
         }
@@ -240,7 +215,8 @@ class Node:
 
         What performing an effect itself makes happen waits in the inbox until the effects before it are done.
         """
-        if self._ended:
+        ending = self.ending
+        if ending.ended:
             return
         inbox = self._inbox
         if self._delivering:
@@ -251,27 +227,28 @@ class Node:
         inbox.extend(events)
         self._delivering = True
         perform, recent = self._perform, self._recent
-        working = False
+        working, delivered = False, 0
         now = time.monotonic()
         while inbox:
-            while inbox and not self._ended:
+            while inbox and not ending.ended:
                 event = inbox.popleft()
                 kind = type(event)
                 recent.append(kind)
                 if kind not in _HOUSEKEEPING:
                     working = True
-                self._delivered += 1
+                delivered += 1
                 for effects in self._effects(event, now):
                     for effect in effects:
                         perform[type(effect)](effect)
                     if effects and not inbox:  # whoever waits for the first part gets it before the second is begun
                         self._flush()
             self._flush()
-            if self._ended:
+            if ending.ended:
                 break
         self._delivering = False
-        if working and not self._work_came.is_set():
-            self._work_came.set()
+        self.ticking.delivered += delivered
+        if working:
+            self.ticking.worked()
 
     def _flush(self) -> None:
         if self.pool.dirty:
@@ -299,9 +276,7 @@ class Node:
     # ---- effects ----------------------------------------------------------------------------------------------------
 
     def _reply(self, effect: e.Reply) -> None:
-        if self._sharing is not None and effect.kind == m.RESULT:
-            effect = self._sharing.belongings.shown(effect)
-        self.server.reply(self.completing.completed(effect))
+        self.server.reply(self.completing.completed(self.objects.shown(effect)))
 
     def _answer(self, answer: e.Reply) -> None:
         """Answer a request that the machine has not seen."""
@@ -313,17 +288,9 @@ class Node:
         if failed is not None and failed.token:
             self._inbox.append(failed)
 
-    def _set_timer(self, effect: e.SetTimer) -> None:
-        self.timers.set(effect.key, effect.at_s)
-        # The one timer that an idle node has is waited for anew also when it is later now, as after each answer to a
-        # heartbeat: what is awake already does that for less than a waking for nothing costs.
-        if effect.at_s is not None and (effect.at_s < self._timer_at or effect.key == HEARTBEAT):
-            self._timer_changed.set()
-
     def _on_stopped(self, effect: e.Stopped) -> None:
         self.waiting = effect.waiting
-        self._ended = True
-        self._stopped.set()
+        self.ending.over()
 
     def _request(self, event: e.ClientSent) -> e.ClientSent | None:
         """Look at a request on its way to the machine; None: it is none of the machine's business."""
@@ -333,63 +300,21 @@ class Node:
                 self._nursery.start_soon(self.asked.answer, event.client, event.id, verb, arguments)
                 return None
             case [str(verb), dict(arguments)] if verb in m.OBJECT_REQUESTS:
-                self._ask_sharing(event.client, event.id, verb, arguments)
+                self.objects.answer(event.client, event.id, verb, arguments)
                 return None
             case ["stop", dict(arguments)]:
-                self._limit_stop()
+                self.ending.begin()
                 return replace(event, body=["stop", {"grace": self.config.grace_s, **arguments}])
         self.completing.asked(event)
         return event
 
-    def _made_sharing(self) -> Sharing:
-        """Return the objects of this node; the first who asks for any has the shared memory made. Raises GridError."""
-        if self._sharing is None:
-            from p2pgrid.node.sharing import Sharing  # noqa: PLC0415 - a node whose programs put nothing needs none
+    def _make_sharing(self) -> Sharing:
+        from p2pgrid.node.sharing import Sharing  # noqa: PLC0415 - a node whose programs put nothing needs none
 
-            assert self._nursery is not None, "a request before the loop runs"
-            try:
-                self._sharing = Sharing(
-                    self.config, self.identity.id, self.server, self.network, self._nursery, self.talk.log,
-                    self.deliver,
-                )  # fmt: skip
-            except OSError as error:
-                self.talk.line(f"warning: no shared memory: {error.strerror or error}")
-                msg = f"this node has no shared memory: {error}"
-                raise GridError(msg, code="no-shared-memory", next="p2pgrid status") from error
-        return self._sharing
-
-    def _of_objects(self, effect: e.Effect) -> None:
-        """Do what the machine wants of objects; without shared memory none can be kept."""
-        with contextlib.suppress(GridError):
-            self._made_sharing().perform(effect)
-
-    def _keeper(self) -> Sharing | None:
-        """Return the objects of this node, to a member who asks it to keep some."""
-        with contextlib.suppress(GridError):
-            return self._made_sharing()
-        return None
-
-    def _workers_ask(self, child: Child, asks: list[Frame]) -> None:
-        """Hand on what a worker says about objects."""
-        try:
-            sharing = self._made_sharing()
-        except GridError as error:
-            self.pool.refuse(child, asks, error)
-            return
-        sharing.visitors.worker_asks(self.pool, child, asks)
-
-    def _worker_gone(self, child: Child) -> None:
-        if self._sharing is not None:
-            self._sharing.visitors.gone(-child.process.pid)
-
-    def _ask_sharing(self, client: int, id_: int, verb: str, arguments: dict[str, Any]) -> None:
-        """Hand on a request about objects."""
-        try:
-            sharing = self._made_sharing()
-        except GridError as error:
-            self._answer(e.Reply(client, m.ERROR, id_, dict(error_to_wire(error))))
-            return
-        sharing.visitors.answer(client, id_, verb, arguments)
+        assert self._nursery is not None, "a request before the loop runs"
+        return Sharing(
+            self.config, self.identity.id, self.server, self.network, self._nursery, self.talk.log, self.deliver
+        )  # fmt: skip
 
     def _rows(self) -> list[dict[str, Any]]:
         """Return the members as the machine sees them."""
@@ -424,12 +349,13 @@ class Node:
         """Live until stopped; return the exit code."""
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         token = trio.lowlevel.current_trio_token()
-        self.journal.start(partial(self._from_thread, token), partial(self._crashed, token))
+        self.arrivals.bind(token)
+        self.journal.start(self.arrivals.hear, self.arrivals.crashed)
         scope = trio.CancelScope()
-        with self._signals(token, scope), scope:
+        with self.ending.signals(token, scope), scope:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                nursery.start_soon(self._raise_failures)
+                nursery.start_soon(self.arrivals.raise_failures)
                 self.mind = await self._mind(make)
                 self._steps = self.mind.steps
                 charter = self.charter
@@ -442,24 +368,21 @@ class Node:
                     e.Belongs(charter.grid, charter.grid_name, charter.roles, charter.certificate),
                 ])  # fmt: skip
                 gc.freeze()  # what is there now stays: the collector need not look at it again
-                nursery.start_soon(self._fire_timers)
-                nursery.start_soon(self._watch_lag)
-                nursery.start_soon(self._watch_clock)
-                nursery.start_soon(self._show_life)
+                self.ticking.start(nursery)
                 nursery.start_soon(self.server.serve)
                 nursery.start_soon(self.network.serve)
                 await nursery.start(self.pool.serve)
                 await self._be_ready()
-                await self._stopped.wait()
+                await self.ending.wait()
                 self.talk.event(None, "stopping")
                 self.manager.stopping()
-                self._ended = True
+                self.ending.ended = True
                 self.pool.stop(kill=True)
                 await self.network.close()
                 await self.server.drained(within_s=0.5)
                 nursery.cancel_scope.cancel()
         self.network.keep()
-        return self._code
+        return self.ending.code
 
     async def _be_ready(self) -> None:
         """Wait for workers and network, go where an invite leads, and say that this node can be used."""
@@ -475,12 +398,6 @@ class Node:
         self.network.migration.announce()
         self.talk.started()
         self.manager.ready(f"node {said['name']} of grid {said['grid']}")
-
-    async def _show_life(self) -> None:
-        """Tell a service manager that watches us that the loop turns."""
-        while self.manager.ping_s is not None:
-            self.manager.lives()
-            await trio.sleep(self.manager.ping_s)
 
     async def _mind(self, make: MakeMind) -> Mind:
         config, identity = self.config, self.identity
@@ -518,100 +435,7 @@ class Node:
             while any(state.pid is None and state.state != "resting" for state in self.pool.states()):  # noqa: ASYNC110 - once, at the start
                 await trio.sleep(0.005)
 
-    def stop(self) -> None:
-        """Begin to stop: running tasks get the grace."""
-        self._limit_stop()
-        self.deliver([e.Stop(self.config.grace_s)])
-
-    def _limit_stop(self) -> None:
-        """From now on the end is certain, whatever hangs."""
-        if self._stopping:
-            return
-        self._stopping = True
-        trio.lowlevel.spawn_system_task(self._give_up_later)
-        hard = threading.Timer(self.config.grace_s + HARD_MARGIN_S, self._give_up_now)
-        hard.daemon = True
-        hard.start()
-
-    async def _give_up_later(self) -> None:
-        await trio.sleep(self.config.grace_s + STOP_MARGIN_S)
-        if not self._stopped.is_set():
-            self.talk.line("warning: ended before all was handed over; what was promised is in the journal")
-            self._ended = True
-            self._stopped.set()
-
-    def _give_up_now(self) -> None:
-        self.talk.line("warning: the disk hangs; ended without waiting for it")
-        os._exit(ExitCode.DONE)
-
-    @contextlib.contextmanager
-    def _signals(self, token: trio.lowlevel.TrioToken, scope: trio.CancelScope) -> Iterator[None]:
-        """Have each signal counted; trio's own receiver makes one of two that come in the same turn of the loop."""
-        before = {
-            number: signal.signal(number, lambda _number, _frame: token.run_sync_soon(self._on_signal, scope))
-            for number in STOP_SIGNALS
-        }
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _on_signal(self, scope: trio.CancelScope) -> None:
-        if self._stopping:
-            self._ended = True
-            self._code = ExitCode.INTERRUPTED
-            scope.cancel()
-            return
-        try:
-            self.stop()
-        except BaseException as error:  # noqa: BLE001 - trio takes what is raised here for a bug of its own
-            self._fail(error)
-
     # ---- what runs beside -------------------------------------------------------------------------------------------
-
-    async def _fire_timers(self) -> None:
-        while True:
-            await trio.lowlevel.checkpoint()
-            if stood_s := self._standstill.look():
-                self.deliver([e.Stalled(stood_s)])  # timers that were due meanwhile may be moved by it
-            due = self.timers.due(time.monotonic())
-            if due:
-                self._timer_at = float("-inf")  # whoever sets one meanwhile need not wake us
-                self.deliver([e.TimerFired(key) for key in due])
-                continue
-            self._timer_changed = trio.Event()
-            at_s = self.timers.next()
-            self._timer_at = float("inf") if at_s is None else at_s
-            with trio.move_on_after(min(max(self._timer_at - time.monotonic(), 0.0), LOOK_S)):
-                await self._timer_changed.wait()
-
-    async def _watch_clock(self) -> None:
-        """Do what is due every few seconds, and every minute say what time it is."""
-        due_s = time.monotonic() + MINUTE_S * (0.5 + random.random())  # nodes of one start do not do it all at once
-        young_s = time.monotonic() + YOUNG_S
-        while True:
-            # Whoever is killed soon after it has met the others has to find them again.
-            await trio.sleep(KEEP_S if time.monotonic() > young_s else KEEP_YOUNG_S)
-            self.network.keep()
-            if time.monotonic() >= due_s:
-                due_s = time.monotonic() + MINUTE_S
-                self.deliver([e.WallClock(time.time() - time.monotonic())])
-                self.network.minute()
-
-    async def _watch_lag(self) -> None:
-        """Sample how late the loop is, as long as there is something to do."""
-        while True:
-            await self._work_came.wait()
-            before = -1
-            while before != self._delivered:
-                before = self._delivered
-                due = time.monotonic() + LAG_PERIOD_S
-                await trio.sleep(LAG_PERIOD_S)
-                self.lag.add(time.monotonic() - due)
-                if self.journal.is_starved():
-                    time.sleep(GIVE_WAY_S)  # noqa: ASYNC251 - on purpose: its thread needs the GIL
-            self._work_came = trio.Event()
 
     def _room(self) -> Awaitable[None] | None:
         return self._until_room() if self.journal.congested else None
@@ -619,33 +443,6 @@ class Node:
     async def _until_room(self) -> None:
         while self.journal.congested:  # noqa: ASYNC110 - rare, and the writer knows no trio
             await trio.sleep(0.01)
-
-    # ---- from the journal's threads ---------------------------------------------------------------------------------
-
-    def _from_thread(self, token: trio.lowlevel.TrioToken, events: Sequence[e.Event], logs: Sequence[e.Log]) -> None:
-        with contextlib.suppress(trio.RunFinishedError):  # the journal flushes when the loop has ended
-            token.run_sync_soon(self._arrive, events, logs)
-
-    def _arrive(self, events: Sequence[e.Event], logs: Sequence[e.Log]) -> None:
-        try:
-            for entry in logs:
-                self.talk.log(entry)
-            self.deliver(events)
-        except BaseException as error:  # noqa: BLE001 - trio takes what is raised here for a bug of its own
-            self._fail(error)
-
-    def _crashed(self, token: trio.lowlevel.TrioToken, error: BaseException) -> None:
-        with contextlib.suppress(trio.RunFinishedError):
-            token.run_sync_soon(self._fail, error)
-
-    def _fail(self, error: BaseException) -> None:
-        self._failure = error
-        self._failed.set()
-
-    async def _raise_failures(self) -> None:
-        await self._failed.wait()
-        assert self._failure is not None
-        raise self._failure
 
 
 def _unborn(event: e.Event, _now: float) -> Iterable[Sequence[e.Effect]]:
