@@ -346,7 +346,7 @@ class Grid(Executor):
         """
         for calls in list(self._shared.calls.values()):
             calls.awaited()
-        if not self._session.wait(self._session.settled, timeout):
+        if not self._session.wait(lambda: self._session.ledger.settled, timeout):
             raise TimeoutError
 
     # ---- asking ------------------------------------------------------------------------------------------------------
@@ -502,7 +502,7 @@ class Grid(Executor):
             if isinstance(receiver, Stream):
                 receiver.let_all_come()
         with contextlib.suppress(GridError):  # the node is gone: every future says so itself
-            session.wait(session.idle, None)
+            session.wait(lambda: session.ledger.idle, None)
 
     def _cancel_all(self) -> None:
         """Cancel what this client submitted and did not detach."""
@@ -520,7 +520,7 @@ class Grid(Executor):
         try:
             self._cancel_all()
             with contextlib.suppress(GridError):
-                session.wait(session.cancels_settled, LEAVE_S)
+                session.wait(lambda: session.ledger.cancels_settled, LEAVE_S)
         finally:
             # After a second Ctrl-C as well: leaving takes no time, and the node cancels what a client leaves behind.
             session.leave()

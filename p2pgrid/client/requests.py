@@ -25,6 +25,16 @@ class Requests:
         self._open[id_] = answer, data
         return id_, answer, data
 
+    def wait(self, verb: str, id_: int, answer: Future[Any], timeout_s: float) -> dict[str, Any]:
+        """Return the answer to a question. Raises GridError, also if none comes in time."""
+        try:
+            return answer.result(timeout_s)  # type: ignore[no-any-return]
+        except TimeoutError:
+            msg = f"the node did not answer {verb!r} within {timeout_s:g} s"
+            raise GridError(msg, code="timed-out", next="see how it is: p2pgrid status") from None
+        finally:
+            self.forget(id_)
+
     def answered(self, id_: int, body: Any, error: GridError | None) -> None:
         """Take an answer, or an error; late ones are passed over."""
         answer, _ = self._open.pop(id_, (None, b""))

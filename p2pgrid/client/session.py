@@ -9,7 +9,6 @@ watched again without what is here already.
 
 import contextlib
 import os
-import sys
 import threading
 import time
 import weakref
@@ -21,26 +20,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from p2pgrid.client import notebook
 from p2pgrid.client.connection import Connection, ConnectionLost, Welcome
-from p2pgrid.client.receiver import FAILED, Receiver, Segment, size_of, unopened
+from p2pgrid.client.incoming import Incoming
+from p2pgrid.client.ledger import Ledger
+from p2pgrid.client.receiver import Receiver
 from p2pgrid.client.requests import Requests
 from p2pgrid.client.upload import Upload
-from p2pgrid.core import messages
-from p2pgrid.core.errors import GridError, NodeGone, TaskCancelled, error_from_wire
-from p2pgrid.core.failure import encode_exception
+from p2pgrid.core.errors import GridError, NodeGone
 from p2pgrid.core.ids import job_name
-from p2pgrid.core.large import LARGE
-from p2pgrid.core.messages import GOODBYE, GOT, UNWATCH, WATCH
-from p2pgrid.core.ranges import RangeSet
-from p2pgrid.core.wire import Frame, frame, pack
+from p2pgrid.core.messages import GOODBYE
+from p2pgrid.core.wire import frame
 
 if TYPE_CHECKING:
-    from p2pgrid.client.arrivals import Arrivals
-    from p2pgrid.client.prints import Prints
     from p2pgrid.client.sharing import Sharing
 
 SESSION_ID_BYTES = 16
 UNSENT_BYTES_MAX = 256 * 1024 * 1024
-CREDIT_STEP_BYTES = 128 * 1024
 RETRY_FIRST_S, RETRY_MAX_S = 0.05, 0.2
 LEAVE_S = 3.0
 ROUNDS_S = 5.0
@@ -94,14 +88,10 @@ class Session:
         """Why waiting is in vain: the node went away and did not come back."""
         self._reconnect = reconnect
         self._finder = finder
-        self._uploads: dict[bytes, Upload] = {}
-        self._receivers: dict[bytes, list[Receiver]] = {}
-        self._kept = 0
-        self._credit: dict[bytes, int] = {}
+        self.ledger = Ledger(timeout_s)
         self._requests = Requests()
+        self._incoming = Incoming(self, self._requests, self._give_up, flags=lambda: finder.flags, unpickles=unpickles)
         self._sharing: Sharing | None = None
-        self._prints: Prints | None = None
-        self._arrivals: Arrivals | None = None
         self._leaving = False
         self._leaves_when_idle = False
         self.program = notebook.program_name()
@@ -160,28 +150,25 @@ class Session:
 
     def keep(self, size: int) -> None:
         """Count bytes that are kept until they are acknowledged; called with the lock held."""
-        self._kept += size
+        self.ledger.kept += size
 
     def wait_for_room(self) -> None:
         """Wait while 256 MiB are on their way."""
-        if self._kept >= UNSENT_BYTES_MAX:
-            self.wait(lambda: self._kept < UNSENT_BYTES_MAX, None)
+        ledger = self.ledger
+        if ledger.kept >= UNSENT_BYTES_MAX:
+            self.wait(lambda: ledger.kept < UNSENT_BYTES_MAX, None)
 
     def add(self, receiver: Receiver, upload: Upload | None = None) -> None:
         """Expect results of a job; with `upload` it is a job of our own."""
         with self.lock:
             if upload is not None:
-                self._uploads[receiver.job] = upload
-                self.say(upload.open())
-            receivers = self._receivers.setdefault(receiver.job, [])
-            receivers.append(receiver)
-            self.say(self._watch(receiver.job))
+                self.say(self.ledger.open(upload))
+            self.say(self.ledger.expect(receiver))
 
     def open(self, upload: Upload) -> None:
         """Open a job of our own whose results nobody here waits for."""
         with self.lock:
-            self._uploads[upload.job] = upload
-            self.say(upload.open())
+            self.say(self.ledger.open(upload))
 
     def remove(self, receiver: Receiver, *, cancel: bool = False, ended: bool = False) -> None:
         """Expect nothing more for this receiver; `cancel` the job, if it is our own, unless it `ended`.
@@ -204,58 +191,26 @@ class Session:
             self._remove(receiver, cancel=cancel, ended=ended)
 
     def _remove(self, receiver: Receiver, *, cancel: bool, ended: bool) -> None:
-        job = receiver.job
-        upload = self._uploads.get(job)
-        if cancel and upload is not None:
-            self.say(upload.cancel(None))
-        receivers = self._receivers.get(job, [])
-        if receiver in receivers:
-            receivers.remove(receiver)
-        if not receivers and self._receivers.pop(job, None) is not None:
-            if not ended:
-                self.say(frame(UNWATCH, [job]))
-            self._credit.pop(job, None)
-        if not receivers and upload is not None and upload.over:
-            del self._uploads[job]
+        self.say(self.ledger.remove(receiver, cancel=cancel, ended=ended))
         if self._waiting:
             self._changed.notify_all()
-
-    def _watch(self, job: bytes) -> bytes:
-        had: RangeSet | None = None
-        for receiver in self._receivers[job]:
-            had = receiver.had if had is None else had & receiver.had
-        assert had is not None
-        show = 0
-        for receiver in self._receivers[job]:
-            show |= receiver.show
-        more = [show, True] if any(one.stable for one in self._receivers[job]) else [show] if show else []
-        return frame(WATCH, [job, had.flat(), self.timeout_s, *more])
 
     def cancel(self, job: bytes, flat: list[int] | None) -> None:
         """Cancel tasks of a job of our own, or all of it."""
         with self.lock:
-            upload = self._uploads.get(job)
-            if upload is not None:
-                self.say(upload.cancel(flat))
+            self.say(self.ledger.cancel(job, flat))
             if self._waiting:
                 self._changed.notify_all()
 
     def consumed(self, job: bytes, size: int) -> None:
         """Give the node credit for result bytes that were taken in."""
         with self.lock:
-            self._credit_locked(job, size)
+            self.say(self.ledger.consumed(job, size))
 
     def starves(self, job: bytes, index: int) -> None:
         """Tell the node that the results here wait for one that is not: it comes whatever is under way."""
         with self.lock:
-            self.say(frame(GOT, [job, self._credit.pop(job, 0), index]))
-
-    def _credit_locked(self, job: bytes, size: int) -> None:
-        total = self._credit.get(job, 0) + size
-        if total >= CREDIT_STEP_BYTES:
-            self.say(frame(GOT, [job, total]))
-            total = 0
-        self._credit[job] = total
+            self.say(self.ledger.starves(job, index))
 
     def wait(self, ready: Callable[[], bool], timeout_s: float | None) -> bool:
         """Wait until `ready()`, which is looked at whenever something arrived; say whether it is.
@@ -305,16 +260,7 @@ class Session:
                 raise NodeGone(message=self.over or "this Grid has left its node")
             asked = [(verb, *self._requests.ask(verb, arguments)) for verb, arguments in questions]
             self.say(b"".join(data for *_, data in asked))
-        return [partial(self._answered, verb, id_, answer) for verb, id_, answer, _ in asked]
-
-    def _answered(self, verb: str, id_: int, answer: Future[Any], timeout_s: float) -> dict[str, Any]:
-        try:
-            return answer.result(timeout_s)  # type: ignore[no-any-return]
-        except TimeoutError:
-            msg = f"the node did not answer {verb!r} within {timeout_s:g} s"
-            raise GridError(msg, code="timed-out", next="see how it is: p2pgrid status") from None
-        finally:
-            self._requests.forget(id_)
+        return [partial(self._requests.wait, verb, id_, answer) for verb, id_, answer, _ in asked]
 
     def tell(self, verb: str, arguments: dict[str, Any]) -> None:
         """Send a request whose answer nobody waits for."""
@@ -375,7 +321,7 @@ class Session:
                 continue
             try:
                 for one in frames:
-                    self._take(one)
+                    self._incoming.take(one)
             except BaseException as error:
                 # A frame that is not what it should be, or a bug of ours: nobody may wait for ever because of it.
                 self._give_up(NodeGone(message=f"what the node sent makes no sense: {error!r}"))
@@ -386,119 +332,8 @@ class Session:
                     held.flush()
                 if self._waiting:
                     self._changed.notify_all()
-            if self._leaves_when_idle and self.idle():
+            if self._leaves_when_idle and self.ledger.idle:
                 self.leave()
-
-    def _take(self, one: Frame) -> None:
-        body = one.body
-        match one.kind:
-            case messages.RESULT:
-                self._take_results(body[0], body[1])
-            case messages.ACK:
-                self._take_ack(body[0], body[1], body[2])
-            case messages.STATE:
-                if self._arrivals is None or not self._arrivals.after(body[0], partial(self._ended, *body)):
-                    self._ended(*body)
-            case messages.CANCELLED:
-                # Somebody else did that: to whoever waits it is how these tasks ended.
-                error = pack(encode_exception(TaskCancelled(f"a task of {job_name(body[0])} was cancelled")))
-                spans = RangeSet.from_flat(body[1])
-                cancelled: list[Segment] = [(i, i + 1, FAILED, error, "", 0) for lo, hi in spans for i in range(lo, hi)]
-                for receiver in list(self._receivers.get(body[0], ())):
-                    receiver.results(cancelled)
-            case messages.ANSWER:
-                self._requests.answered(one.id, body, None)
-            case messages.ERROR:
-                said = error_from_wire(body["code"], body["message"], body.get("next", ""))
-                if one.id:
-                    self._requests.answered(one.id, None, said)
-                else:
-                    # It refused a frame that is nobody's request: whatever that frame said is lost.
-                    self._give_up(said)
-            case messages.REFUSED:
-                self._take_refusal(body)
-            case messages.PRINTED:
-                self._take_prints(*body[:5])
-            case messages.NOTICE:
-                print(f"p2pgrid: {body[1]}", file=sys.stderr)
-
-    def _ended(self, job: bytes, state: str, reason: str) -> None:
-        for receiver in list(self._receivers.get(job, ())):
-            receiver.ended(state, reason)
-
-    def _take_results(self, job: bytes, segments: list[Any]) -> None:
-        if not self._unpickles:
-            self.consumed(job, sum(map(size_of, segments)))
-            for receiver in list(self._receivers.get(job, ())):
-                receiver.results(self._here(job, unopened(segments)))
-            return
-        self._deliver(job, self._here(job, segments))
-
-    def _here(self, job: bytes, segments: list[Any]) -> list[Any]:
-        """Return the results that are here; large ones may have to be mapped first."""
-        for segment in segments:  # not `any`: it runs for every result
-            if segment[2] == LARGE:
-                break
-        else:
-            return segments
-        if self._arrivals is None:
-            from p2pgrid.client.arrivals import Arrivals
-
-            self._arrivals = Arrivals(self.sharing(), self._deliver)
-        return self._arrivals.sort_out(job, segments)
-
-    def _deliver(self, job: bytes, segments: list[Any]) -> None:
-        if not segments:
-            return
-        receivers = self._receivers.get(job)
-        if receivers is None:
-            size = sum(map(size_of, segments))
-        elif len(receivers) == 1:
-            size = receivers[0].results(segments)
-        else:
-            for receiver in list(receivers):
-                receiver.results(segments)
-            # Several watch one job: nobody may hold the others up.
-            size = sum(map(size_of, segments))
-        if size:
-            self.consumed(job, size)
-
-    def _take_prints(self, job: bytes, node: str, lines: list[Any], more: int, said: list[Any]) -> None:
-        if lines or more:
-            if self._prints is None:
-                from p2pgrid.client.prints import Prints
-
-                self._prints = Prints(self._finder.flags)
-            self._prints.took(job, node, lines, more)
-        if said:
-            for receiver in list(self._receivers.get(job, ())):
-                receiver.said(node, said)
-
-    def _take_ack(self, job: bytes, what: str, lo: int) -> None:
-        upload = self._uploads.get(job)
-        if upload is None:
-            return
-        with self.lock:
-            freed, durable = upload.acknowledged(what, lo)
-            self._kept -= freed
-            if job not in self._receivers and upload.over:
-                self._uploads.pop(job, None)
-        for future in durable:
-            future.set_result(None)
-
-    def _take_refusal(self, body: list[Any]) -> None:
-        job, what, lo, why = body
-        error = error_from_wire(why["code"], why["message"], why.get("next", ""))
-        upload = self._uploads.get(job)
-        hi = None
-        if upload is not None:
-            with self.lock:
-                freed, hi = upload.refused(what, lo)
-                if hi is None:
-                    freed += upload.give_up(error)
-                self._kept -= freed
-        for receiver in list(self._receivers.get(job, ())):
-            receiver.lost(error, 0 if hi is None else lo, hi)
 
     # ---- losing and finding the node ---------------------------------------------------------------------------------
 
@@ -527,12 +362,9 @@ class Session:
         with self.lock:
             self._connection = connection
             self.welcome = connection.welcome
-            for upload in self._uploads.values():
-                self.say(upload.again())
-            for job in self._receivers:
-                self.say(self._watch(job))
+            for data in self.ledger.again():
+                self.say(data)
             self.say(self._requests.again())
-            self._credit.clear()
             self.hot = False
             for held in self.held:
                 held.flush()
@@ -541,12 +373,9 @@ class Session:
         """Tell everybody who waits that it is in vain."""
         with self.lock:
             self.down = gone
-            receivers = [one for several in self._receivers.values() for one in several]
-            uploads, self._uploads = self._uploads, {}
-            self._receivers = {}
+            uploads, receivers = self.ledger.clear()
             self.held.clear()
-            self._kept = 0
-        for upload in uploads.values():
+        for upload in uploads:
             upload.give_up(self._of_job(gone, upload.job))
         for receiver in receivers:
             receiver.lost(self._of_job(gone, receiver.job))
@@ -562,22 +391,10 @@ class Session:
 
     # ---- leaving -----------------------------------------------------------------------------------------------------
 
-    def idle(self) -> bool:
-        """Say whether nothing of what this client submitted is still to come."""
-        return all(receiver.idle for several in list(self._receivers.values()) for receiver in several if receiver.mine)
-
     def mine(self) -> list[Receiver]:
         """Return the receivers of the jobs this client submitted."""
         with self.lock:
-            return [receiver for several in self._receivers.values() for receiver in several if receiver.mine]
-
-    def settled(self) -> bool:
-        """Say whether the node has all inputs on disk that were sent."""
-        return all(upload.input_settled for upload in self._uploads.values())
-
-    def cancels_settled(self) -> bool:
-        """Say whether the node has written down every cancellation."""
-        return not any(upload.cancelling for upload in self._uploads.values())
+            return self.ledger.mine()
 
     def wait_acknowledged(self, upload: Upload) -> None:
         """Wait until the node has everything on disk that was said about a job.
@@ -589,13 +406,12 @@ class Session:
         if upload.refusal is not None:
             raise upload.refusal
         with self.lock:
-            if not self._receivers.get(upload.job):
-                self._uploads.pop(upload.job, None)
+            self.ledger.forget(upload)
 
     def leave_when_idle(self) -> None:
         """Leave as soon as everything submitted is done."""
         self._leaves_when_idle = True
-        if self.idle():
+        if self.ledger.idle:
             self.leave()
 
     def leave(self) -> None:
@@ -610,14 +426,13 @@ class Session:
             connection, self._connection = self._connection, None
             if connection is not None:
                 connection.send(frame(GOODBYE, []))
-            left = [one for several in self._receivers.values() for one in several if not one.idle]
+            left = [one for one in self.ledger.all() if not one.idle]
         if connection is not None:
             connection.drain(LEAVE_S)
             connection.close()
         if self._sharing is not None:
             self._sharing.close()
-        if self._prints is not None:
-            self._prints.close()
+        self._incoming.close()
         for receiver in left:
             receiver.lost(GridError(f"this program left the grid before job {job_name(receiver.job)} ended"))
         _sessions.discard(self)

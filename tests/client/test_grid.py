@@ -589,7 +589,7 @@ def test_finished_maps_leave_nothing_behind(node: ScriptedNode, connect: Connect
     grid.flush(SOON_S)
     session = grid._session
 
-    assert (len(session._uploads), len(session._receivers), session._kept) == (1, 1, 0)
+    assert (len(session.ledger.uploads), len(session.ledger.receivers), session.ledger.kept) == (1, 1, 0)
 
 
 # ---- start and jobs --------------------------------------------------------------------------------------------------
