@@ -403,6 +403,7 @@ class Door(Handler):
         return self.answer(verb, arguments, now)
 
     def _cancel_target(self, event: e.ClientSent, target: str) -> dict[str, Any] | None:
+        targets(self.keeping, target)  # before anything is promised: it may be unknown here
         answer: dict[str, Any] = {}
         answer["cancelled"] = self.cancel_here(target, [self.parts.reply(event.client, m.ANSWER, event.id, answer)])
         return None

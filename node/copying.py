@@ -156,16 +156,17 @@ class Copying:
         if way is not None:
             way.level.discard(job)
 
-    def compared(self, peer: str, job: Job) -> None:
+    def compared(self, peer: str, job: Job, *, counts: bool = True) -> None:
         """What a member has is known: what it lacks comes, and is all that it lacks (`caught_up`, `settle`).
 
-        What was synced here before is among that, whether or not it ever was in a frame to that member.
+        What was synced here before is among that, whether or not it ever was in a frame to that member. `counts`:
+        its copy is one that promises may rest on.
         """
         way = self._ways.get(peer)
         if way is not None:
             way.level.add(job)
             way.unsure.discard(job)
-            way.late.setdefault(job, []).extend(self.waiting.get(job, ()))
+            way.late.setdefault(job, []).extend(self.waiting.get(job, ()) if counts else ())
 
     def settle(self, peer: str, job: Job) -> list[Promise]:
         """Return the promises that may be kept, if a member that was compared with lacks nothing any more."""

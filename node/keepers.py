@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 from blake3 import blake3
 
+from p2pgrid.core.chains import SUBMIT, WORK
+
 K = 6
 KEY_BITS = 128
 
@@ -28,6 +30,8 @@ class Candidate(NamedTuple):
     eligible: bool
     drains: bool = False
     """It hands over what it has."""
+    serves: bool = True
+    """Its certificate lets it hand out work: it may accept jobs, and go on with those of others."""
 
 
 @lru_cache(4096)
@@ -44,7 +48,7 @@ def keepers(job: bytes, accepting: str, candidates: Iterable[Candidate]) -> list
     """Return who should hold the record of a job, in serving rank; those that are suspected come last."""
     key = int.from_bytes(job, "big")
     known = [one for one in candidates if not one.drains]
-    first = [one for one in known if one.id == accepting]
+    first = [one for one in known if one.id == accepting and one.serves]
     others = [one for one in known if one.eligible and one.id != accepting]
     if len(others) > K - len(first):
         others.sort(key=lambda one: place(one.id) ^ key)
@@ -53,7 +57,11 @@ def keepers(job: bytes, accepting: str, candidates: Iterable[Candidate]) -> list
     return sorted([*first, *others], key=lambda one: not one.lives)
 
 
-def keeps(facts: Any, *, leaf: bool, works: bool) -> bool:
-    """Whether a member may be a keeper: it works, can be dialled, keeps what others give it."""
+def keeps(facts: Any, *, leaf: bool, roles: int) -> bool:
+    """Whether a member may be a keeper: it works, can be dialled, keeps what others give it, and is to be believed.
+
+    A keeper speaks for the job's owner: it says what the tasks are and hands them out. So it needs the role `submit`.
+    """
+    works = bool(roles & WORK and roles & SUBMIT)
     said = facts if isinstance(facts, dict) else {}
     return works and not leaf and said.get("reachable") is not False and said.get("keeps") is not False

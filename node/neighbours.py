@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from p2pgrid.core import messages as m
-from p2pgrid.core.chains import WORK, role_names
+from p2pgrid.core.chains import ALL_ROLES, SUBMIT, role_names
 from p2pgrid.core.member import ALIVE, DEAD, LEFT, STATUS_NAMES, SUSPECT, Card, Known, Update, Verdict
 from p2pgrid.core.shapes import from_neighbour
 from p2pgrid.core.wire import pack, unpack
@@ -337,16 +337,16 @@ class Neighbours(Handler):
         """Return the members that are not dead, and this node, as candidates for keeping records."""
         if self.view is None:
             return []
-        me = self.config.node_id
-        works = bool(self.parts.own_roles & WORK)
+        me, own = self.config.node_id, self.parts.own_roles
         card = self.view.card
-        found = [Candidate(me, True, keeps(card.facts, leaf=card.leaf, works=works), self.parts.draining)]  # noqa: FBT003
+        mine = keeps(card.facts, leaf=card.leaf, roles=own)
+        found = [Candidate(me, True, mine, self.parts.draining, bool(own & SUBMIT))]  # noqa: FBT003
         for node, known in self.view.live():
             if node != me:
-                works = self.parts.may(node, WORK)
-                eligible = keeps(known.card.facts, leaf=known.card.leaf, works=works)
+                roles, facts = self.parts.roles.get(node, ALL_ROLES), known.card.facts
+                eligible = keeps(facts, leaf=known.card.leaf, roles=roles)
                 lives = known.status == ALIVE and node not in self.parts.suspects
-                found.append(Candidate(node, lives, eligible, known.card.facts.get("draining") is True))
+                found.append(Candidate(node, lives, eligible, facts.get("draining") is True, bool(roles & SUBMIT)))
         return found
 
     # ---- answers ----------------------------------------------------------------------------------------------------

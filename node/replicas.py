@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from p2pgrid.core import messages as m
-from p2pgrid.core.chains import SUBMIT, WORK, may
+from p2pgrid.core.chains import SUBMIT, may
 from p2pgrid.core.keeper_shapes import Copy, from_keeper
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.record import BatchId, unpack_spec
@@ -487,8 +487,10 @@ class Replicas(Handler):
         """Take in a frame about copies. Raises PeerError if it is malformed, before anything has changed."""
         body = from_keeper(event.kind, event.body)
         peer = event.peer
-        if not self.parts.may(peer, WORK | SUBMIT):
+        if not self.parts.may(peer, SUBMIT):  # a keeper speaks for owners of jobs: what it says is done
             self.parts.log_once(peer, "speaks of job records, which its certificate does not allow")
+            if event.kind == m.P_ROWS:
+                self.out.append(e.Send(peer, m.P_SYNCED, [[], [body[0]]]))
             return
         match event.kind:
             case m.P_ROWS:
@@ -530,8 +532,9 @@ class Replicas(Handler):
             if copy.serves:
                 self._serves(kept, peer, now)
             if kept.rows.digest() == copy.digest:
-                self.out += self.copying.equal(peer, kept.id)
-                self._mark_copied(kept)
+                if peer in self.others(kept):  # a copy that is about to be let go is no second one
+                    self.out += self.copying.equal(peer, kept.id)
+                    self._mark_copied(kept)
                 if kept.listening is not None:
                     kept.listening.heard.add(peer)
                     self._consider(kept, now)
@@ -584,7 +587,7 @@ class Replicas(Handler):
         lacks = kept.rows.lacks(tags)
         if lacks:
             self.out.append(e.Send(peer, m.P_WANTED, [job, b"".join(lacks)]))
-        self.copying.compared(peer, job)
+        self.copying.compared(peer, job, counts=peer in self.others(kept))
         self._give(peer, job, kept.rows.besides(buckets, tags))
         self.out += self.copying.settle(peer, job)
 
