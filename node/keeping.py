@@ -1,8 +1,8 @@
 """Keeping: the records of the jobs accepted here, what is promised to whom, and who reads results.
 
 Every change of a record goes into the journal; whoever was promised something hears of it when the rows are synced
-(`promise`), never before. Results are given to readers at once, in windows: a reader that takes nothing in gets no more
-than `window_bytes` and the rest when it asks for more, from memory or from disk.
+(`promising`), never before; what rows mean stands in `merging`. Results are given to readers at once, in windows: a
+reader that takes nothing in gets no more than `window_bytes` and the rest when it asks for more, from memory or disk.
 
 Rule: this file knows neither workers nor the pool nor peers. It says which tasks are open; others run them.
 """
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections.abc import Callable, Container, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 from p2pgrid.core import messages as m
 from p2pgrid.core.batch import content_id
@@ -23,8 +23,8 @@ from p2pgrid.core.large import LARGE, Large, read_large
 from p2pgrid.core.ranges import RangeSet, Span
 from p2pgrid.core.record import BatchId, Inputs, Record, Results, Spec, State, Try, unpack_spec
 from p2pgrid.core.shapes import FAILURE, failure_text
-from p2pgrid.core.wire import pack, unpack
-from p2pgrid.node.events import Effect, Freed, Outcome, Reply, Row, Send, Store
+from p2pgrid.core.wire import pack
+from p2pgrid.node.events import Effect, Freed, Outcome, Reply, Row, Store
 from p2pgrid.node.kept import (
     ABANDONED,
     CANCELLED,
@@ -38,84 +38,31 @@ from p2pgrid.node.kept import (
     Promise,
     Source,
 )
-from p2pgrid.node.reading import Readers
+from p2pgrid.node.merging import merge
+from p2pgrid.node.promising import Appended, Promising, Refused, Unsynced
 
-RANKS = {DONE: 0, FAILED: 1, ABANDONED: 2, CANCELLED: 3}
-"""How a job ended where two keepers said different things: the later in this order stands."""
-AGAIN = frozenset({"state", "try", "attempt", "seal", "cancel", "expiry", "taken", "orphan"})
-"""Kinds of rows that say what is true already: they are written again when the disk took none."""
-DIGESTS = frozenset({m.P_COPIES, m.P_TAGS})
-"""Frames that say what is on disk here."""
-FOR_READERS = frozenset({m.RESULT, m.STATE})
-"""What stable readers are given once it is on disk, whenever that takes it."""
 REASONS_MAX = 1000
 """Failures of a job whose text is kept at hand."""
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
-    """An input batch whose row is on its way to the disk."""
-
-    job: Job
-    lo: int
-    hi: int
-    fns: frozenset[bytes]
-
-
-@dataclass(slots=True)
-class Unsynced:
-    """Results whose rows are on their way to the disk."""
-
-    keys: list[tuple[Job, BatchId]]
-    rows: list[Row]
-    promises: list[Promise]
-
-
-class Refused(NamedTuple):
-    """What a failed store takes back: effects, input batches, and jobs as a whole."""
-
-    effects: list[Effect]
-    inputs: list[tuple[Job, int, int]]
-    jobs: list[Job]
-
-
-class Keeping:
+class Keeping(Promising):
     """All jobs accepted by this node."""
 
     def __init__(self, node: str, node_name: str, options: KeepingOptions) -> None:
-        self.jobs: dict[Job, Kept] = {}
-        self.options = options
+        super().__init__(node, node_name, options)
         self._node = node
         self._node_name = node_name
         self._incarnation = 0
         self._number = 0
-        self._tokens = 0
-        self._promises: dict[int, list[Promise]] = {}
-        self._unsynced: dict[int, Unsynced] = {}
-        self._appended: dict[int, Appended] = {}
-        self._marked: dict[int, tuple[Job, Mark]] = {}
-        self.readers = Readers(self.jobs, node, node_name, options, self._token)
         self.readers.seal = self.seal
         self.readers.when_sealed = self.when_sealed
         self.readers.when_ended = self.when_ended
-        self._failed: list[Unsynced] = []
         self.changed: Callable[[Kept], None] = lambda _: None
         """Hears of every job that is new here, has ended, or is kept for longer."""
-        self.is_shared = False
-        """Whether other nodes keep copies: then what is synced here goes to them."""
-        self.spread: Callable[[Sequence[Row], list[Promise]], list[Effect]] = lambda _, promises: list(promises)
-        """Copies synced rows to other keepers; returns what may be said at once, with promises that need no copy."""
-        self.spread_logs: Callable[[Sequence[Row]], None] = lambda _: None
-        """Copies synced logs to another keeper."""
-        self._logs: dict[int, list[Row]] = {}
         self.deleted: Callable[[Job], None] = lambda _: None
         """Hears of every job that is not kept here any more."""
         self.copies_pending: Callable[[Job], bool] = lambda _: False
         """Whether something of a job that was promised waits for a second copy."""
-        self._fresh: dict[int, Sequence[Row]] = {}
-        """Rows that go to other keepers once they are synced here."""
-        self._written: dict[int, tuple[Sequence[Row], bool]] = {}
-        """Rows on their way to the disk that were no part of a copy before, and whether they are this node's own."""
 
     # ---- a life begins ----------------------------------------------------------------------------------------------
 
@@ -131,10 +78,14 @@ class Keeping:
                 kept.accepted = kept.accepted or self._node  # written before there were owners
                 kept.synced.add(("spec", b""))
                 kept.rows.put(row)
+
+        def lost(large: Large) -> bool:
+            return large.name not in objects and set(large.holders) <= {self._node}
+
         for row in rows:
             if row.job in self.jobs and row.kind != "spec":
                 self.jobs[row.job].rows.put(row)
-                self.merge(self.jobs[row.job], row, objects)
+                merge(self.jobs[row.job], row, self.readers.names, lost)
         for kept in self.jobs.values():
             kept.order.sort()
             self.changed(kept)
@@ -147,240 +98,16 @@ class Keeping:
         kept.record.expires = spec.submitted_s + spec.ttl_s
         return kept
 
-    def merge(  # noqa: C901, PLR0912 - one case for each kind of row
-        self, kept: Kept, row: Row, objects: Container[bytes] | None = None
-    ) -> None:
-        """Take what a row of the journal, of this node or another keeper, says into the record."""
-        record = kept.record
-        match row.kind:
-            case "input":
-                lo = int.from_bytes(row.key, "big")
-                hi, content, *_ = unpack(row.meta)
-                record.inputs[lo] = Inputs(hi, content)
-                kept.known.add(lo, hi)
-                kept.durable.add(lo, hi)
-            case "refs":
-                kept.refs[row.key] = read_large(row.meta)
-            case "close":
-                record.closed = max(record.closed or 0, unpack(row.meta))
-                kept.synced.add(("close", b""))
-            case "result":
-                kept.overlaps = self._merge_result(kept, row, objects)
-            case "seal":
-                lo, hi, batch, *_ = unpack(row.meta)
-                record.seals.join(lo, hi, (0, BatchId(*batch)))
-            case "cancel":
-                flat, reason, *_ = unpack(row.meta)
-                if flat is None:
-                    record.cancelled_all = True
-                    kept.reason = reason
-                else:
-                    kept.cancelled.update(RangeSet.from_flat(flat))
-                    record.cancelled.update(kept.cancelled)
-            case "state":
-                state, reason, *_ = unpack(row.meta)
-                said = (RANKS.get(state, -1), reason)  # how a later version says that it ended is not understood here
-                if state in RANKS and said >= (RANKS.get(kept.state, -1), kept.reason):
-                    kept.state, kept.reason = state, reason
-                record.state = max(record.state, State.CANCELLED if kept.state == CANCELLED else State.FINISHED)
-            case "try":
-                task, *rest = unpack(row.meta)
-                record.tries[task] = record.tries.get(task, frozenset()) | {Try(*rest)}
-            case "attempt":
-                lo, hi, attempt, *raised = unpack(row.meta)
-                record.attempts.join(lo, hi, attempt)
-                if raised:
-                    kept.raised.join(lo, hi, attempt)
-            case "expiry":
-                record.expires = max(record.expires, float(unpack(row.meta)))
-            case "log":
-                index = int.from_bytes(row.key, "big")
-                kept.logs.add(index, index + 1)
-            case "copied":
-                kept.copied = True
-            case "taken":
-                kept.taken_over = True
-            case "orphan":
-                kept.orphaned = True
-            case _:
-                pass  # a kind of a later minor version: kept, not understood
-
-    def _merge_result(self, kept: Kept, row: Row, objects: Container[bytes] | None) -> bool:
-        """Take in results; return whether any of the job's overlap. `objects`: those on disk, as a life begins."""
-        node, incarnation, number, lo, hi, failed, attempt, content, sealed, size, *rest = unpack(row.meta)
-        if rest and rest[0]:
-            self.readers.names[node] = rest[0]
-        large = read_large(rest[1]) if len(rest) > 1 else None
-        if large is not None:
-            if objects is not None and large.name not in objects and set(large.holders) <= {self._node}:
-                return kept.overlaps  # it was in memory only: as if the task had not run
-            kept.objects.append(large)
-        batch = BatchId(node, incarnation, number)
-        kept.torn.discard(batch)
-        if batch in kept.record.results:
-            return kept.overlaps  # it had been damaged here
-        results = Results(lo, hi, failed, attempt, content, (large.name,) if large else ())
-        overlaps = kept.overlaps or bool(kept.done.within(lo, hi))
-        self._note(kept, batch, results, size)
-        if sealed:
-            kept.record.seals.join(lo, hi, (0, batch))
-        return overlaps
-
-    def _note(self, kept: Kept, batch: BatchId, results: Results, size: int) -> None:
-        kept.record.results[batch] = results
-        kept.done.add(results.lo, results.hi)
-        if results.failed:
-            kept.failed.add(results.lo, results.hi)
-        kept.order.append((results.lo, batch, size))
-
-    # ---- promises ---------------------------------------------------------------------------------------------------
-
-    def store(
-        self, rows: Sequence[Row], promises: Iterable[Promise] = (), *, copied: bool = True
-    ) -> tuple[int, Store]:  # fmt: skip
-        """Return the effect that writes rows; `promises` are sent once they are synced, `copied`: on two keepers."""
-        token = self._token()
-        if rows:
-            there = {job: self.jobs[job].rows for job in {row.job for row in rows} if job in self.jobs}
-            new = [
-                row for row in rows if not copied or row.job not in there or (row.kind, row.key) not in there[row.job]
-            ]
-            self._written[token] = new, copied
-            if self.is_shared and copied:
-                self._fresh[token] = rows
-        for row in rows:
-            kept = self.jobs.get(row.job)
-            if kept is not None:
-                kept.rows.put(row)
-        promised = list(promises)
-        if promised:
-            self._promises[token] = promised
-        return token, Store(token, rows)
-
-    def _token(self) -> int:
-        self._tokens += 1
-        return self._tokens
-
-    def stored(self, token: int) -> list[Effect]:
-        """The rows of a token are synced: keep the promises that waited for them."""
-        self._written.pop(token, None)
-        unsynced = self._unsynced.pop(token, None)
-        if unsynced is not None:
-            self.readers.unpin(unsynced.keys)
-        appended = self._appended.pop(token, None)
-        if appended is not None and appended.job in self.jobs:
-            self.jobs[appended.job].durable.add(appended.lo, appended.hi)
-        job, mark = self._marked.pop(token, (b"", ("", b"")))
-        if job in self.jobs:
-            self.jobs[job].synced.add(mark)
-        if token in self._logs:
-            self.spread_logs(self._logs.pop(token))
-        promises = list(self._promises.pop(token, ()))
-        rows = self._fresh.pop(token, ())
-        out: list[Effect] = self.spread(rows, promises) if rows else [*promises]
-        return out + self.readers.synced({key[0] for key in unsynced.keys}) if unsynced is not None else out
+    def merge(self, kept: Kept, row: Row) -> None:
+        """Take what a row of another keeper says into the record."""
+        merge(kept, row, self.readers.names)
 
     def store_failed(self, token: int, reason: str) -> Refused:
-        """The rows are not on disk: refuse what is not accepted without them."""
-        error = {"code": "quota-exceeded", "message": reason, "next": "free some disk, or p2pgrid node --dir elsewhere"}
-        refused = Refused([], [], [])
-        unsynced = self._unsynced.pop(token, None)
-        self._not_on_disk(token, unsynced)
-        if unsynced is not None:
-            # Results stay in memory, readable, and are written again; whoever sent them keeps them until then.
-            self._failed.append(unsynced)
-            self._promises.pop(token, None)
-        job, mark = self._marked.pop(token, (b"", ("", b"")))
-        kept = self.jobs.get(job)
-        if kept is not None and mark not in kept.synced:
-            self._take_back(kept, mark, error, refused)
-        self._refuse(token, error, refused)
+        """As of `Promising`; of a job that was not accepted nothing stays."""
+        refused = super().store_failed(token, reason)
+        for job in refused.jobs:
+            refused.effects.extend(self.delete(job, ""))  # its client hears why from the refusal
         return refused
-
-    def _not_on_disk(self, token: int, unsynced: Unsynced | None) -> None:
-        """Rows are no part of this copy as yet: no digest counts them, whatever is asked about them is asked elsewhere.
-
-        What this node knows by itself is written again. Rows of another keeper are had from it again (`_refuse`).
-        """
-        self._fresh.pop(token, None)
-        self._logs.pop(token, None)
-        rows, own = self._written.pop(token, ((), False))
-        for row in rows:
-            if row.job in self.jobs and row.value is not None:
-                self.jobs[row.job].rows.put(row._replace(value=None))
-        again = [row for row in rows if row.kind in AGAIN] if own and unsynced is None else []
-        late: list[Promise] = [
-            one for one in self._promises.get(token, ()) if isinstance(one, Reply) and one.kind in FOR_READERS
-        ]
-        if late:
-            self._promises.pop(token)
-        if again or late:
-            self._failed.append(Unsynced([], again, late))
-        if rows:  # what was about to be said of this copy is not so
-            for promises in self._promises.values():
-                promises[:] = [one for one in promises if not (isinstance(one, Send) and one.kind in DIGESTS)]
-
-    def _take_back(self, kept: Kept, mark: Mark, error: dict[str, str], refused: Refused) -> None:
-        """Something that later rows rest on is not on disk: what is on its way goes with it."""
-        what, key = mark
-        if what == "close" and not kept.ended:
-            kept.record.closed = None
-        elif what == "code":
-            kept.record.codes.pop(key, None)
-            for token, appended in list(self._appended.items()):
-                if appended.job == kept.id and key in appended.fns:
-                    self._refuse(token, error, refused)
-        elif what == "spec":
-            for token, promises in list(self._promises.items()):
-                if any(isinstance(one, Reply) and one.kind == m.ACK and one.body[0] == kept.id for one in promises):
-                    self._refuse(token, error, refused)
-            refused.effects.extend(self.delete(kept.id, ""))  # its client hears why from the refusal
-            refused.jobs.append(kept.id)
-
-    def _refuse(self, token: int, error: dict[str, str], refused: Refused) -> None:
-        for promise in self._promises.pop(token, ()):
-            match promise:
-                case Reply(client, m.ACK, _, body):
-                    refused.effects.append(Reply(client, m.REFUSED, 0, [*body, error]))
-                case Reply(client, _, id_, _):
-                    refused.effects.append(Reply(client, m.ERROR, id_, error))
-                case Send(peer, m.P_SYNCED, [done, more]):
-                    refused.effects.append(Send(peer, m.P_SYNCED, [[], [*done, *more]]))
-                case Send():
-                    pass  # the peer keeps what it has and says it again
-        self._marked.pop(token, None)
-        appended = self._appended.pop(token, None)
-        kept = self.jobs.get(appended.job) if appended is not None else None
-        if appended is None or kept is None or appended.lo in kept.durable:
-            return
-        kept.record.inputs.pop(appended.lo, None)
-        kept.known.discard(appended.lo, appended.hi)
-        refused.inputs.append((appended.job, appended.lo, appended.hi))
-        gone = Row(appended.job, "input", appended.lo.to_bytes(8, "big"), b"", None)
-        kept.rows.put(gone)
-        refused.effects.append(Store(0, [gone]))
-
-    def write_again(self) -> list[Effect]:
-        """Write the results whose rows failed."""
-        failed, self._failed = self._failed, []
-        out: list[Effect] = []
-        for one in failed:
-            keys = [key for key in one.keys if key[0] in self.jobs]
-            rows = [row for row in one.rows if row.job in self.jobs]
-            token, effect = self.store(rows, one.promises)
-            self._unsynced[token] = Unsynced(keys, rows, one.promises)
-            out.append(effect)
-        return out
-
-    @property
-    def must_write_again(self) -> bool:
-        """Whether results wait for a disk that takes them."""
-        return bool(self._failed)
-
-    @property
-    def unsettled(self) -> int:
-        """How many promises wait for the disk."""
-        return len(self._promises) + len(self._unsynced)
 
     # ---- what a client sends ----------------------------------------------------------------------------------------
     # Whatever is said again before it is synced is written again: the promise belongs to the connection it came by.
