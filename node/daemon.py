@@ -313,8 +313,13 @@ class Node:
 
         assert self._nursery is not None, "a request before the loop runs"
         return Sharing(
-            self.config, self.identity.id, self.server, self.network, self._nursery, self.talk.log, self.deliver
+            self.config, self.identity.id, self.server, self.network, self._nursery, self.talk.log, self.deliver,
+            self._is_apart,
         )  # fmt: skip
+
+    def _is_apart(self) -> bool:
+        """Whether a live member is not connected, and so cannot ask this node what it has."""
+        return any(row["status"] == "alive" and not row["connected"] for row in self._rows())
 
     def _rows(self) -> list[dict[str, Any]]:
         """Return the members as the machine sees them."""

@@ -37,6 +37,7 @@ from p2pgrid.node.object_events import (
     Ready,
     Restore,
     Restored,
+    Seek,
     SendPieces,
     Served,
     Spill,
@@ -104,6 +105,9 @@ class Hands:
         self.on_named: Callable[[Key], None] = lambda _: None
         self.on_whole: WhenWhole = _nobody
         self.on_unneeded: Callable[[Key], None] = self.unneeded
+        self.on_seek: Callable[[Seek], None] = lambda _: None
+        self.on_held: Callable[[], None] = lambda: None
+        """Called often; there may be something on the shelf."""
         self.waits: Callable[[], bool] = lambda: False
         """Whether somebody waits for an object or a place."""
         self._sending: dict[str, deque[SendPieces]] = {}
@@ -141,6 +145,8 @@ class Hands:
                     sent = True
                 case SendPieces(peer):
                     self._send_pieces(peer, effect)
+                case Seek():
+                    self.on_seek(effect)
                 case Suspect(peer):
                     self.log(Log("warning", f"a piece of an object from {peer} was wrong; it is fetched elsewhere"))
                 case _:
@@ -152,6 +158,7 @@ class Hands:
         if sent:
             self.net.flush()
         self.look()
+        self.on_held()
 
     def look(self) -> None:
         """Begin to look at the time, if somebody waits."""
@@ -305,6 +312,10 @@ class Hands:
 
     def _queued_bytes(self, peer: str) -> int | None:
         return None if self.net.links is None else self.net.links.queued_bytes(peer)
+
+    def is_used(self, peer: str) -> bool:
+        """Whether objects come from or go to a member now."""
+        return peer in self._sending or self.objects.is_used(peer)
 
     def dial(self, holders: Iterable[str]) -> None:
         """Connect with those who are said to have an object."""

@@ -70,6 +70,9 @@ class Keeper(Protocol):
     def received(self, peer: str, kind: int, body: Any) -> None:
         """Take a frame about objects, read. Raises PeerError."""
 
+    def lingers(self, peer: str) -> bool:
+        """Whether a connection that the machine does not want is of use; it is released again when it is not."""
+
 
 class Network:
     """The links of a node, what it tells of itself, and the grid it is in.
@@ -268,7 +271,7 @@ class Network:
 
     def release(self, peer: str) -> None:
         """A question of the DHT's has connected us with that peer: the machine may not want that."""
-        if peer in self.members and peer not in self.kept:
+        if peer in self.members and peer not in self.kept and (self.keeper is None or not self.keeper.lingers(peer)):
             self.drop(peer, "not wanted any more")
 
     async def answers_at(self, peer: str, address: str, within_s: float) -> bool:

@@ -77,6 +77,14 @@ class Served:
     pieces: int
 
 
+@dataclass(frozen=True, slots=True)
+class Sighted:
+    """What came of Seek: members that say in the DHT that they have it, who are being dialled; nobody, perhaps."""
+
+    id: ObjectId
+    peers: Sequence[str]
+
+
 # ---- effects --------------------------------------------------------------------------------------------------------
 
 
@@ -187,6 +195,28 @@ class Suspect:
     peer: str
     id: ObjectId
     piece: int
+
+
+@dataclass(frozen=True, slots=True)
+class Seek:
+    """Look beyond those who are connected: for these holders, and in the DHT for others. Sighted, always."""
+
+    id: ObjectId
+    holders: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Say in the DHT that this node has an object, and go on saying so."""
+
+    id: ObjectId
+
+
+@dataclass(frozen=True, slots=True)
+class Unsay:
+    """Say it no longer; what others keep expires."""
+
+    id: ObjectId
 
 
 ShelfEffect = Allocate | Spill | Restore | Release | Remove | NoRoom | Placed | Ready

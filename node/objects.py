@@ -5,14 +5,14 @@ from one of them, makes room, and fetches pieces from all at once (`fetching.py`
 has already (`serving.py`). The bytes never come here: the shell verifies and writes what arrives, reads and sends what
 is asked for (`object_events.py`).
 
-An object is lost when for `lost_s` nobody within reach was found who has it.
+If none of them has it, members that are not connected may: the shell is told to look in the DHT (`Seek`), dials whom
+that names, and they are asked like any other. An object is lost when for `lost_s` nobody was found who has it.
 
 Rule: no bytes of objects, no clock; room and lifetimes are the shelf's business.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -40,19 +40,22 @@ from p2pgrid.node.object_events import (
     PieceCame,
     Placed,
     Restored,
+    Seek,
     SendPieces,
     Served,
     ShelfEffect,
+    Sighted,
     Spilled,
     Suspect,
 )
 from p2pgrid.node.serving import OURSELVES, Partial, Serving, ServingOptions
 from p2pgrid.node.shelf import Doing, Shelf
+from p2pgrid.node.sought import SeekOptions, Seeks, Sought
 
 COPY: Owner = ("copy", b"")
 
-ObjectEvent = Allocated | Damaged | Described | NoRoom | PieceCame | Restored | Served | Spilled
-Effect = ShelfEffect | Send | Describe | Expect | Forget | Gone | SendPieces | Suspect
+ObjectEvent = Allocated | Damaged | Described | NoRoom | PieceCame | Restored | Served | Sighted | Spilled
+Effect = ShelfEffect | Send | Describe | Expect | Forget | Gone | Seek | SendPieces | Suspect
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ class ObjectsOptions:
     fetch: FetchOptions = field(default_factory=FetchOptions)
     copies: CopiesOptions = field(default_factory=CopiesOptions)
     serving: ServingOptions = field(default_factory=ServingOptions)
+    seek: SeekOptions = field(default_factory=SeekOptions)
     beat_s: float = 0.5
     ask_again_s: float = 2.0
     """Who has not answered is asked again; a manifest that has not come is asked of another."""
@@ -74,35 +78,6 @@ class ObjectsOptions:
     ids_per_frame: int = 256
     tidy_beats: int = 20
     sought_max: int = 10_000
-
-
-@dataclass(slots=True)
-class Sought:
-    """An object that is wanted and not whole here."""
-
-    owners: dict[Owner, None]
-    since_s: float
-    """When it was wanted, or last came nearer."""
-    asked: dict[str, float] = field(default_factory=dict)
-    """Members asked and not answered, and when."""
-    holders: dict[str, RangeSet | None] = field(default_factory=dict)
-    last_holders: dict[str, None] = field(default_factory=dict)
-    everybody: bool = False
-    """All neighbours are asked, not only those named."""
-    listing: tuple[str, float] | None = None
-    """Who was asked for the manifest, and when."""
-    manifest: Manifest | None = None
-    fetch: Fetch | None = None
-    placed: bool = False
-    told: int = 0
-    """Pieces that were here when followers heard last."""
-    asked_s: float = -math.inf
-    """When everybody was asked because nobody had what is missing."""
-
-    @property
-    def hopeful(self) -> bool:
-        """Whether somebody is known to have what is missing."""
-        return self.fetch.hopeful if self.fetch is not None and self.placed else bool(self.holders)
 
 
 class Objects:
@@ -119,6 +94,7 @@ class Objects:
         self._up: dict[str, None] = {}
         self._keepers: dict[str, None] = {}
         self._beats = 0
+        self.seeks = Seeks(self.options.seek)
         self._readers: dict[int, Callable[..., list[Effect]]] = {
             m.O_FIND: self._find_all,
             m.O_HAVE: self._has,
@@ -238,6 +214,15 @@ class Objects:
         if not sought.holders and not sought.everybody:
             return self._ask_everybody(id_, sought, now)
         return self._go_on(id_, sought, now)
+
+    def _sighted(self, id_: ObjectId, peers: Sequence[str], now: float) -> list[Effect]:
+        """The DHT has answered; whom it names is being dialled, and asked as soon as he is connected."""
+        new = self.seeks.ended(id_, self.sought.get(id_), [peer for peer in peers if peer != self.copies.me], now)
+        return list(self._find({id_: [peer for peer in new if peer in self._up]}, now))
+
+    def is_used(self, peer: str) -> bool:
+        """Whether something comes from a member, or is asked of it."""
+        return any(peer in sought.asked or peer in sought.holders for sought in self.sought.values())
 
     # ---- fetching ----------------------------------------------------------------------------------------------------
 
@@ -414,6 +399,8 @@ class Objects:
             case Served(peer, pieces):
                 self.serving.served(peer, pieces)
                 return []
+            case Sighted(id_, peers):
+                return self._sighted(id_, peers, now)
             case Damaged(id_):
                 damaged = self.shelf.find(id_)
                 return [] if damaged is None else self._damaged(damaged, self.shelf.damaged, now)
@@ -464,11 +451,14 @@ class Objects:
 
     def _beat(self, id_: ObjectId, sought: Sought, now: float) -> list[Effect]:
         """Look after an object that is being fetched."""
-        if now - sought.since_s >= (self.options.stuck_s if sought.hopeful else self.options.lost_s):
+        patience_s = self.options.stuck_s if sought.hopeful else self.options.lost_s
+        if now - sought.since_s >= patience_s and id_ not in self.seeks.running:
             return [*self._give_up(id_), Gone(id_, list(sought.last_holders))]
         if sought.listing is not None and now - sought.listing[1] >= self.options.ask_again_s:
             sought.listing = None
         out: list[Effect] = []
+        if self.seeks.is_due(id_, sought, now):
+            out.append(self.seeks.begin(id_, sought, self._up, now))
         if sought.fetch is not None and sought.manifest is not None:
             sought.fetch.tick(now)
             if sought.fetch.verified.size > sought.told:

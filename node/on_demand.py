@@ -87,4 +87,4 @@ class OnDemand:
 
     def stats(self) -> dict[str, Any]:
         """Return the figures of `status`."""
-        return {} if self._sharing is None else self._sharing.hands.stats()
+        return {} if self._sharing is None else self._sharing.stats()

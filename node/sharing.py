@@ -6,6 +6,7 @@ a node whose programs share nothing has neither the memory nor the modules.
     requests of programs, frames of workers  ->  visitors      who has the memory mapped, who waits
     effects of the machine                   ->  belongings    which results and jobs need what
     frames of members                        ->  hands         what the policies say is done
+    members that are not connected           ->  beyond        who of them has what: the DHT
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import trio
 
 from p2pgrid.node import events as e
 from p2pgrid.node.belongings import Belongings
+from p2pgrid.node.beyond import Beyond
 from p2pgrid.node.config import NodeConfig
 from p2pgrid.node.hands import Hands
 from p2pgrid.node.local import LocalServer
@@ -31,12 +33,17 @@ class Sharing:
 
     def __init__(
         self, config: NodeConfig, me: str, server: LocalServer, network: Network, nursery: trio.Nursery,
-        log: Callable[[e.Log], None], deliver: Deliver,
+        log: Callable[[e.Log], None], deliver: Deliver, is_apart: Callable[[], bool],
     ) -> None:  # fmt: skip
-        """Make the shared memory. Raises OSError: the system has none, or the disk is full."""
+        """Make the shared memory; `is_apart`: whether a live member is not connected.
+
+        Raises:
+            OSError: the system has none, or the disk is full.
+        """
         self.hands = Hands(config, me, network, nursery, log)
         self.visitors = Visitors(self.hands, server, adapts=config.quota is None)
         self.belongings = Belongings(self.hands, self.visitors, deliver)
+        self.beyond = Beyond(self.hands, is_apart)
         self._by_effect: dict[type, Callable[[Any], None]] = {
             e.Name: self.belongings.name,
             e.Pull: self.belongings.pull,
@@ -65,3 +72,11 @@ class Sharing:
     def received(self, peer: str, kind: int, body: Any) -> None:
         """Take a frame of a member about objects."""
         self.hands.received(peer, kind, body)
+
+    def lingers(self, peer: str) -> bool:
+        """Whether a connection that the machine does not want is of use for objects."""
+        return self.beyond.lingers(peer)
+
+    def stats(self) -> dict[str, int]:
+        """Return the figures of `status`."""
+        return {**self.hands.stats(), "announced": len(self.beyond.providing.announced)}

@@ -175,6 +175,31 @@ class Kad:
             del self._commands[ticket]
         return box.content
 
+    async def providers(self, name: bytes, count: int) -> dict[str, list[str]]:
+        """Return who says that it has what this names, at most so many, and at which multiaddrs each is."""
+        found = await self.do(e.FindProviders, name, count=count)
+        if not isinstance(found, e.ProvidersFound):
+            return {}
+        return {str(ID(each.id)): _readable(each.addresses) for each in found.providers}
+
+    async def find(self, peer: str) -> None:
+        """Look for a peer; whoever is found has been asked, and is connected for a while."""
+        with contextlib.suppress(ValueError):  # members are told of by members: it may be no PeerId
+            await self.do(e.Find, ID.from_base58(peer).to_bytes())
+
+    def provide(self, name: bytes) -> None:
+        """Say that this node has what this names, and go on saying so."""
+        self.tell(e.Provide(self._next(), name))
+
+    def withdraw(self, name: bytes) -> None:
+        """Say it no longer."""
+        self.tell(e.Withdraw(name))
+
+    @property
+    def life(self) -> int:
+        """Another one with each grid; what was said in a former one is forgotten."""
+        return self._life
+
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled; the host must be running."""
         async with trio.open_nursery() as nursery:
@@ -367,3 +392,12 @@ class Kad:
         known = store.addrs(peer) if peer in store.peer_ids() else []
         plain = dict.fromkeys(str(each).split("/p2p/")[0] for each in known[:ADDRESSES_MAX])  # the id stands beside it
         return Contact(peer.to_bytes(), tuple(Multiaddr(each).to_bytes() for each in plain))
+
+
+def _readable(addresses: Iterable[bytes]) -> list[str]:
+    """Return the multiaddrs among these bytes, which a stranger may have written."""
+    found: list[str] = []
+    for each in addresses:
+        with contextlib.suppress(Exception):  # whatever the library raises
+            found.append(str(Multiaddr(each)))
+    return found

@@ -33,8 +33,10 @@ from p2pgrid.node.object_events import (
     Remove,
     Restore,
     Restored,
+    Seek,
     SendPieces,
     Served,
+    Sighted,
     Spill,
     Spilled,
     Suspect,
@@ -44,7 +46,10 @@ from p2pgrid.node.shelf import Shelf, ShelfOptions
 
 
 class World:
-    """All nodes and the heap; everybody is connected with everybody."""
+    """All nodes and the heap; everybody is connected with everybody who is not `apart`.
+
+    `seek` is asked for whom the DHT names, and how long that takes; nobody, and no time, unless it is set.
+    """
 
     def __init__(self, seed: int, count: int, *, loss: float = 0.0, rtt_s: float = 0.002, rate: float = 1e6) -> None:
         self.rng = random.Random(seed)
@@ -58,14 +63,22 @@ class World:
         self._count = 0
         self._arrived_s: dict[tuple[str, str], float] = {}
         self.nodes: dict[str, Node] = {}
+        self.seek: Callable[[str, Seek], tuple[list[str], float]] = lambda _name, _seek: ([], 0.0)
         for number in range(count):
             self.add(f"n{number}")
 
-    def add(self, name: str, options: ObjectsOptions | None = None, shelf: ShelfOptions | None = None) -> Node:
+    def add(
+        self,
+        name: str,
+        options: ObjectsOptions | None = None,
+        shelf: ShelfOptions | None = None,
+        *,
+        apart: bool = False,
+    ) -> Node:
         node = Node(self, name, options, shelf or ShelfOptions(10**9, 10**9))
         self.nodes[name] = node
         for other in self.nodes:
-            if other != name:
+            if other != name and not apart:
                 self._join(name, other)
         self.at(self.now + 0.5, node.beat)
         return node
@@ -101,6 +114,19 @@ class World:
         if self.nodes[a].running and self.nodes[b].running:
             for one, other in ((a, b), (b, a)):
                 self.nodes[one].perform(self.nodes[one].objects.peer_up(other, self.now))
+
+    def sight(self, name: str, seek: Seek) -> None:
+        """Look in the DHT for a node; it dials whom it finds."""
+        found, took_s = self.seek(name, seek)
+
+        def over() -> None:
+            for peer in found:
+                if peer in self.nodes and self.nodes[peer].running:
+                    self.at(self.now + 2 * self.rtt_s, lambda peer=peer: self._join(name, peer))  # type: ignore[misc]
+            if self.nodes[name].running:
+                self.nodes[name].perform(self.nodes[name].objects.handle(Sighted(seek.id, found), self.now))
+
+        self.at(self.now + took_s, over)
 
     def deliver(self, source: str, target: str, kind: int, body: Any) -> None:
         self.sent[kind] += 1
@@ -212,6 +238,8 @@ class Node:
                 for lo, hi in spans:
                     for piece in range(lo, hi):
                         self._send_piece(peer, id_, piece)
+            case Seek():
+                self.world.sight(self.name, effect)
             case Placed() | Ready() | NoRoom() | Gone() | Suspect():
                 pass
 

@@ -19,7 +19,7 @@ from p2pgrid.core.shapes import of_objects
 from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node.arena import Arena
 from p2pgrid.node.events import Send
-from p2pgrid.node.object_events import Damaged, Gone, NoRoom, Placed, Ready, SendPieces, Served, Suspect
+from p2pgrid.node.object_events import Damaged, Gone, NoRoom, Placed, Ready, Seek, SendPieces, Served, Sighted, Suspect
 from p2pgrid.node.object_files import ObjectFiles
 from p2pgrid.node.objects import Effect, Objects
 from p2pgrid.node.shelf import Shelf, ShelfOptions
@@ -88,6 +88,8 @@ class Node:
                         if kind == m.O_LACK:
                             self.perform(self.objects.handle(Damaged(id_), self.grid.now))
                     self.perform(self.objects.handle(Served(peer, sum(hi - lo for lo, hi in spans)), self.grid.now))
+                case Seek(id_):
+                    self.perform(self.objects.handle(Sighted(id_, []), self.grid.now))
                 case NoRoom() | Placed() | Ready() | Gone() | Suspect():
                     pass
                 case _:
