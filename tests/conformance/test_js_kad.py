@@ -29,7 +29,7 @@ from p2pgrid.dht.records import GRID_NAMESPACE, Open, RecordOptions
 from p2pgrid.dht.wire import PROTOCOL, Contact
 from p2pgrid.node.net.host import plain_host, running
 from p2pgrid.node.net.kad import Kad
-from tests.node.net.grids import LOOPBACK, run, until
+from tests.node.net.grids import LOOPBACK, PATIENT, run, until
 from tests.node.net.open_node import open_node
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # the first one installs
@@ -101,7 +101,7 @@ class Js:
 @asynccontextmanager
 async def ours(number: int) -> AsyncIterator[Ours]:
     host = plain_host(Ed25519PrivateKey.generate())
-    kad = Kad(host, {"": Open()}, random.Random(number))
+    kad = Kad(host, {"": Open()}, random.Random(number), PATIENT)
     async with running(host, LOOPBACK), trio.open_nursery() as nursery:
         await nursery.start(kad.serve)
         yield Ours(host, kad)

@@ -19,6 +19,8 @@ from multiaddr import Multiaddr
 from p2pgrid.core.chains import ALL_ROLES, public_of, sign_link
 from p2pgrid.core.trust import Judge
 from p2pgrid.core.wire import pack
+from p2pgrid.dht.machine import Options
+from p2pgrid.dht.patience import PatienceOptions
 from p2pgrid.node.net import host as net
 from p2pgrid.node.net.door import Door
 from p2pgrid.node.net.membership import Membership
@@ -28,6 +30,8 @@ THEIRS = Ed25519PrivateKey.from_private_bytes(bytes([1] * 32))
 LOOPBACK = [Multiaddr("/ip4/127.0.0.1/tcp/0")]
 ECHO, HOLD = TProtocol("/test/echo/1"), TProtocol("/test/hold/1")
 JUDGE = Judge(public_of(OURS))
+PATIENT = Options(patience=PatienceOptions(floor_s=8.0, first_s=8.0, cap_s=8.0))
+"""Of a DHT: on a machine that is busy with other things an answer may take seconds; whom tests ask is there."""
 HOUR_S = 3600
 MIB = 1 << 20
 

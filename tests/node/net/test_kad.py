@@ -33,7 +33,7 @@ from p2pgrid.node.net import kad as kad_module
 from p2pgrid.node.net.dial import dial_any
 from p2pgrid.node.net.host import plain_host, running
 from p2pgrid.node.net.kad import Kad
-from tests.node.net.grids import LOOPBACK, OURS, make, run, until
+from tests.node.net.grids import LOOPBACK, OURS, PATIENT, make, run, until
 from tests.node.net.linked import Linked, both_up, grid, happens, linked
 
 pytestmark = pytest.mark.slow
@@ -85,7 +85,7 @@ def judged(number: int) -> Judged:
     key, released = Ed25519PrivateKey.generate(), list[str]()
     node = make(key=key)
     namespaces = {GRID_NAMESPACE: Signed(public_of(OURS), lambda _public: True, key)}
-    kad = Kad(node.host, namespaces, random.Random(number), release=released.append)
+    kad = Kad(node.host, namespaces, random.Random(number), PATIENT, release=released.append)
     return Judged(linked(node), kad, key, released)
 
 
@@ -115,7 +115,7 @@ class Theirs(Peer):
 
 
 @asynccontextmanager
-async def ours(number: int, options: Options | None = None) -> AsyncIterator[Ours]:
+async def ours(number: int, options: Options = PATIENT) -> AsyncIterator[Ours]:
     host = plain_host(Ed25519PrivateKey.generate())
     kad = Kad(host, {"": Open()}, random.Random(number), options, str(PROTOCOL_ID))
     async with running(host, LOOPBACK), trio.open_nursery() as nursery:
@@ -279,7 +279,7 @@ def test_a_peer_that_is_not_there_is_given_up() -> None:
     """The command ends by the machine's own timers, and the port that nobody listens on costs nothing more."""
 
     async def story() -> None:
-        async with ours(1) as one:
+        async with ours(1, Options()) as one:
             one.kad.tell(e.MemberUp(Contact(one.contact.id[:-1] + b"x", (LOOPBACK[0].to_bytes(),))))
 
             assert await one.kad.do(e.Get, b"/test/a") == e.Value(None)
