@@ -111,7 +111,7 @@ class Copying:
     def __init__(self, options: CopyOptions) -> None:
         self.options = options
         self._ways: dict[str, _Way] = {}
-        self._filled: set[str] = set()
+        self.filled: set[str] = set()
         """To whom something waits to be sent; only ever asked about, for `frames` is called after every event."""
         self.waiting: dict[Job, dict[Hold, None]] = {}
 
@@ -120,12 +120,12 @@ class Copying:
     def up(self, peer: str) -> None:
         """A member is reachable; what it has is not known."""
         self._ways[peer] = _Way()
-        self._filled.discard(peer)
+        self.filled.discard(peer)
 
     def down(self, peer: str) -> None:
         """Its connection ended: what was under way may be lost."""
         self._ways.pop(peer, None)
-        self._filled.discard(peer)
+        self.filled.discard(peer)
 
     def is_level(self, peer: str, job: Job) -> bool:
         """Whether a member has all rows of a job, or they are under way."""
@@ -240,7 +240,7 @@ class Copying:
                 way.level.discard(row.job)
             return
         way.queue.append(_Lot(rows, size, hold, catching_up))
-        self._filled.add(peer)
+        self.filled.add(peer)
         way.queued += size
 
     def push_light(self, peer: str, rows: Sequence[Row]) -> None:
@@ -263,15 +263,15 @@ class Copying:
     def frames(self, now: float) -> list[Send]:
         """Return what may leave now: at once if nothing is under way to a member, else in frames as they fill."""
         out: list[Send] = []
-        if not self._filled:
+        if not self.filled:
             return out
         for peer, way in self._ways.items():
-            if peer not in self._filled:
+            if peer not in self.filled:
                 continue
             while way.queue and (not way.flying or self._may_leave(way)):
                 out.append(self._frame(peer, way, now))
             if not way.queue:
-                self._filled.discard(peer)
+                self.filled.discard(peer)
         return out
 
     def _may_leave(self, way: _Way) -> bool:

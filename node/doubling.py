@@ -80,11 +80,13 @@ class Doubling(Handler):
 
     def look(self, now: float) -> None:
         """Be woken when a task may be copied, if anybody is idle."""
-        if not self.config.speculate or self.pool.waits or not (self._waits or self.running.free_slots()):
+        if not self.config.speculate or self.pool.waits or (TIMER,) in self.parts.timers:
+            return
+        if not (self._waits or self.running.free_slots()):
             return
         due = min((one.at_s for one in self._candidates()), default=None)
         if due is not None:
-            self.parts.timer_unless_set((TIMER,), max(due, now))
+            self.parts.timer((TIMER,), max(due, now))
 
     def due(self, now: float) -> None:
         """On the timer: begin copies here, and let idle members ask."""
@@ -106,9 +108,11 @@ class Doubling(Handler):
 
     def _slow(self, now: float) -> list[Slow]:
         """Return the tasks to copy now, those that would end last in front, as many as there may be copies."""
+        found = [one for one in self._candidates() if one.at_s <= now]
+        if not found:
+            return found
         copies = sum(self._copies(job) for job in list(self.parts.doubled))
         room = max(1, self.parts.grid_slots() // SHARE) - copies
-        found = [one for one in self._candidates() if one.at_s <= now]
         return sorted(found, key=lambda one: -one.expected_s)[: max(room, 0)]
 
     def _copies(self, job: bytes) -> int:

@@ -187,14 +187,12 @@ class Granting(Handler):
         """Return by member how many seconds of our work wait there, as far as its claims and results show."""
         out = {}
         for peer, holder in self.leases.holders.items():
-            if peer == besides or peer not in self.peers or peer in self.parts.suspects:
+            held = sum([covered.size for covered in holder.covered.values()])
+            if held <= 1 or peer == besides or peer not in self.peers or peer in self.parts.suspects:
                 continue
             slots = max(slots_of(self.peers[peer]), 1)
-            held = waits_s = 0.0
-            for job, covered in holder.covered.items():
-                held += covered.size
-                waits_s += covered.size * self._seconds(peer, job)
             if held > slots:  # what was granted just now may not be claimed as running yet
+                waits_s = sum(covered.size * self._seconds(peer, job) for job, covered in holder.covered.items())
                 out[peer] = waits_s * (held - slots) / held / slots
         return out
 

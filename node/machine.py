@@ -206,6 +206,7 @@ class Machine(Handler):
             self.awaiting.attend(now)
         if parts.regrouped and self.loaded:
             parts.regrouped = False
+            parts.hungry = True
             self.replicas.look(now)
         if parts.hungry and self.loaded:
             self._feed(now)

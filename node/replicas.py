@@ -275,6 +275,8 @@ class Replicas(Handler):
 
     def flush(self) -> None:
         """Let rows leave that may."""
+        if not self.copying.filled:
+            return
         frames = self.copying.frames(self.parts.now)
         if frames:
             self.out += frames
@@ -496,6 +498,7 @@ class Replicas(Handler):
             case m.P_ROWS:
                 self._rows(peer, *body)
             case m.P_SYNCED:
+                self.parts.hungry = False  # copies of others are no work
                 self._synced(peer, *body)
             case m.P_COPIES:
                 self._copies(peer, body, now)
@@ -508,6 +511,7 @@ class Replicas(Handler):
             case m.P_KEEPER:
                 self._keeper(peer, body, now)
             case m.P_RUNS:
+                self.parts.hungry = False
                 for job, spans in body:
                     kept = self.keeping.jobs.get(job)
                     if kept is not None and not kept.serving:
@@ -684,6 +688,7 @@ class Replicas(Handler):
                 opened[job] = kept
                 fresh += self._merge(kept, those)
                 logs += self.keeping.logs_of(kept, those)
+        self.parts.hungry = any(kept.serving for kept in opened.values())  # else it is no work of this node
         whole = len(opened) == len(lots)
         promise = e.Send(peer, m.P_SYNCED, [[number], []] if whole else [[], [number]])
         self.out.append(self.keeping.store(fresh + logs, [promise], copied=False)[1])

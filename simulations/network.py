@@ -13,7 +13,7 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from p2pgrid.core import messages as m
@@ -50,24 +50,27 @@ class Weather:
     replay: float = 0.0
     """So often an old frame of the same sender to the same receiver arrives once more."""
 
-    @property
-    def calm(self) -> bool:
-        """Whether frames just arrive."""
-        return not (self.loss or self.duplicate or self.reorder or self.spike or self.replay)
+    calm: bool = field(init=False)
+    """Whether frames just arrive."""
+
+    def __post_init__(self) -> None:
+        calm = not (self.loss or self.duplicate or self.reorder or self.spike or self.replay)
+        object.__setattr__(self, "calm", calm)
 
 
 class Link:
     """A connection of two nodes."""
 
-    __slots__ = ("cut", "dialled_by", "ends", "free_s", "latency_s", "open", "spread_s")
+    __slots__ = ("bulk_free_s", "cut", "dialled_by", "ends", "free_s", "latency_s", "open", "spread_s")
 
     def __init__(self, a: Node, b: Node, latency_s: float, spread_s: float) -> None:
         self.ends = (a, b)
         self.dialled_by = a.name
         self.latency_s = latency_s
         self.spread_s = spread_s
-        self.free_s = {(name, bulk): 0.0 for name in (a.name, b.name) for bulk in (False, True)}
-        """When the frame before will have arrived, by sender and kind of stream."""
+        self.free_s = {a.name: 0.0, b.name: 0.0}
+        """When the frame before will have arrived, by sender; of large frames apart."""
+        self.bulk_free_s = self.free_s.copy()
         self.cut: dict[str, bool] = {}
         """By sender: nothing of it arrives."""
         self.open = True
@@ -103,7 +106,7 @@ class Network:
 
     def turn(self, **changes: float) -> None:
         """Change the weather."""
-        self.weather = replace(self.weather, **changes)
+        self.weather = replace(self.weather, **changes)  # type: ignore[arg-type]
 
     def cut(self, source: Node, target: Node) -> None:
         """Let nothing of `source` arrive at `target` any more."""
@@ -211,31 +214,29 @@ class Network:
         if size > BULK_BYTES and self.uplink:
             node.uplink_s = max(node.uplink_s, world.now) + size / self.uplink
             arrives_s += node.uplink_s - world.now
-        copies = 1
-        stream = (node.name, size > BULK_BYTES)
+        free_s = link.bulk_free_s if size > BULK_BYTES else link.free_s
+        copies, ordered = 1, True
         weather = self.weather
         if not weather.calm:
-            copies, arrives_s, ordered = self._storm(weather, link, stream, arrives_s)
+            copies, arrives_s, ordered = self._storm(weather, link, free_s[node.name], arrives_s)
             if weather.replay:
                 self._replay(node, target, link, kind, body)
-            if not ordered:
-                stream = ("", False)
-        if stream in link.free_s:
-            arrives_s = link.free_s[stream] = max(arrives_s, link.free_s[stream])
+        if ordered:
+            arrives_s = free_s[node.name] = max(arrives_s, free_s[node.name])
+        if copies == 1:
+            rng.random()
+            world.at(arrives_s - world.now, target.receive, link, node.name, kind, body, mark)
+            return
         for copy in range(copies):
             again = body if copy == 0 or kind in PLAIN else unpack(pack(body))
-            world.at(
-                arrives_s - world.now + copy * rng.random() * link.latency_s, target.receive, link, node.name,
-                kind, again, mark,
-            )  # fmt: skip
+            later_s = arrives_s - world.now + copy * rng.random() * link.latency_s
+            world.at(later_s, target.receive, link, node.name, kind, again, mark)
 
-    def _storm(
-        self, weather: Weather, link: Link, stream: tuple[str, bool], arrives_s: float
-    ) -> tuple[int, float, bool]:
-        """Return how many copies arrive and when, and whether in order."""
+    def _storm(self, weather: Weather, link: Link, before_s: float, arrives_s: float) -> tuple[int, float, bool]:
+        """Return how many copies arrive and when, and whether in order; `before_s`: when the one before does."""
         draw = self.rng.random
         if weather.loss and draw() < weather.loss:
-            return 0, link.free_s[stream], True
+            return 0, before_s, True
         copies = 2 if weather.duplicate and draw() < weather.duplicate else 1
         if weather.spike and draw() < weather.spike:
             arrives_s += draw() * weather.spike_s

@@ -91,6 +91,8 @@ class Course:
     calm_s: float = 0.0
     """Then so long nothing happens, for the figures of an idle grid."""
     swarm: bool = False
+    kinds: int = 1 << 30
+    """swarm: a seed draws at most so many kinds of work."""
     kill_last: int = 0
     """At the end so many nodes are killed for good, silently, and the time until all know is taken."""
 
@@ -109,6 +111,8 @@ class Scenario:
     fault: tuple[Mapping[str, Any], ...] = ()
     run: Mapping[str, Any] = field(default_factory=dict)
     expect: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    drawn_as: str = ""
+    """The name by which seeds draw, if it is another's."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ def parse(name: str, text: str, where: str = "") -> Scenario:
         raise GridError(f"{where} is not TOML: {error}", code="usage", next="mend that line") from None
     reader = _Reader(text, where)
     parts = {"grid": Grid, "network": Wires, "run": Course}
-    reader.known(data, ["about", *parts, "work", "fault", "expect"], "")
+    reader.known(data, ["about", "drawn_as", *parts, "work", "fault", "expect"], "")
     for part, kind in parts.items():
         reader.table(data.get(part, {}), kind, part)
     for part, one, kinds in (("work", Work, workloads.KINDS), ("fault", Fault, faults.KINDS)):
@@ -171,7 +175,7 @@ def parse(name: str, text: str, where: str = "") -> Scenario:
     return Scenario(
         name, str(data.get("about", "")), comment, data.get("grid", {}), data.get("network", {}),
         tuple(data.get("work", [])), tuple(data.get("fault", [])), data.get("run", {}),
-        {key: (float(lo), float(hi)) for key, (lo, hi) in expect.items()},
+        {key: (float(lo), float(hi)) for key, (lo, hi) in expect.items()}, str(data.get("drawn_as", "")),
     )  # fmt: skip
 
 
@@ -235,7 +239,7 @@ def draw(scenario: Scenario, rng: random.Random) -> Drawn:
         # Every seed its own subset: a fault that is always there hides what others do (swarm testing).
         chosen = [rng.random() < 0.5 for _ in fault]  # noqa: PLR2004
         fault = [one for one, wanted in zip(fault, chosen, strict=True) if wanted or not one.optional]
-        some = rng.sample(range(len(work)), rng.randint(1, len(work))) if work else []
+        some = rng.sample(range(len(work)), rng.randint(1, min(len(work), run.kinds))) if work else []
         work = [work[number] for number in sorted(some)]
     return Drawn(
         scenario.name, _drawn(scenario.grid, Grid, rng), _drawn(scenario.network, Wires, rng), tuple(work),

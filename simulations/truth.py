@@ -51,6 +51,8 @@ class Truth:
     """Of work done, on a worker of speed 1, also what was done twice."""
     lied: dict[int, list[bytes]] = field(default_factory=dict)
     """Values that liars returned."""
+    forged: bool = False
+    """Nobody submitted it: a forger named it in a grant."""
 
     def value(self, index: int, plan: Plan) -> bytes:
         """Return what this execution of a task returns."""

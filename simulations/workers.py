@@ -59,7 +59,7 @@ class Child:
         node = self.node
         self._since_s = node.world.now
         self._step += 1
-        truth = node.world.truths[run.job]
+        truth = node.world.truth(run.job)
         truth.runs[index] += 1
         plan = truth.plan(index)
         node.world.began(node, self.number, run.job, index, run.context["attempt"])
@@ -75,7 +75,7 @@ class Child:
         slept_s, self._left_s = self.node.world.now - self._left_s, None
         if self.current is not None:
             run = self.runs[0][0]
-            plan = self.node.world.truths[run.job].plan(self.current)
+            plan = self.node.world.truth(run.job).plan(self.current)
             left_s = self._since_s + slept_s + plan.seconds / self.node.speed - self.node.world.now
             self._since_s += slept_s
             self._step += 1
@@ -86,7 +86,7 @@ class Child:
             return
         run, tasks = self.runs[0]
         index, segment = tasks[0]
-        truth = self.node.world.truths[run.job]
+        truth = self.node.world.truth(run.job)
         ill = plan.outcome if truth.runs[index] <= plan.times else t.OK
         if ill == t.NODE:
             self.node.world.fell(self.node)
@@ -96,6 +96,8 @@ class Child:
             self._done(run, tasks, self._outcome(ill, truth, plan, index, segment), truth)
 
     def _outcome(self, ill: str, truth: t.Truth, plan: t.Plan, index: int, segment: e.Segment) -> e.Outcome:
+        if truth.forged:
+            return e.Outcome(index, index + 1, 0, [b"of a job that nobody submitted"])
         if segment.shape == DEPENDENT:
             call, places = segment.data[0][index - segment.lo]
             given = call == b"%d" % index and self._is_right(truth, index, [segment.data[1][place] for place in places])

@@ -42,19 +42,6 @@ class Frame(NamedTuple):
     body: Any
 
 
-def pack(value: Any) -> bytes:
-    """Return `value` as msgpack."""
-    return _packer.pack(value)  # type: ignore[no-any-return]
-
-
-def unpack(data: bytes | memoryview, *, limit: int = FRAME_MAX_LOCAL) -> Any:
-    """Return the value that `data` holds. Raises PeerError if it is not exactly one msgpack value."""
-    try:
-        return msgpack.unpackb(data, **_limits(limit))
-    except _NOT_MSGPACK as error:
-        raise PeerError(f"not msgpack: {type(error).__name__}") from error
-
-
 def _limits(limit: int) -> dict[str, Any]:
     return {
         "raw": False,
@@ -64,6 +51,22 @@ def _limits(limit: int) -> dict[str, Any]:
         "max_array_len": min(limit, 16_777_216),
         "max_map_len": min(limit, 1_048_576),
     }
+
+
+_LOCAL_LIMITS = _limits(FRAME_MAX_LOCAL)
+
+
+def pack(value: Any) -> bytes:
+    """Return `value` as msgpack."""
+    return _packer.pack(value)  # type: ignore[no-any-return]
+
+
+def unpack(data: bytes | memoryview, *, limit: int = FRAME_MAX_LOCAL) -> Any:
+    """Return the value that `data` holds. Raises PeerError if it is not exactly one msgpack value."""
+    try:
+        return msgpack.unpackb(data, **(_LOCAL_LIMITS if limit == FRAME_MAX_LOCAL else _limits(limit)))
+    except _NOT_MSGPACK as error:
+        raise PeerError(f"not msgpack: {type(error).__name__}") from error
 
 
 def is_shallow(value: Any, levels: int = LEVELS_MAX) -> bool:
