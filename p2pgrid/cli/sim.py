@@ -66,9 +66,7 @@ def run(setting: Setting, /, scenario: str, seed: tuple[int, str], seeds: int, *
     from p2pgrid.simulations.scenario import load
 
     found = load(scenario)
-    first, version = seed
-    if version != __version__:
-        warn(f"that seed is of p2pgrid {version}; this is {__version__}: it may do something else, figures may differ")
+    first = _same_version(seed)
     less = Less(how["nodes"], how["tasks"], _known(how["without"]))
     began_s = time.perf_counter()
     outcomes = list(
@@ -90,6 +88,43 @@ def run(setting: Setting, /, scenario: str, seed: tuple[int, str], seeds: int, *
     return ExitCode.FAILED if failed else ExitCode.DONE
 
 
+@sim.command(
+    "plot", cls=Verb, dir_help=NO_DIR, example="p2pgrid sim plot churn\np2pgrid sim plot smoke --seed 17 --output run.png",
+)  # fmt: skip
+@click.argument("scenario")
+@click.option("--seed", default="1", show_default=True, callback=_seed, metavar="S", help="The seed.")
+@click.option("--nodes", type=click.IntRange(1, NODES_MAX), default=None, help="So many nodes instead.")
+@click.option(
+    "--output", type=click.Path(path_type=Path, dir_okay=False), default=None,
+    help="The PNG; default: SCENARIO-SEED.png here.",
+)  # fmt: skip
+@click.pass_obj
+def plot(setting: Setting, /, scenario: str, seed: tuple[int, str], nodes: int | None, output: Path | None) -> int:
+    """Draw a seed as a PNG: who was busy, what was stolen or ran again, messages per second, copies per record."""
+    from p2pgrid.cli.sim_plot import draw, figure_class
+    from p2pgrid.simulations.filming import Film
+    from p2pgrid.simulations.running import Less, Run
+    from p2pgrid.simulations.scenario import load
+
+    found, figure = load(scenario), figure_class()
+    number = _same_version(seed)
+    run = Run(found, number, Less(nodes))
+    film = Film(run.world)
+    outcome = run.outcome()
+    to = output or Path(f"{scenario}-{number}.png")
+    counts = draw(film, outcome, figure, to)
+    if setting.json:
+        emit({"scenario": scenario, "seed": number, "ok": not outcome.failed, "file": str(to), "executions": counts})
+    else:
+        click.echo(
+            f"{plain(to)}: {count(sum(counts.values()), 'execution')}, {counts['stolen']} stolen, "
+            f"{counts['again']} run again"
+        )
+        if outcome.failed:
+            _print_failure(outcome)
+    return ExitCode.FAILED if outcome.failed else ExitCode.DONE
+
+
 @sim.command("list", cls=Verb, example="p2pgrid sim list", dir_help=NO_DIR)
 @click.pass_obj
 def list_(setting: Setting) -> None:
@@ -103,6 +138,14 @@ def list_(setting: Setting) -> None:
     width = max(len(one.name) for one in found)
     for one in found:
         click.echo(f"{one.name:<{width}}  {plain(one.about)}")
+
+
+def _same_version(seed: tuple[int, str]) -> int:
+    """Return the number of a seed; warn if it was found with another version."""
+    number, version = seed
+    if version != __version__:
+        warn(f"that seed is of p2pgrid {version}; this is {__version__}: it may do something else, figures may differ")
+    return number
 
 
 def _known(without: Sequence[str]) -> tuple[str, ...]:
@@ -230,6 +273,3 @@ def _print_failure(one: Outcome) -> None:
         for line in lines:
             click.echo(f"    {plain(line)}")
     click.echo(f"  again:  {one.reproducer}")
-
-
-PNG = click.Path(path_type=Path, dir_okay=False)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import struct
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -66,3 +69,38 @@ def test_a_seed_of_another_version_warns(capsys: pytest.CaptureFixture[str], mon
 
     assert main(["sim", "run", "smoke", "--seed", "5@0.0.1"]) == 0
     assert "figures may differ" in capsys.readouterr().err
+
+
+def test_a_plot_is_a_png(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no other name is given it is called after scenario and seed."""
+    monkeypatch.chdir(tmp_path)
+
+    assert main(["sim", "plot", "smoke", "--seed", "2", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    data = (tmp_path / "smoke-2.png").read_bytes()
+
+    assert told["file"] == "smoke-2.png"
+    assert sum(told["executions"].values()) > 10
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    assert data.endswith(b"IEND\xaeB`\x82")
+    width, height = struct.unpack(">II", data[16:24])
+    assert width == 1440
+    assert height > 600
+    assert [one.name for one in tmp_path.iterdir()] == ["smoke-2.png"]
+
+
+def test_a_plot_without_matplotlib(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line says what to install, before anything is simulated."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(running.Run, "_happen", lambda _: pytest.fail("it was simulated"))
+
+    assert main(["sim", "plot", "smoke"]) == 2
+    error = capsys.readouterr().err
+    assert "matplotlib, which is not installed here" in error
+    assert 'pip install "p2pgrid[plot]"' in error
+    assert error.count("\n") == 1
+
+
+def test_a_plot_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sim", "plot", "smoke", "--output", str(tmp_path / "nowhere" / "a.png")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
