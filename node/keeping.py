@@ -344,6 +344,17 @@ class Keeping(Promising):
             rows.append(_seal(kept, results.lo, results.hi, batch))
         return [self.store(rows)[1]] if rows else []
 
+    def seal_given(self, kept: Kept, lo: int, hi: int) -> list[Effect]:
+        """There is another result for some of these tasks: what readers here were given of them counts from now on."""
+        rows = []
+        for task in (task for span in kept.given & kept.done & RangeSet([(lo, hi)]) for task in range(*span)):
+            batch = self.batch_of(kept, task)
+            if batch is not None and kept.record.seals.get(task) is None:
+                results = kept.record.results[batch]
+                kept.record.seals.join(results.lo, results.hi, (0, batch))
+                rows.append(_seal(kept, results.lo, results.hi, batch))
+        return [self.store(rows)[1]] if rows else []
+
     def when_sealed(self, kept: Kept, batches: Iterable[BatchId], given: Reply) -> list[Effect]:
         """Seal these results whatever else there is, and give them to a reader once that is on two disks."""
         rows = []

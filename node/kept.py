@@ -139,6 +139,8 @@ class Kept:
     """Whether the node that accepted it and its client are gone: nobody will say that it is complete."""
     torn: set[BatchId] = field(default_factory=set)
     """Results that are damaged on disk here and are being had from another keeper."""
+    given: RangeSet = field(default_factory=RangeSet)
+    """Tasks whose results were given to readers here, in this life of the node."""
     overlaps: bool = False
     """Whether some task has more than one result: then it matters which one counts."""
 

@@ -118,6 +118,8 @@ class Readers:
             for entry in send:
                 watch.sent.add(entry[0], entry[1])
                 watch.unread += outcome_bytes(entry[2], entry[3])
+                if kept.copied:
+                    kept.given.add(entry[0], entry[1])
             if send:
                 out.append(Reply(watch.client, m.RESULT, 0, [kept.id, send]))
         return out
@@ -204,6 +206,8 @@ class Readers:
         for lo, hi, shape, data, _, _ in entries:
             watch.sent.add(lo, hi)
             watch.unread += outcome_bytes(shape, data)
+            if kept.copied:
+                kept.given.add(lo, hi)
         return [Reply(watch.client, m.RESULT, 0, [kept.id, entries])] if entries else []
 
     def synced(self, jobs: Iterable[Job]) -> list[Effect]:

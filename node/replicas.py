@@ -740,6 +740,9 @@ class Replicas(Handler):
                 node, incarnation, number, lo, hi, failed = unpack(row.meta)[:6]
                 shape, data = unpack(row.value or b"")
                 batch = BatchId(node, incarnation, number)
+                if batch not in kept.record.results:
+                    kept.order.sort()
+                    self.out += self.keeping.seal_given(kept, lo, hi)
                 done += kept.done.missing(lo, hi)
                 if kept.done.missing(lo, hi) or batch in kept.torn:
                     batches.append((batch, e.Outcome(lo, hi, shape, data)))

@@ -301,12 +301,13 @@ def _judge(
     serial = b"".join(row(scene, y) for y in range(scene.height))
     serial_s = time.monotonic() - began
     ours, theirs = (hashlib.sha256(data).hexdigest() for data in (b"".join(made.rgb for made in rows), serial))
-    once = [made.y for made in rows] == list(range(scene.height)) and rows == [
-        tally.rows[y] for y in sorted(tally.rows)
-    ]
+    changed = [made for made in rows if made != tally.rows.get(made.y)]
+    once = [made.y for made in rows] == list(range(scene.height)) and not changed
     identical = ours == theirs and once
     verdict = "= serial render   IDENTICAL" if identical else f"≠ serial render {theirs[:12]}…   DIFFERENT"
     every = "every row once" if once else f"{count(len(rows), 'row')} instead of each once"
+    for made in changed[:3]:
+        show.say(f"   row {made.y} came from {tally.rows[made.y].node}, and is said to be from {made.node} now")
     show.say(f"   {every} · sha256 {ours[:12]}… {verdict} · {count(again, 'row')} re-run")
     cores = min(len(NAMES), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     # While somebody thought the grid may have stood still: then the comparison says nothing.

@@ -134,6 +134,37 @@ def test_a_storm_over_everybody(seed: int) -> None:
     assert runs <= 2 * tasks + 100
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_what_a_reader_was_given_stands_when_another_result_comes(seed: int) -> None:
+    """A keeper that lacks the latest results takes the job over and runs their tasks again: who has read reads the same."""
+    world = GridWorld(seed)
+    nodes = world.grid(3, slots=1)
+    client = Client(nodes[0], 1, b"s" * 16)
+    client.connect()
+    one = client.submit(b"J" * 16, 100, lambda _: Task(0.2), detach=True)
+    assert world.run(lambda: len(one.got) > 20, 60)
+    client.leave(goodbye=False)
+    world.run(lambda: False, 1)
+    reader = Client(nodes[2], 2, b"r" * 16)
+    reader.connect()
+    read = reader.read(b"J" * 16)
+    world.part(nodes[:1], nodes[1:2])  # it gets no more rows
+    world.run(lambda: False, 3)
+    nodes[0].crash(with_disk=False, reset=True)
+    world.part(nodes[1:2], nodes[2:])
+    world.run(lambda: False, 15)
+    world.heal()
+    assert world.run(lambda: read.ended, 120)
+    world.run(lambda: False, 30)
+    for node in nodes[1:]:
+        later = Client(node, 3, b"l" * 16)
+        later.connect()
+        again = later.read(b"J" * 16)
+        assert world.run(lambda again=again: again.ended, 30)  # type: ignore[misc]
+        assert again.places == read.places
+    assert sum(world.runs[b"J" * 16, i] for i in range(100)) > 110, "nothing was run twice"
+
+
 @pytest.mark.parametrize("slow_s", [3.0, 6.0, 12.0])
 def test_a_reader_whose_question_is_answered_late(slow_s: float) -> None:
     """The node of the job is gone; its keepers have so much to do that they say nothing for a while. They have it."""
