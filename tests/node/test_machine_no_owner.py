@@ -136,7 +136,7 @@ def test_a_storm_over_everybody(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_what_a_reader_was_given_stands_when_another_result_comes(seed: int) -> None:
-    """A keeper that lacks the latest results takes the job over and runs their tasks again: who has read reads the same."""
+    """A keeper that lacks the latest results takes the job over and runs their tasks again: who has read is right."""
     world = GridWorld(seed)
     nodes = world.grid(3, slots=1)
     client = Client(nodes[0], 1, b"s" * 16)
