@@ -89,7 +89,7 @@ def run(setting: Setting, /, scenario: str, seed: tuple[int, str], seeds: int, *
 
 
 @sim.command(
-    "plot", cls=Verb, dir_help=NO_DIR, example="p2pgrid sim plot churn\np2pgrid sim plot smoke --seed 17 --output a.png",
+    "plot", cls=Verb, dir_help=NO_DIR, example="p2pgrid sim plot churn\np2pgrid sim plot smoke --output a.png",
 )  # fmt: skip
 @click.argument("scenario")
 @click.option("--seed", default="1", show_default=True, callback=_seed, metavar="S", help="The seed.")
