@@ -21,6 +21,7 @@ from p2pgrid.core.ids import job_name
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.shapes import from_client
 from p2pgrid.node import events as e
+from p2pgrid.node.burying import Burying, Tomb, read_tombs
 from p2pgrid.node.depending import Depending
 from p2pgrid.node.kept import ABANDONED, Kept, Promise
 from p2pgrid.node.listing import Listing
@@ -60,6 +61,9 @@ class Door(Handler):
         self.depending = depending
         self.listing = listing
         listing.forget = self._forget
+        self.burying: Burying
+        self.keepers_of: Callable[[Kept], Sequence[str]] = lambda _: ()
+        """Returns the other nodes that keep a job."""
         self.feed = feed
         self.answer = answer
         self.stop = stop
@@ -395,7 +399,7 @@ class Door(Handler):
         if verb == "cancel":
             return self._cancel_target(event, str(arguments.get("target", "")))
         if verb == "forget":
-            return self._forget_target(event, str(arguments.get("target", "")))
+            return self._forget_target(event, arguments, now)
         if verb == "keep":
             return self._keep_target(event, str(arguments.get("target", "")), arguments.get("until"))
         if verb == "logs":
@@ -419,12 +423,22 @@ class Door(Handler):
             self.out.append(self.keeping.store([], promises)[1])
         return count
 
-    def _forget_target(self, event: e.ClientSent, target: str) -> dict[str, Any] | None:
-        answer = {"forgotten": self.forget_here(target)}
-        # Rows are synced in their order: with this one all before it are gone.
-        _, effect = self.keeping.store([], [self.parts.reply(event.client, m.ANSWER, event.id, answer)])
-        self.out.append(effect)
+    def _forget_target(self, event: e.ClientSent, arguments: dict[str, Any], now: float) -> dict[str, Any] | None:
+        if event.client < 0 and "tombs" in arguments:  # forgotten at another node: what is promised is its business
+            self._bury(read_tombs(arguments["tombs"]), now)
+            answer = {"forgotten": 0}
+            self.out.append(self.keeping.store([], [self.parts.reply(event.client, m.ANSWER, event.id, answer)])[1])
+            return None
+        answer = {"forgotten": self.forget_here(str(arguments.get("target", "")))}
+        self.burying.promise(self.parts.reply(event.client, m.ANSWER, event.id, answer), now)
         return None
+
+    def _bury(self, tombs: Sequence[Tomb], now: float) -> None:
+        for job, submitted_s, expires_s in tombs:
+            if job in self.keeping.jobs:
+                self._forget(job)
+            elif job not in self.listing.tombs and expires_s > self.listing.wall_s(now):
+                self.listing.bury(job, submitted_s, expires_s)
 
     def here(self, verb: str, target: str) -> int:
         """Cancel or forget jobs of this node; return how many tasks, or jobs."""
@@ -434,6 +448,7 @@ class Door(Handler):
         """Delete jobs of this node with all that is known of them; return how many."""
         jobs = [kept for kept, _ in targets(self.keeping, target)]
         for kept in jobs:
+            self.burying.add(kept.id, kept.spec.submitted_s, kept.expires_s, self.keepers_of(kept))
             self._forget(kept.id)
         return len(jobs)
 

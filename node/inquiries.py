@@ -38,6 +38,8 @@ LATE_MAX = 256
 LATE = "late"
 AGAIN_S = 0.5
 """Who has a job does not answer, or is not here: so long until it is asked again who has it."""
+WITNESSES = 6
+"""Of a tombstone of a job nobody of whose keepers is here."""
 LISTS = frozenset({"jobs", "top"})
 COUNTED = {"cancel": "cancelled", "forget": "forgotten"}
 """Verbs that take several jobs, and what they answer."""
@@ -380,6 +382,7 @@ class Inquiries(Handler):
                 self.relays.place(bytes.fromhex(row["hex"]), row["owner"])
         suffix = "" if span is None else f"/{span[0]}-{span[1] - 1}"
         if one.verb in COUNTED:
+            matched.sort(key=lambda row: row["owner"] == me)  # the last of this node's own answers for all of these
             self._count_rounds(Count(one, [(row["owner"], f"{row['hex']}{suffix}") for row in matched]), now)
             return
         row = matched[0]
@@ -400,20 +403,23 @@ class Inquiries(Handler):
         event, verb = count.request.event, count.request.verb
         while count.left and count.left[0][0] not in self.peers:
             owner, target = count.left.pop(0)
+            if owner == self.config.node_id and verb == "cancel" and not count.left:
+                self._cancel_last(count, target)
+                return
             if owner == self.config.node_id:
                 count.add(self.door.here(verb, target))
             elif (
                 verb == "forget" and may(self.parts.own_roles, "submit") and (entry := self._by_id(target)) is not None
             ):
                 self.listing.bury(entry.job, entry.submitted_s, entry.expires_s)
+                self.door.burying.add(entry.job, entry.submitted_s, entry.expires_s, sorted(self.peers)[:WITNESSES])
                 count.add(1)  # whoever has it hears of it when it is back
             else:
                 count.silent = list(dict.fromkeys([*count.silent, self.names(owner)]))
         if not count.left:
             answer = {COUNTED[verb]: count.total}
             body = {**answer, "unanswered": count.silent} if count.silent else answer
-            _, effect = self.keeping.store([], [self.parts.reply(event.client, m.ANSWER, event.id, body)])
-            self.out.append(effect)
+            self.door.burying.promise(self.parts.reply(event.client, m.ANSWER, event.id, body), now)
             return
         owner, target = count.left.pop(0)
 
@@ -427,6 +433,16 @@ class Inquiries(Handler):
             self._count_rounds(count, got.ended_s)
 
         self._send([owner], verb, {"target": target}, then, now)
+
+    def _cancel_last(self, count: Count, target: str) -> None:
+        """Cancel a job of this node, and answer for all of them once that is on two disks."""
+        event = count.request.event
+        body: dict[str, Any] = {COUNTED["cancel"]: count.total}
+        if count.silent:
+            body["unanswered"] = count.silent
+        answer = self.parts.reply(event.client, m.ANSWER, event.id, body)
+        count.add(self.door.cancel_here(target, [answer]))
+        body[COUNTED["cancel"]] = count.total
 
     def _by_id(self, target: str) -> Listed | None:
         return self.listing.list.jobs.get(bytes.fromhex(target.partition("/")[0]))

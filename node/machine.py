@@ -27,6 +27,8 @@ from p2pgrid.node import answers
 from p2pgrid.node import events as e
 from p2pgrid.node.awaiting import TIMER as AWAIT
 from p2pgrid.node.awaiting import Awaiting
+from p2pgrid.node.burying import TIMER as BURY
+from p2pgrid.node.burying import Burying
 from p2pgrid.node.clients import Door
 from p2pgrid.node.depending import TIMER as DEPENDS
 from p2pgrid.node.depending import Depending
@@ -106,6 +108,9 @@ class Machine(Handler):
         self.replicas.is_gone = self.neighbours.is_gone
         self.draining = Draining(parts, self.members, self.neighbours, self._on_stop)
         self.door.drain = self.draining.request
+        self.burying = self.door.burying = Burying(parts, self.inquiries.question)
+        self.burying.living = lambda: {one.id for one in self._candidates() if one.id != config.node_id}
+        self.door.keepers_of = self.replicas.others
         self.inquiries.node = self.draining.node
         self.clients = self.door.clients
         self.wall_offset_s = 0.0
@@ -139,6 +144,7 @@ class Machine(Handler):
             RELAY: lambda now, client, job: self.relays.due(client, job, now),
             RELAY_AGAIN: lambda now, client, job: self.relays.again(client, job, now),
             COPIES: self.replicas.tick,
+            BURY: self.burying.ask,
             DRAINED: self.draining.look,
             ALONE: self.replicas.alone,
             ROOM: self.replicas.room,
