@@ -18,13 +18,17 @@ from typing import Any, NamedTuple
 
 from p2pgrid.core import messages as m
 from p2pgrid.core.ranges import RangeSet, Span
-from p2pgrid.core.shapes import VALUES
+from p2pgrid.core.shapes import HANDED_MAX, VALUES
 from p2pgrid.node.events import Outcome, Send
 
 Job = bytes
 Rid = tuple[int, int]
 Handed = Mapping[Job, Mapping[str, RangeSet]]
 """What was handed to whom, by job."""
+ROW_COST, HANDED_COST = 4, 16
+"""What a row of a claim takes beside its ranges, and in it the id of a member, counted in numbers."""
+HANDED = 3
+"""Where in a row stands what was handed over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,25 +391,44 @@ class Holding:
         self, debt: Debt, running: dict[Job, list[int]], handed: Handed
     ) -> list[list[Any]]:  # fmt: skip
         """Return what is held, in parts that fit a control frame each."""
-        most = self.options.claim_bounds
         parts: list[list[Any]] = [[]]
-        room = most
+        room = self.options.claim_bounds
         for job, held in debt.held.items():
-            out = [[thief, (held & spans).flat()] for thief, spans in handed.get(job, {}).items()]
-            flat = held.flat()
-            if out:
-                flat = (held - RangeSet(span for spans in handed[job].values() for span in spans)).flat()
             runs = [bound for i in running.get(job, ()) if i in held for bound in (i, i + 1)]
-            for at in range(0, max(len(flat), 1), most):
-                piece = flat[at : at + most]
-                row = [job, piece, runs if at == 0 else [], *([out] if out and at == 0 else [])]
-                cost = len(piece) + len(row[2]) + 4 + (sum(len(one[1]) + 8 for one in out) if at == 0 else 0)
-                if parts[-1] and cost > room:
+            for row, cost in self._claimed(job, held, runs, handed.get(job, {})):
+                if parts[-1] and (cost > room or parts[-1][-1][0] == job):
                     parts.append([])
-                    room = most
+                    room = self.options.claim_bounds
                 parts[-1].append(row)
                 room -= cost
         return parts
+
+    def _claimed(
+        self, job: Job, held: RangeSet, runs: list[int], handed: Mapping[str, RangeSet]
+    ) -> Iterator[tuple[list[Any], int]]:  # fmt: skip
+        """Yield rows that say what is held of a job, and how many numbers each has, about: one, unless it is much."""
+        out = [(thief, (held & spans).flat()) for thief, spans in handed.items()]
+        left = (held - RangeSet(span for spans in handed.values() for span in spans)).flat() if out else held.flat()
+        most = max(self.options.claim_bounds - ROW_COST, HANDED_COST + 2)
+        row: list[Any] = [job, [], runs]
+        room = most - len(runs)
+        for thief, flat in [("", left), *out]:
+            cost = HANDED_COST if thief else 0
+            at = 0
+            while at < len(flat):
+                if room < cost + 2 or (len(row) > HANDED and len(row[HANDED]) == HANDED_MAX):
+                    yield row, most - room + ROW_COST
+                    row, room = [job, [], []], most
+                piece = flat[at : at + (room - cost) // 2 * 2]
+                at += len(piece)
+                room -= cost + len(piece)
+                if not thief:
+                    row[1] = piece
+                elif len(row) > HANDED:
+                    row[HANDED].append([thief, piece])
+                else:
+                    row.append([[thief, piece]])
+        yield row, most - room + ROW_COST
 
     def _again(self, peer: str, debt: Debt, now: float) -> list[Send]:
         """Return the results to send again, small ones packed together."""

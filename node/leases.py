@@ -246,7 +246,9 @@ class Leases:
         for one in have.values():
             for job, said in one.items():
                 before = out.get(job, NOTHING)
-                handed = {**before.handed, **said.handed}  # only one part names them
+                handed = dict(before.handed)
+                for thief, spans in said.handed.items():
+                    handed[thief] = handed.get(thief, RangeSet()) | spans
                 out[job] = Claimed(before.held | said.held, before.running | said.running, handed)
         return out
 

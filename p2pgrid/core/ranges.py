@@ -174,8 +174,9 @@ class RangeSet:
 
     def __and__(self, other: RangeSet) -> RangeSet:
         new = RangeSet()
-        for lo, hi in self:
-            for a, b in other.within(lo, hi):
+        few, many = (self, other) if len(self._lo) <= len(other._lo) else (other, self)
+        for lo, hi in few:
+            for a, b in many.within(lo, hi):
                 new.add(a, b)
         return new
 

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from p2pgrid.core import messages as m
-from p2pgrid.core.batch import CALLS, encode_batch
+from p2pgrid.core.batch import CALLS, TASKS_MAX, encode_batch
 from p2pgrid.core.ranges import RangeSet
-from p2pgrid.core.wire import pack
+from p2pgrid.core.shapes import from_peer
+from p2pgrid.core.wire import FRAME_MAX_CONTROL, pack, unpack
 from p2pgrid.node import events as e
-from p2pgrid.node.holding import HoldingOptions, lots
+from p2pgrid.node.holding import Holding, HoldingOptions, lots
+from p2pgrid.node.leases import Holder, LeaseOptions, Leases
 from tests.node.desk import CODE, JOB, UNION, Desk, batch, replies, runs, sends, tasks
 from tests.node.driver import Client, Faults, Task, World, value_of
 from tests.node.test_machine_members import FACTS, claim, granted, holder, holder_of, keeper, waiting
@@ -267,6 +269,35 @@ def test_a_claim_of_many_jobs_leaves_in_parts_and_counts_as_a_whole() -> None:
     assert holders["p"].version == (5, 3)
     at_keeper.do(e.PeerSent("p", m.P_CLAIM, [5, 4, 1.0, parts[0], 0, 2]))
     assert holders["p"].version == (5, 3)
+
+
+@pytest.mark.parametrize("bounds", [40, 4096])
+def test_a_claim_that_names_many_ranges_fits_control_frames(bounds: int) -> None:
+    """What is held and what was handed to many, in single tasks far apart; the keeper reads what was meant."""
+    holding = Holding(HoldingOptions(claim_bounds=bounds))
+    count = 20_000
+    far = TASKS_MAX - 4 * count
+    tasks = [range(far + 2 * part, TASKS_MAX - 4, 2 * 5) for part in range(5)]
+    spans = [RangeSet((i, i + 1) for i in some) for some in tasks]
+    for one in spans:
+        holding.take("k", JOB, list(one))
+    handed = {"thief": spans[1], **{f"{i:052}": RangeSet([(far + 4 + 10 * i, far + 5 + 10 * i)]) for i in range(600)}}
+    running = {JOB: [tasks[0][0], tasks[0][7]]}
+    frames = holding.claim("k", running, {JOB: handed})
+    read = [from_peer(m.P_CLAIM, unpack(pack(frame.body))) for frame in frames]
+    leases = Leases(LeaseOptions())
+    leases.holders["p"] = Holder(0.0)
+    whole = None
+    for _, seq, _, claims, part, parts in reversed(read):
+        whole = leases.whole("p", (5, seq), part, parts, claims)
+
+    assert whole is not None
+    assert len(frames) > 5
+    assert all(len(pack(frame.body)) < FRAME_MAX_CONTROL - 64 for frame in frames)
+    named = RangeSet(span for some in handed.values() for span in some)
+    assert whole[JOB].held == RangeSet(span for one in spans for span in one) - named
+    assert whole[JOB].handed == handed
+    assert whole[JOB].running == RangeSet((i, i + 1) for i in running[JOB])
 
 
 def want_all(desk: Desk) -> None:
