@@ -19,7 +19,7 @@ from operator import attrgetter
 from typing import Any
 
 from p2pgrid.core import current
-from p2pgrid.core.missing import missing
+from p2pgrid.core.missing import NoProgram, missing, missing_program
 from p2pgrid.core.wire import unpack
 from p2pgrid.node.worker_recent import CODES_MAX, Recent
 from p2pgrid.node.worker_scratch import Scratch
@@ -119,11 +119,13 @@ def _absent(error: BaseException) -> str:
 
 
 def unfit_at(error: BaseException, index: int) -> Unfit | None:
-    """Return what is to be raised when a module that is not installed here ended a task; None: it was something else.
+    """Return what is to be raised when a module or program that is not installed here ended a task; None: it was not.
 
-    The interpreter lacks it, which is no fault of the task.
+    The interpreter, or the node, lacks it, which is no fault of the task.
     """
     why = _absent(error) if isinstance(error, ModuleNotFoundError) else ""
+    if isinstance(error, NoProgram):
+        why = missing_program(str(error.filename))
     return Unfit(why, index) if why else None
 
 

@@ -19,6 +19,7 @@ from time import monotonic
 from typing import Any
 
 from p2pgrid.core.errors import QuotaExceeded
+from p2pgrid.core.missing import NoProgram
 
 OUTPUT_MAX = 64 << 20
 """Bytes of either stream that a task returns."""
@@ -35,6 +36,8 @@ class Program:
         """Take the words as they travelled; `folder` is where their source tree is."""
         self._words = [self._word(word, folder) for word in argv]
         self._fixed = [type(word) is not str for word in argv]
+        sent = argv[0][1:] if self._fixed[0] else ()
+        self._name = f"{sent[0]}, or what its first line names," if sent else self._words[0]
 
     @staticmethod
     def _word(word: Any, folder: str) -> str:
@@ -54,7 +57,8 @@ class Program:
         Bytes that are not UTF-8 are escaped as Python does it for names of files: `encode(errors="surrogateescape")`.
 
         Raises:
-            OSError: there is no such command here, or it cannot be started.
+            NoProgram: there is no such program here, whatever the item.
+            OSError: what the item names is no program here, or it cannot be started.
             CalledProcessError: it ended with another code than 0, and `check` was asked for.
             QuotaExceeded: it printed more than a task may return.
         """
@@ -63,7 +67,12 @@ class Program:
             words = [w if f else w.replace(HOLE, item) for w, f in zip(words, self._fixed, strict=True)]
             if words == self._words and not any(HOLE in w for w, f in zip(words, self._fixed, strict=True) if not f):
                 words = [*words, item]
-        out, err, code = _run(words)
+        try:
+            out, err, code = _run(words)
+        except FileNotFoundError as error:
+            if words[0] != self._words[0]:
+                raise
+            raise NoProgram(error.errno, error.strerror, self._name) from None
         if check and code:
             raise subprocess.CalledProcessError(code, words)
         return subprocess.CompletedProcess(words, code, _text(out), _text(err))

@@ -50,14 +50,14 @@ def test_snippet_runs(number: int, tmp_path: Path) -> None:
 class Shell:
     """A shell on a machine of its own: a data folder, and a port on loopback."""
 
-    def __init__(self, home: Path, name: str) -> None:
+    def __init__(self, home: Path, name: str, folder: Path | None = None) -> None:
         self.told = home / f"{name}.out"
         ours = {"XDG_DATA_HOME": str(home / name), "P2PGRID_NODE_LISTEN": "127.0.0.1:0"}
         path = os.pathsep.join([str(home / "bin"), os.environ["PATH"]])
         self._shell = subprocess.Popen(
             ["bash", "-c", READ_AND_RUN, str(self.told)],
-            cwd=home, env={**environment(home), **ours, "PATH": path}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True,
+            cwd=folder or home, env={**environment(home), **ours, "PATH": path}, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
     def type(self, line: str) -> tuple[int, str]:

@@ -9,7 +9,7 @@ import pytest
 from p2pgrid.core import messages as m
 from p2pgrid.core.batch import CALLS, TREES, content_id, encode_batch, imported_function, pickled_function
 from p2pgrid.core.failure import decode_exception
-from p2pgrid.core.missing import missing, nowhere
+from p2pgrid.core.missing import missing, missing_program, nowhere
 from p2pgrid.core.tree import File, pack_tree
 from p2pgrid.core.wire import unpack
 from p2pgrid.node import events as e
@@ -206,6 +206,7 @@ def test_an_interpreter_that_lacks_a_module_leaves_the_task_to_the_other() -> No
         ({"n": missing("np", "/a", (3, 11)), "m": missing("np", "/b", (3, 12))}, ["k"],
          "'np' is missing at m (/b), n (/a); k has it"),
         ({"n": "no such luck"}, [], "the function cannot be loaded on any node: no such luck"),
+        ({"n": missing_program("gs"), "m": missing_program("gs")}, ["k"], "program 'gs' is missing at m, n; k has it"),
         ({"n": missing("np", "/a", (3, 11)), "m": "other"}, [], "m: other; n: no module np in /a"),
     ],
 )  # fmt: skip

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from p2pgrid.core.errors import QuotaExceeded
+from p2pgrid.core.missing import NoProgram, missing_program
 from p2pgrid.node import worker_program
+from p2pgrid.node.worker_functions import unfit_at
 from p2pgrid.node.worker_program import Program
 
 
@@ -61,10 +63,21 @@ def test_check_makes_a_failure_of_a_code() -> None:
     assert Program(["true"], "")(check=True).returncode == 0
 
 
-def test_a_command_that_is_not_there() -> None:
-    """It names the command."""
-    with pytest.raises(FileNotFoundError, match=r"no such command .*no-such-command"):
-        Program(["no-such-command"], "")()
+def test_a_command_that_is_not_there(tmp_path: Path) -> None:
+    """It names the command; that is held against the node, unless it is the item that names it."""
+    script = tmp_path / "model"
+    script.write_text("#!/no/such/interpreter\n")
+    script.chmod(0o755)
+    with pytest.raises(NoProgram, match=r"no such command .*no-such-command") as bare:
+        Program(["no-such-command"], "")("an item")
+    with pytest.raises(NoProgram) as sent:
+        Program([["file", "model"]], str(tmp_path))()
+    with pytest.raises(FileNotFoundError) as named:
+        Program(["{}", "--version"], "")("no-such-command")
+
+    assert [unfit_at(one.value, 3) is not None for one in (bare, sent, named)] == [True, True, False]
+    assert str(unfit_at(bare.value, 3)) == missing_program("no-such-command")
+    assert str(unfit_at(sent.value, 3)) == missing_program("model, or what its first line names,")
 
 
 def test_nothing_is_left_of_a_program_that_has_ended() -> None:

@@ -132,7 +132,7 @@ class Node:
         """Start the process; do not wait for it."""
         assert not self.runs
         words = [sys.executable, "-m", "p2pgrid", "node", "--json", "--dir", str(self.dir), "--name", self.name]
-        words += ["--python", sys.executable, *self.flags]
+        words += self.flags if "--python" in self.flags else ["--python", sys.executable, *self.flags]
         if invite is not None:
             file = self._folder / f"{self.name}.invite"
             file.write_text(invite)
@@ -293,7 +293,7 @@ class Node:
     def command(self, *words: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
         """Run `p2pgrid WORDS` on its directory."""
         return subprocess.run(
-            [sys.executable, "-m", "p2pgrid", *words, "--dir", str(self.dir)], cwd=self._folder,
+            [sys.executable, "-m", "p2pgrid", "--dir", str(self.dir), *words], cwd=self._folder,
             env=self.environment(), capture_output=True, text=True, timeout=timeout_s, check=False,
         )  # fmt: skip
 
