@@ -82,6 +82,9 @@ class Mind(Protocol):
     def member_rows(self, now: float) -> list[dict[str, Any]]:
         """Return every member that is known, this node first."""
 
+    def is_apart(self) -> bool:
+        """Whether a live member is not connected, and so cannot ask this node for anything."""
+
 
 MakeMind = Callable[[MachineConfig, random.Random], Mind]
 
@@ -318,8 +321,7 @@ class Node:
         )  # fmt: skip
 
     def _is_apart(self) -> bool:
-        """Whether a live member is not connected, and so cannot ask this node what it has."""
-        return any(row["status"] == "alive" and not row["connected"] for row in self._rows())
+        return self.mind is not None and self.mind.is_apart()
 
     def _rows(self) -> list[dict[str, Any]]:
         """Return the members as the machine sees them."""

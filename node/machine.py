@@ -256,6 +256,10 @@ class Machine(Handler):
         """Return every member that is known, as the request `members` shows it."""
         return self.neighbours.rows()
 
+    def is_apart(self) -> bool:
+        """Whether a live member is not connected, and so cannot ask this node for anything."""
+        return self.neighbours.is_apart()
+
     def _candidates(self) -> list[Candidate]:
         """Return who might keep records, this node among them; nobody while it belongs to no grid."""
         return self.neighbours.candidates()

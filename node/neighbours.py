@@ -215,6 +215,13 @@ class Neighbours(Handler):
         entry = None if self.view is None else self.view.members.get(node)
         return entry is not None and entry.known.status in (DEAD, LEFT)
 
+    def is_apart(self) -> bool:
+        """Whether a live member is not connected: one too many for that, or one that cannot be reached from here."""
+        if self.view is None:
+            return False
+        others = (known for known in self.view.live() if known[0] != self.config.node_id)
+        return any(known.status == ALIVE and node not in self.peers for node, known in others)
+
     # ---- effects of the policies ------------------------------------------------------------------------------------
 
     def _perform(self, effects: Iterable[Any], now: float, *, of_view: bool) -> None:

@@ -97,6 +97,18 @@ def test_two_halves_find_each_other_after_longer_than_the_dead_are_remembered() 
     assert _all_alive(world, nodes)
 
 
+def test_whoever_is_cut_off_from_one_that_lives_is_apart() -> None:
+    """By that a node says in the DHT what it has; where all are connected nobody does."""
+    world = GridWorld(8)
+    nodes = world.grid(4)
+    assert world.run(lambda: not any(node.machine.is_apart() for node in nodes), 10.0)
+    world.part([nodes[0]], [nodes[3]])
+
+    assert world.run(lambda: [node.machine.is_apart() for node in nodes] == [True, False, False, True], 60.0)
+    world.heal()
+    assert world.run(lambda: not any(node.machine.is_apart() for node in nodes), 90.0)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_two_halves_that_meet_through_any_single_pair_become_one_view(seed: int) -> None:
     """Seven and seven that know nothing of each other; one of these dials one of those, and all see fourteen."""
