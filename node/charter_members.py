@@ -9,13 +9,15 @@ others: whoever holds an invite can make as many of them as he likes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from p2pgrid.core.chains import CHAIN_BYTES_MAX, KEY_LENGTH, Refused, is_provisional, read_chain
+from p2pgrid.core.errors import GridError
 from p2pgrid.core.revocation import vouchers_of
 from p2pgrid.node.charter_files import DamagedError, aside_of, read_kept, set_aside, write_kept
 
@@ -65,6 +67,9 @@ class Roster:
         self.exported: dict[bytes, bytes] = {}
         self.dirty = False
         self.is_damaged = False
+        self._writing = Lock()
+        self._made = self._written = 0
+        """How often what is known was gathered to be written, and which of these is on the disk."""
 
     def load(self, grid: bytes) -> list[str]:
         """Take in what was kept; return what is to be told about it."""
@@ -85,20 +90,43 @@ class Roster:
 
     def write(self, grid: bytes) -> None:
         """Write all of it. Raises GridError: the directory cannot be used."""
+        self.unwritten(grid)()
+
+    def unwritten(self, grid: bytes) -> Callable[[], None]:
+        """Return what writes all of it as it is now. It may be called in any thread; raises GridError as `write`.
+
+        Of several that are called at once, in whatever order, the one made last is what stays on the disk.
+        """
         members = [
-            [public, known.seen_s, known.chains, known.given, known.vouchers, list(known.addresses)]
+            [public, known.seen_s, list(known.chains), list(known.given), list(known.vouchers), list(known.addresses)]
             for public, known in self.members.items()
         ]
         invites, exported = list(self.invites.values()), list(self.exported.values())
-        write_kept(self._path, grid, members=members, invites=invites, exported=exported)
-        self.dirty = False
+        self._made += 1
+        number, self.dirty = self._made, False
+
+        def write() -> None:
+            with self._writing:
+                if number < self._written:
+                    return
+                try:
+                    write_kept(self._path, grid, members=members, invites=invites, exported=exported)
+                except GridError:
+                    self.dirty = True
+                    raise
+                self._written = number
+
+        return write
 
     def forget_all(self) -> None:
         """Forget everything, on the disk too: this node went to another grid."""
         self.members, self.invites, self.exported, self.dirty, self.is_damaged = {}, {}, {}, False, False
-        for path in (self._path, aside_of(self._path)):
-            with suppress(OSError):  # it names its grid, and is passed over in another
-                path.unlink()
+        with self._writing:
+            self._made += 1
+            self._written = self._made  # what was gathered before is not written any more
+            for path in (self._path, aside_of(self._path)):
+                with suppress(OSError):  # it names its grid, and is passed over in another
+                    path.unlink()
 
     def made(self, kind: dict[bytes, bytes], public: bytes, chain: bytes) -> None:
         """Remember an invite or an exported key; `kind` is one of the two dicts."""

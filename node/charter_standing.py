@@ -284,8 +284,12 @@ class Standing:
         Raises:
             GridError: the directory cannot be used; it is tried again at the next call.
         """
-        if self._roster.dirty:
-            self._roster.write(self.grid)
+        if (write := self.unwritten()) is not None:
+            write()
+
+    def unwritten(self) -> Callable[[], None] | None:
+        """Return what does the same in another thread, if there is anything to write: it waits for the disk."""
+        return self._roster.unwritten(self.grid) if self._roster.dirty else None
 
     # -- revocations
 

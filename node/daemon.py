@@ -388,7 +388,7 @@ class Node:
                 await self.network.close()
                 await self.server.drained(within_s=0.5)
                 nursery.cancel_scope.cancel()
-        self.network.keep()
+        self.network.keep_now()
         return self.ending.code
 
     async def _be_ready(self) -> None:

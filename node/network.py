@@ -18,7 +18,7 @@ import contextlib
 import gc
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
@@ -202,10 +202,21 @@ class Network:
         if self.links is not None:
             await self.links.close("stopping")
 
-    def keep(self) -> None:
-        """Write what was learned of members; called every few seconds."""
-        try:
+    async def keep(self) -> None:
+        """Write what was learned of members, while the loop goes on; called every few seconds."""
+        if (write := self.charter.unwritten()) is not None:
+            with self._told_if_not_kept():
+                await trio.to_thread.run_sync(write)
+
+    def keep_now(self) -> None:
+        """The same, at the end of the loop."""
+        with self._told_if_not_kept():
             self.charter.flush_if_dirty()
+
+    @contextlib.contextmanager
+    def _told_if_not_kept(self) -> Iterator[None]:
+        try:
+            yield
         except GridError as error:  # it is tried again; until then a restart would cost what was learned
             if str(error) != self._unkept:
                 self._unkept = str(error)

@@ -101,7 +101,7 @@ class Ticking:
         while True:
             # Whoever is killed soon after it has met the others has to find them again.
             await trio.sleep(KEEP_S if time.monotonic() > young_s else KEEP_YOUNG_S)
-            self._network.keep()
+            await self._network.keep()
             if time.monotonic() >= due_s:
                 due_s = time.monotonic() + MINUTE_S
                 self._deliver([e.WallClock(time.time() - time.monotonic())])

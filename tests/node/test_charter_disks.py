@@ -231,6 +231,44 @@ def test_what_is_known_already_is_not_written_again(tmp_path: Path) -> None:
     assert founder.charter._roster.dirty
 
 
+def test_what_is_written_beside_the_loop_does_not_undo_what_was_written_since(tmp_path: Path) -> None:
+    """A slow disk may have an older state of the file under way while somebody signs something, or goes elsewhere."""
+    founder, a = grid_of(tmp_path, "f", "a")
+    founder.charter.saw(peer_id(a.public), HERE)
+    older = founder.charter.unwritten()
+    assert older is not None
+    assert founder.charter.unwritten() is None
+    founder.charter.invite(USER, WEEK, 0, HERE)
+    older()
+    assert len(founder.start()._roster.invites) == 2
+
+    founder.charter.saw(peer_id(a.public), HERE * 2)
+    older = founder.charter.unwritten()
+    assert older is not None
+    founder.charter.found_anew()
+    older()
+    assert not (founder.folder / MEMBERS_FILE).exists()
+
+
+def test_what_could_not_be_written_beside_the_loop_is_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    founder, a = grid_of(tmp_path, "f", "a")
+    founder.charter.saw(peer_id(a.public), HERE)
+    write = founder.charter.unwritten()
+    assert write is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(charter_members, "write_kept", full)
+        with pytest.raises(GridError):
+            write()
+    founder.restart()
+    assert dict(founder.charter.saved_peers())[peer_id(a.public)] == HERE
+
+
+def full(*_: object, **__: object) -> None:
+    raise GridError("no space left", code="directory-unusable")
+
+
 def test_addresses_are_remembered_for_members_only(tmp_path: Path) -> None:
     """The newest first; never those of somebody who is out."""
     founder, a, b, c = grid_of(tmp_path, "f", "a", "b", "c")

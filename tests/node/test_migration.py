@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +12,8 @@ import pytest
 import trio
 
 from p2pgrid.core.errors import GridError
+from p2pgrid.node import charter_members, identity, migration
 from p2pgrid.node import events as e
-from p2pgrid.node import identity, migration
 from p2pgrid.node.identity import Identity, peer_id, read_way
 from p2pgrid.node.network import Network
 from tests.node.boxes import HERE, USER, WEEK, Box, grid_of
@@ -121,3 +122,31 @@ def test_joined_is_said_once_and_after_ready(tmp_path: Path) -> None:
     assert moving.said == []
     moving.network.migration.announce()
     assert moving.said == ["joined"]
+
+
+def test_what_was_learned_is_written_while_the_loop_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the disk takes, and if it takes nothing it is told once and tried again."""
+    founder, a = grid_of(tmp_path, "f", "a")
+    moving = Moving(founder)
+    warned: list[str] = []
+    monkeypatch.setattr(moving.network, "warn", warned.append)
+    begun, released = threading.Event(), threading.Event()
+
+    def slowly(*_: Any, **__: Any) -> None:
+        begun.set()
+        assert released.wait(60), "the loop waits for the disk"
+        raise GridError("no space left", code="directory-unusable")
+
+    monkeypatch.setattr(charter_members, "write_kept", slowly)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(moving.network.keep)
+            assert await trio.to_thread.run_sync(begun.wait, 60)
+            released.set()
+        await moving.network.keep()
+
+    founder.charter.saw(peer_id(a.public), HERE)
+    trio.run(main)
+    assert [line.partition(";")[0] for line in warned] == ["no space left"]
+    assert founder.charter.unwritten() is not None
