@@ -8,6 +8,7 @@ given to copies, and no task has more than two. The first result counts, whoever
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from statistics import median
 from typing import NamedTuple
@@ -29,6 +30,8 @@ UNHEARD_AGE = 3.0
 """The same for one that has not delivered any."""
 STUCK_S, STUCK_AGE = 600.0, 20.0
 """A task at a member that is not slow may be stuck: seconds, and times the usual duration, whichever is more."""
+LOOK_S = 0.1
+"""At most so often it is looked whether a task may be copied before the one that is waited for."""
 SHARE = 10
 """One of so many slots in the grid may be given to copies."""
 
@@ -51,6 +54,7 @@ class Doubling(Handler):
         super().__init__(parts)
         self.fitness = fitness
         self.granting = granting
+        self._looked_s = -math.inf
         self._waits: dict[str, None] = {}
         """Members with free slots that asked in vain."""
         granting.spare = self.give
@@ -80,12 +84,13 @@ class Doubling(Handler):
 
     def look(self, now: float) -> None:
         """Be woken when a task may be copied, if anybody is idle."""
-        if not self.config.speculate or self.pool.waits or (TIMER,) in self.parts.timers:
+        if not self.config.speculate or self.pool.waits or not (self._waits or self.running.free_slots()):
             return
-        if not (self._waits or self.running.free_slots()):
-            return
+        if (TIMER,) in self.parts.timers and now - self._looked_s < LOOK_S:
+            return  # it walks over all that runs
+        self._looked_s = now
         due = min((one.at_s for one in self._candidates()), default=None)
-        if due is not None:
+        if due is not None and due < self.parts.timers.get((TIMER,), math.inf):
             self.parts.timer((TIMER,), max(due, now))
 
     def due(self, now: float) -> None:
@@ -93,16 +98,17 @@ class Doubling(Handler):
         if self.pool.waits or self.parts.stopping or self.parts.refusing:
             return
         for one in self._slow(now):
-            if self.running.free_slots() and self.fitness.eligible(one.lane):
+            if self.running.free_slots() and self.fitness.eligible(one.lane) and not self._am_slow(one):
                 work = one.lane.work
                 self.parts.doubled.setdefault(work.job, RangeSet()).add(one.task, one.task + 1)
                 self.parts.moves.copied(work.job, self.config.node_id, one.task, one.holder, now)
                 self.pool.make_ready(work, one.task, one.task + 1)
                 self.out += self.running.feed(self.pool, self.fitness.eligible, now)
                 continue
-            able = (peer for peer in self._waits if peer != one.holder and self.fitness.fits(one.lane, peer))
-            peer = next((peer for peer in able if not self._is_slow(one.lane, peer)), None)
-            if peer is not None:
+            able = [peer for peer in self._waits if peer != one.holder and self.fitness.fits(one.lane, peer)]
+            able = [peer for peer in able if not self._is_slow(one.lane, peer)]
+            if able:  # the fastest
+                peer = min(able, key=lambda peer: self.granting.rate(peer, one.lane) or math.inf)
                 del self._waits[peer]
                 self.out.append(e.Send(peer, m.P_WORK, []))
 
@@ -152,6 +158,10 @@ class Doubling(Handler):
     def _is_slow(self, lane: Lane, peer: str) -> bool:
         theirs_s, usual_s = self.granting.rate(peer, lane), self._usual_s(lane, peer)
         return theirs_s is not None and usual_s is not None and theirs_s > SLOWER * usual_s
+
+    def _am_slow(self, one: Slow) -> bool:
+        own_s, usual_s = self.running.seconds(one.lane.fn), self._usual_s(one.lane, one.holder)
+        return own_s is not None and usual_s is not None and own_s > SLOWER * usual_s
 
     def _usual_s(self, lane: Lane, besides: str) -> float | None:
         """Return how long tasks of a lane take at others, in the middle; None: nobody knows."""

@@ -9,7 +9,7 @@ What: ranges with the inputs and functions they need, except those that the memb
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -50,8 +50,10 @@ FAR_S = 0.02
 """A member whose round trip takes longer is given a second task at once, while nobody knows how long they take."""
 UNNAMED, UNNAMED_BYTES, UNNAMED_KEPT = 16, 4096, 256
 """Lots of results that wait for the word of whoever handed the tasks over: of one member and job; bytes; members."""
-HINTS = 4
+HINTS = 8
 """Members named to one that asks in vain, because work waits there."""
+NAMED_S = 1.0
+"""Who was named to others within that long has less left for the next that asks."""
 KNOWN_KEPT = 4096
 """Inputs and functions per member of which is remembered that it has them."""
 
@@ -87,6 +89,9 @@ class Granting(Handler):
         """Results of tasks, by member and job, that nobody has said yet to have handed to it."""
         self._known: dict[str, tuple[int, OrderedDict[Key, None]]] = {}
         """What a member has, in which of its lives."""
+        self._named_to: Counter[str] = Counter()
+        """How often members were named as holders of work lately, and since when that is counted."""
+        self._named_since_s = -math.inf
         parts.ran_at = lambda fn: [peer for peer, of in self._rates if of == fn]
 
     def down(self, peer: str) -> None:
@@ -167,7 +172,7 @@ class Granting(Handler):
         for lane in () if shut else self.pool.candidates(foreign=False):
             if self.fitness.fits(lane, peer):
                 taken = self._fitting(lane, (peer, rid[0]), self._share(lane, peer, free, seconds))
-                self.grant(peer, rid, taken, now)
+                self.grant(peer, rid, taken, now, begins=free)
                 self.parts.moves.granted(taken.work.job, peer, taken.spans, taken.count - free, now)
                 return
         if not shut:
@@ -180,8 +185,17 @@ class Granting(Handler):
         self.told.pop(peer, None)
         if not shut:
             self._waiters[peer] = None
-        hints = [] if shut else sorted(self.backlogs(besides=peer).items(), key=lambda item: -item[1])[:HINTS]
+        hints = [] if shut else self._hints(peer, now)
         self.out.append(e.Send(peer, m.P_NONE, [list(rid), [list(one) for one in hints]] if hints else [list(rid)]))
+
+    def _hints(self, peer: str, now: float) -> list[tuple[str, float]]:
+        """Return at whom the most work waits; those that ask at the same time are sent to different ones."""
+        if now - self._named_since_s > NAMED_S:
+            self._named_since_s = now
+            self._named_to.clear()
+        found = sorted(self.backlogs(besides=peer).items(), key=lambda one: -one[1] / (1 + self._named_to[one[0]]))
+        self._named_to.update(one for one, _ in found[:HINTS])
+        return found[:HINTS]
 
     def backlogs(self, besides: str = "") -> dict[str, float]:
         """Return by member how many seconds of our work wait there, as far as its claims and results show."""
@@ -203,10 +217,12 @@ class Granting(Handler):
         known = None if lane is None else self._rates.get((peer, lane.fn)) or self.running.seconds(lane.fn)
         return 1.0 if known is None else known
 
-    def grant(self, peer: str, rid: tuple[int, int], taken: Taken, now: float) -> None:
-        """Hand tasks to a member."""
+    def grant(self, peer: str, rid: tuple[int, int], taken: Taken, now: float, *, begins: int = 0) -> None:
+        """Hand tasks to a member, which has free slots for so many of them."""
         body, brings, size = self._body((peer, rid[0]), rid, taken)
         self.leases.grant(peer, rid, taken.work.job, taken.spans, body, now, size=size, brings=brings)
+        if begins:
+            self.leases.goes_on(peer, max(slots_of(self.peers.get(peer, {})), 1), now)
         self._began_s.setdefault(peer, now)
         if len(self._began_s) > PEERS_KEPT:
             del self._began_s[next(iter(self._began_s))]
@@ -329,8 +345,7 @@ class Granting(Handler):
             if not self.keeping.jobs[job].answers:
                 del named[job]  # it crossed the word that another serves it; there it claims again
                 continue
-            if (given := self.leases.given(peer, job)) is not None:
-                named[job] = self._of_what_was_given(peer, job, named[job], given)
+            named[job] = self._of_what_was_given(peer, job, named[job])
             for thief, spans in named[job].handed.items():
                 self.leases.entrust(thief, job, spans)
                 self.parts.moves.handed(job, peer, thief, spans)
@@ -363,15 +378,22 @@ class Granting(Handler):
         if came := self._unnamed.pop((thief, job), None):
             self.results(thief, came, now)
 
-    def _of_what_was_given(self, peer: str, job: bytes, claim: Claimed, given: RangeSet) -> Claimed:
+    def _of_what_was_given(self, peer: str, job: bytes, claim: Claimed) -> Claimed:
         """Return as much of a claim as its member was ever given: or it could keep a job from everybody.
 
-        What it took from another member counts as given once that one has said so, which may be a moment later.
+        What it took from another member counts as given once that one has said so, which may be a moment later. What is
+        done it names if our word of that crossed its claim.
         """
         held, running, handed = claim
-        if (held - given) - self.leases.covered(job):
-            self.parts.log_once(peer, "claims tasks that it was not given")
-        return Claimed(held & given, running & given, {thief: spans & given for thief, spans in handed.items()})
+        given = self.leases.given(peer, job)
+        if given is not None:
+            if (held - given) - self.leases.covered(job):
+                self.parts.log_once(peer, "claims tasks that it was not given")
+            held, running = held & given, running & given
+            handed = {thief: spans & given for thief, spans in handed.items()}
+        if over := held & self.keeping.jobs[job].done:
+            held, running = held - over, running - over
+        return Claimed(held, running, handed)
 
     def rate(self, peer: str, lane: Lane) -> float | None:
         """Return how long a task of a lane takes a member, if it has delivered any."""
@@ -461,6 +483,13 @@ class Granting(Handler):
                 self.parts.moves.count(job, peer, RERUN, again)
             parsed = [e.Outcome(*outcome) for outcome in outcomes]
             self.arriving.accept(kept, parsed, attempt, source, [ack])
+        if not self.pool.waits:  # the end is near
+            self.parts.later.append(lambda: self._goes_on(peer, now))
+
+    def _goes_on(self, peer: str, now: float) -> None:
+        """A member has ended something: it may have begun its last tasks, which may be copied some time."""
+        self.leases.goes_on(peer, max(slots_of(self.peers.get(peer, {})), 1), now)
+        self.looked(now)
 
     def _learn(self, peer: str, kept: Kept, entry: ResultEntry, now: float) -> None:
         """Keep the output of tasks that ran elsewhere, and note how long they took there."""

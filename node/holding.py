@@ -170,6 +170,8 @@ class Holding:
         self.debts: dict[str, Debt] = {}
         self.hints: OrderedDict[str, None] = OrderedDict()
         """Keepers that said they have work."""
+        self.ahead: dict[str, None] = {}
+        """Keepers that had nothing when they were asked before a slot was free: they do not know when one is."""
         self.asked: Asked | None = None
         self.rtt_s = 0.0
         """How long an answer to a request for work takes, transfer of the inputs included."""
@@ -244,8 +246,17 @@ class Holding:
 
     def refused(self, peer: str, rid: Rid, now: float) -> None:
         """The keeper has nothing for us now; it will say when it has."""
+        asked = self.asked
         if self._answered(peer, rid, now):
             self.hints.pop(peer, None)
+            if asked is not None and not asked.body[1]:
+                self.ahead[peer] = None
+
+    def idle(self) -> None:
+        """A slot is free: who had nothing for one that was not is asked once more, and knows it then."""
+        for peer in self.ahead:
+            self.hint(peer)
+        self.ahead.clear()
 
     def met(self, peer: str, rid: Rid, now: float) -> tuple[bool, list[Send]]:
         """Meet a grant; return whether it is to be taken in, and its acknowledgement."""
@@ -448,6 +459,7 @@ class Holding:
     def gone(self, peer: str) -> None:
         """The keeper's connection ended: nothing to ask there; what is owed is kept for a while."""
         self.hints.pop(peer, None)
+        self.ahead.pop(peer, None)
         self._served_s.pop(peer, None)
         if peer in self.debts:
             self.debts[peer].away = True

@@ -96,11 +96,18 @@ class Holder:
     covered: dict[Job, RangeSet] = field(default_factory=dict)
     running: dict[Job, RangeSet] = field(default_factory=dict)
     began: dict[Job, dict[int, float]] = field(default_factory=dict)
-    """Since when it says that it runs a task."""
+    """Since when it says that it runs a task, or must."""
+    handed: dict[Job, RangeSet] = field(default_factory=dict)
+    """What it says to have handed to others; covered by it until they claim it."""
     grants: dict[Rid, Grant] = field(default_factory=dict)
     answered: OrderedDict[Rid, Any] = field(default_factory=OrderedDict)
     parts: tuple[tuple[int, int], dict[int, Claims]] = field(default_factory=lambda: ((0, 0), {}))
     """Version and parts of a claim that has not come as a whole yet."""
+
+    def let_go(self, job: Job) -> None:
+        """It holds nothing of a job any more."""
+        for known in (self.covered, self.running, self.began, self.handed):
+            known.pop(job, None)
 
     @property
     def holds(self) -> bool:
@@ -274,9 +281,11 @@ class Leases:
             granted = RangeSet(span for grant in holder.grants.values() if grant.job == job for span in grant.spans)
             before = holder.covered.get(job, RangeSet())
             after = held | (granted & before)
+            holder.handed.pop(job, None)
             if handed:  # covered by it until somebody else claims them
                 away = RangeSet(span for spans in handed.values() for span in spans)
                 after = after | ((away & before) - self.covered(job, besides=peer))
+                holder.handed[job] = away
             gone = before - after
             if gone:
                 ran = holder.running.get(job, RangeSet()) if reborn else RangeSet()
@@ -287,13 +296,24 @@ class Leases:
             named = (task for lo, hi in running for task in range(lo, hi))
             holder.began[job] = {task: before_s.get(task, now) for task in islice(named, RUNNING_KEPT)}
             if not after:
-                del holder.covered[job], holder.running[job], holder.began[job]
+                holder.let_go(job)
         return dropped
 
     def heard(self, peer: str, now: float) -> None:
         """Results renew what their member holds, as a claim does."""
         if peer in self.holders:
             self.holders[peer].heard_s = now
+
+    def goes_on(self, peer: str, slots: int, now: float) -> None:
+        """A member has ended something: if it holds no more than it has slots, it runs all of that by now."""
+        holder = self.holders.get(peer)
+        if holder is None or sum(covered.size for covered in holder.covered.values()) > min(slots, RUNNING_KEPT):
+            return
+        for job, covered in holder.covered.items():
+            began = holder.began.setdefault(job, {})
+            for lo, hi in covered:
+                for task in range(lo, hi):
+                    began.setdefault(task, now)
 
     def alive(self, peer: str, now: float) -> None:
         """Any frame shows that a member lives: what is under way to it may arrive. No claim is renewed by that."""
@@ -353,8 +373,7 @@ class Leases:
         for peer, holder in self.holders.items():
             if holder.covered.pop(job, None):
                 told.append(peer)
-            holder.running.pop(job, None)
-            holder.began.pop(job, None)
+            holder.let_go(job)
             for rid in [rid for rid, grant in holder.grants.items() if grant.job == job]:
                 del holder.grants[rid]
                 holder.answered[rid] = Withdrawn(job)
@@ -371,7 +390,9 @@ class Leases:
         for peer, holder in self.holders.items():
             for task, since_s in holder.began.get(job, {}).items():
                 held = task in holder.covered.get(job, ())
-                others = (one for one in self.holders.values() if one is not holder)
+                others = (
+                    one for one in self.holders.values() if one is not holder and task not in one.handed.get(job, ())
+                )
                 if held and not any(task in one.covered.get(job, ()) for one in others):
                     yield peer, task, since_s
 

@@ -107,6 +107,8 @@ class Members(Handler):
             self._peer_frames[event.kind](event.peer, body, now)
 
     def feed(self, now: float) -> None:
+        if self.holding.ahead and self.running.free_slots():
+            self.holding.idle()
         if self.holding.hints and not self.parts.stopping:
             asks = self.holding.ask_again(now)
             if self.holding.asked is None:

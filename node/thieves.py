@@ -230,6 +230,7 @@ class Thieves(Handler):
                 thief.rest()
                 self.parts.timer((WAKE,), None)
                 self.out += self.members.claim(keeper)
+                self.parts.timer(("beat",), now)  # and what of it runs, as soon as it does
             thief.settle(peer, rid, taken=before)
         self.out.append(e.Send(peer, m.P_HANDED, [list(rid), before]))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from p2pgrid.core import messages as m
 from p2pgrid.node import events as e
+from p2pgrid.node.granting import HINTS
 from tests.node.desk import CODE, JOB, Desk, runs, sends, tasks
 from tests.node.test_machine_members import waiting
 from tests.node.test_machine_stealing import handed, lent, say, steal, thief, victim
@@ -102,3 +103,50 @@ def test_a_thief_asks_for_what_waits_inside_a_worker_behind_a_queued_run() -> No
     learnt = desk.machine.running.seconds(CODE)
     assert learnt is not None
     assert learnt >= 2.0 / len(tasks(second))
+
+
+def test_what_is_done_is_no_backlog_although_an_older_claim_names_it() -> None:
+    """It crossed the word that its result has arrived: thieves would be sent to a member that has nothing."""
+    desk = lent(12)
+    desk.do(e.PeerSent("p", m.P_RESULTS, [[JOB, [5, 9], 1, [[2, 12, 0, [b"v"] * 10]]]]))
+    say(desk, "p", 2, [0, 12])
+
+    assert sends(desk.do(e.PeerSent("q", m.P_WANT, [[6, 1], 2, 0.0, 1.0])), m.P_NONE) == [[[6, 1]]]
+    assert desk.machine.leases.held("p", JOB).flat() == [0, 2]
+
+
+def test_members_that_ask_at_the_same_time_are_sent_to_different_ones() -> None:
+    """Else all of them ask the same few, who have something for the first."""
+    granting = lent(12).machine.members.granting
+    waits = {f"m{number}": 1.0 + number / 100 for number in range(20)}
+    granting.backlogs = lambda besides="": {peer: one for peer, one in waits.items() if peer != besides}  # type: ignore[method-assign]
+    named = [granting._hints("q", 10.0) for _ in range(5)]
+
+    assert [len(one) for one in named] == [HINTS] * 5
+    assert {peer for one in named for peer, _ in one} == set(waits)
+    assert granting._hints("q", 20.0) == named[0], "a while later nothing is remembered of that"
+
+
+def test_who_asked_ahead_in_vain_asks_once_more_when_a_slot_is_free() -> None:
+    """Until then its keeper does not know that a copy of a slow task would be welcome."""
+    desk = thief(hints=())
+    holding = desk.machine.holding
+    holding.hint("k")
+    (asked,) = holding.ask(0, 1.0, 1.0, desk.now)
+    holding.refused("k", tuple(asked.body[0]), desk.now)
+    assert list(holding.ahead) == ["k"]
+    desk.all.clear()
+    desk.do(e.PeerUp("y", {"name": "y", "slots": 0}))
+
+    assert [one[1] for one in sends(desk.all, m.P_WANT)] == [1]
+    assert not holding.ahead
+
+
+def test_a_task_that_a_member_must_have_begun_may_be_copied_although_it_has_not_said_so() -> None:
+    """It has ended all others that it had; its next claim comes in a second."""
+    desk = lent(6)
+    say(desk, "p", 2, [0, 6])
+    assert {task: peer for peer, task, _ in desk.machine.leases.began(JOB)} == {0: "p"}
+    desk.do(e.PeerSent("p", m.P_RESULTS, [[JOB, [5, 9], 1, [[0, 4, 0, [b"v"] * 4]]]]))
+
+    assert {task for _, task, _ in desk.machine.leases.began(JOB)} >= {4, 5}
