@@ -67,7 +67,7 @@ class Completing:
         return {
             **body,
             "node": {**body.get("node", {}), "addresses": list(network.addresses)},
-            "grid": {**body.get("grid", {}), "id": network.charter.grid.hex()},
+            "grid": self._grid(body),
             "warnings": [*body.get("warnings", ()), *network.warnings(self._rows())],
             "objects": self.objects(),
             "network": network.stats(),
@@ -79,6 +79,13 @@ class Completing:
                 "refused": self._server.refused,
             },
         }
+
+    def _grid(self, body: Any) -> dict[str, Any]:
+        """Return what is known of the grid; who was revoked is in none, whatever it knew of the members last."""
+        charter = self._network.charter
+        revoked = charter.lost
+        alone = {"nodes": 1, "slots": body.get("node", {}).get("slots", 0)} if revoked else {}
+        return {**body.get("grid", {}), **alone, "id": charter.grid.hex(), "revoked": revoked}
 
     def _workers(self, body: Any) -> Any:
         states = {state.worker: state for state in self._pool.states()}

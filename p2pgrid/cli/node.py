@@ -158,10 +158,11 @@ def _status_text(found: dict[str, Any]) -> str:
     costs += [f"{process['fds']} open files"] if process.get("fds") else []
     size = f"{count(whole(grid.get('nodes'), 1), 'node')}, {count(whole(grid.get('slots')), 'slot')}"
     runs = f"{whole(node.get('busy'))} of {count(whole(node.get('slots')), 'slot')} busy"
+    where = "revoked from grid" if grid.get("revoked") is True else "grid"
     addresses = [address.partition("/p2p/")[0] for address in texts(network.get("addresses"))]
     reachable = text(network.get("reachable")) or "not yet known"
     lines = [
-        f"node {node.get('name')}   grid {grid.get('name')}: {size}",
+        f"node {node.get('name')}   {where} {grid.get('name')}: {size}",
         f" runs     {runs}; Python {node.get('python')}",
         f" jobs     {jobs.get('open', 0)} open of {jobs.get('all', 0)}",
     ]

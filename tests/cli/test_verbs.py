@@ -339,6 +339,14 @@ def test_warnings_go_to_stderr(run: Run, told: Oracle) -> None:
     assert run("status").err == "warning: the disk is nearly full\n"
 
 
+def test_status_of_a_node_that_was_revoked(run: Run, told: Oracle) -> None:
+    """The first line says so."""
+    told.answers["status"] = {**STATUS, "grid": {**STATUS["grid"], "revoked": True}}
+
+    assert run("status").out.startswith("node quiet-fox   revoked from grid blue-otter: 1 node, 2 slots\n")
+    assert json.loads(run("status", "--json").out)["grid"]["revoked"] is True
+
+
 def test_status_waits_for_members(run: Run, told: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Enough: 0; too few until the end: 6."""
     monkeypatch.setattr("p2pgrid.cli.node.WAIT_S", 0.0)

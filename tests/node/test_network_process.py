@@ -367,6 +367,8 @@ def test_roles_change_at_once(node: Callable[[str], Node]) -> None:
     assert (shut["revoked"]["name"], [one["name"] for one in shut["kept"]], shut["cut"]) == ("bee", ["cat"], [])
     until(lambda: bee.connected() == 0)
     until(lambda: any("revoked" in text for text in bee.ask("status")["warnings"]))
+    assert bee.ask("status")["grid"]["revoked"] is True
+    assert ant.ask("status")["grid"]["revoked"] is False
     until(lambda: ant.alive() == cat.alive() == {"ant", "cat"})
     bee.stop()
     bee.start().ready()
