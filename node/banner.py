@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -97,7 +98,7 @@ def banner(config: NodeConfig, identity: Identity, addresses: Sequence[str], kno
     elif known:
         membership = "1 other member known" if known == 1 else f"{known} other members known"
     free = shutil.disk_usage(config.dir).free
-    pythons = ", ".join(_short(path) for path in config.python)
+    pythons = ", ".join(f"{_short(path)}{_version(path)}" for path in config.python)
     tasks = f"up to {config.slots} tasks at once in {pythons}" if config.work else "no tasks (--no-work)"
     quota = f"at most {format_size(config.quota)} of " if config.quota else ""
     listens = f"{described(addresses)}   reachable: not yet known"
@@ -141,6 +142,18 @@ def crash_report(folder: Path, error: BaseException, events: Iterable[str]) -> P
 def _short(path: Path) -> str:
     home = Path.home()
     return f"~/{path.relative_to(home)}" if path.is_relative_to(home) and home != Path("/") else str(path)
+
+
+def _version(python: Path) -> str:
+    """Return ` (3.11)`, or nothing where only a start would tell: that takes longer than a banner may."""
+    if str(python) == sys.executable:
+        return f" ({sys.version_info.major}.{sys.version_info.minor})"
+    try:
+        text = (python.parent.parent / "pyvenv.cfg").read_text()
+    except (OSError, UnicodeError):
+        return ""
+    found = re.search(r"^version(?:_info)? *= *(\d+\.\d+)", text, re.MULTILINE)
+    return f" ({found[1]})" if found else ""
 
 
 def _now() -> str:

@@ -24,6 +24,8 @@ SHARE = 5
 TASK_ENDED = frozenset({"done", "failed", "cancelled"})
 
 Show = Callable[[int, bytes], None]
+MakeShow = Callable[[bool], Show]
+"""What shows something new of a task; told whether there is one task only."""
 
 
 @click.command("logs", cls=Verb, example="p2pgrid logs last/17\np2pgrid logs -f nightly")
@@ -34,7 +36,7 @@ def logs(setting: Setting, target: str, *, follow: bool) -> None:
     """Print what tasks wrote, to the end or so far: the last 64 KiB of each; at any node."""
     if follow:
         with open_link(setting.dir, "p2pgrid logs") as link:
-            _follow(link, target, _shows(setting, target))
+            _follow(link, target, lambda single: _shows(setting, single=single))
         return
     answer = ask(setting, "logs", target=target)
     found = _logs(answer.get("logs"))
@@ -54,12 +56,10 @@ def _write_lines(index: int, data: bytes) -> None:
     write_raw(b"".join(lead + line + b"\n" for line in data.splitlines()))
 
 
-def _shows(setting: Setting, target: str) -> Show:
-    """Return what shows something new of a task."""
+def _shows(setting: Setting, *, single: bool) -> Show:
     if setting.json:
         return lambda index, data: emit({"index": index, "text": data.decode(errors="replace")})
-    _, _, task = target.partition("/")
-    return (lambda _, data: write_raw(data)) if task.isdecimal() else _write_lines
+    return (lambda _, data: write_raw(data)) if single else _write_lines
 
 
 class Shown:
@@ -86,19 +86,27 @@ class Shown:
         return data[start:end]
 
 
-def _follow(link: Link, target: str, show: Show) -> None:
+def _follow(link: Link, target: str, make: MakeShow) -> None:
     """Show what is new, again and again, until all that is meant has ended."""
     shown = Shown()
     ended = False
     while not ended:
         began = time.monotonic()
-        ended = _has_ended(link.about("show", target))
+        found = link.about("show", target)
+        ended = _has_ended(found)
+        show = make(_is_single(found))
         for index, data in _logs(link.about("logs", target).get("logs")):
             new = shown.fresh(index, data, whole_lines=not ended)
             if new:
                 show(index, new)
         if not ended:
             time.sleep(max(EVERY_S, SHARE * (time.monotonic() - began)))
+
+
+def _is_single(found: dict[str, Any]) -> bool:
+    """Whether one task is meant, by its index, or because its job has no other."""
+    listed = rows(found.get("listed", [found.get("task")]))
+    return len(listed) == 1 or (not listed and mapping(found.get("job")).get("total") == 1)
 
 
 def _has_ended(found: dict[str, Any]) -> bool:

@@ -27,7 +27,9 @@ def program_name() -> str:
     if shell() is not None:
         named = os.environ.get("JPY_SESSION_NAME") or f"{KERNEL if KERNEL in sys.modules else IPYTHON} in {Path.cwd()}"
         return named[-NAME_MAX:]
-    return Path(sys.argv[0] or "python").name if getattr(sys, "argv", None) else "python"
+    words = getattr(sys, "argv", None) or [""]
+    path = Path(words[0] or "python")
+    return path.parent.name if path.name == "__main__.py" and path.parent.name else path.name  # python -m package
 
 
 class Cells:

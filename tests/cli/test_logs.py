@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from p2pgrid.cli.logs import KEPT_BYTES, Shown
 from tests.cli.conftest import Run
 from tests.cli.oracle import Oracle
@@ -39,7 +41,7 @@ def test_a_task_that_runs_again_is_shown_again() -> None:
 
 def test_follow_ends_with_the_job(run: Run, oracle: Oracle) -> None:
     """As text with the index before each line, as JSON one line for each piece."""
-    oracle.answers["show"] = {"job": {"state": "done"}}
+    oracle.answers["show"] = {"job": {"state": "done", "total": 5}}
     oracle.answers["logs"] = {"logs": [[3, b"one\ntwo\n"], [4, b"half"]]}
 
     plain, as_json = run("logs", "-f", "nightly"), run("logs", "--follow", "nightly", "--json")
@@ -47,3 +49,12 @@ def test_follow_ends_with_the_job(run: Run, oracle: Oracle) -> None:
     assert (plain.code, plain.out, plain.err) == (0, "3 | one\n3 | two\n4 | half\n", "")
     told = [json.loads(line) for line in as_json.out.splitlines()]
     assert told == [{"v": 1, "index": 3, "text": "one\ntwo\n"}, {"v": 1, "index": 4, "text": "half"}]
+
+
+@pytest.mark.parametrize("found", [{"job": {"state": "done", "total": 1}}, {"job": {}, "task": {"state": "failed"}}])
+def test_a_single_task_is_followed_as_it_is(run: Run, oracle: Oracle, found: dict[str, object]) -> None:
+    """A job of one task, or a task that was named: nothing stands before its lines."""
+    oracle.answers["show"] = found
+    oracle.answers["logs"] = {"logs": [[0, b"one\ntwo"]]}
+
+    assert run("logs", "-f", "nightly").out == "one\ntwo"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -164,3 +165,13 @@ def test_tables_are_escaped_and_bounded() -> None:
     assert "&lt;50&gt;" not in made
     assert "… and 950 more" in made
     assert "<progress" not in html.job("Job", {"id": "a", "state": "queued", "done": 0, "failed": 0, "total": None})
+
+
+@pytest.mark.parametrize(
+    ("word", "name"), [("/a/scan.py", "scan.py"), ("/a/spread/__main__.py", "spread"), ("-c", "-c"), ("", "python")]
+)
+def test_what_a_program_is_called(monkeypatch: pytest.MonkeyPatch, word: str, name: str) -> None:
+    """Its script; of `python -m package`, the package."""
+    monkeypatch.setattr(sys, "argv", [word])
+
+    assert notebook.program_name() == name
