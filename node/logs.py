@@ -10,13 +10,14 @@ Rule: this file looks for logs; what is kept where others decide.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from p2pgrid.core import messages as m
-from p2pgrid.core.errors import NotFound
+from p2pgrid.core.errors import NotFound, QuotaExceeded
 from p2pgrid.core.ranges import RangeSet, Span
 from p2pgrid.node import events as e
 from p2pgrid.node.inquiries import Inquiries, Round, full_id
@@ -27,6 +28,10 @@ from p2pgrid.node.targets import targets
 LOGS_MAX = 10_000
 """Tasks whose output one answer has."""
 LOGS_BYTES_MAX = 64 << 20
+READ_ROWS = 256
+"""Texts of 64 KiB at most that are read from disk at once."""
+ACTIVE_MAX, WAITING_MAX = 2, 256
+"""Answers that are put together at once, and requests that wait for that, of each kind."""
 PATIENCE_S = 1.0
 """How long other keepers are waited for: less than whoever asked this node for another waits (`inquiries`)."""
 HERE = "here"
@@ -39,14 +44,32 @@ class _Gathering:
 
     client: int
     id: int
+    lane: _Lane
+    names: Iterator[tuple[bytes, str, bytes]]
+    """What is still to be read here."""
+    others: tuple[Kept, Span | None] | None
+    """What the other keepers are to be asked for."""
     waits: int = 0
     """For the disk, for others."""
     found: dict[int, bytes] = field(default_factory=dict)
+    size: int = 0
+    """Bytes of what was found."""
 
     def add(self, logs: Iterable[tuple[int, bytes]]) -> None:
         for index, text in logs:
-            if len(text) > len(self.found.get(index, b"")):
+            had = len(self.found.get(index, b""))
+            if len(text) > had:
                 self.found[index] = text
+                self.size += len(text) - had
+
+
+@dataclass(slots=True)
+class _Lane:
+    """Requests of one kind: a few are under way, for each may hold as much as an answer takes; the others wait."""
+
+    active: int = 0
+    waiting: deque[_Gathering] = field(default_factory=deque)
+    is_moving: bool = False
 
 
 class Logs(Handler):
@@ -58,31 +81,54 @@ class Logs(Handler):
         self.keepers = keepers
         """Who else should hold the record of a job."""
         self.reading: dict[int, _Gathering] = {}
+        self._lanes = {"client": _Lane(), "member": _Lane(), HERE: _Lane()}
+        """Neither waits for another: what keepers ask each other never waits for what they are asked by others."""
         inquiries.door.logs = self.request
 
-    def request(self, event: e.ClientSent, arguments: dict[str, Any], now: float) -> dict[str, Any] | None:
-        """Answer with what tasks printed, `None`: later.
+    def request(self, event: e.ClientSent, arguments: dict[str, Any], _now: float) -> None:
+        """Answer with what tasks printed, later.
 
         Raises:
             NotFound: there is no such job or task; the target is ambiguous.
+            QuotaExceeded: more ask at once than can wait.
         """
         target = str(arguments.get("target", ""))
         alone = arguments.get(HERE) is True
         jobs = self._copies(target) if alone else targets(self.keeping, target)
-        keys: list[tuple[bytes, str, bytes]] = []
         for kept, span in jobs:
             if span is not None and not kept.known.within(*span) and not alone:
                 raise NotFound(f"{kept.name} has no task {span[0]}", next=f"p2pgrid show {kept.name}")
-            keys += islice(_newest(kept, span), LOGS_MAX - len(keys))
-        one = _Gathering(event.client, event.id)
-        if keys:
-            one.waits += 1
-            token = self.parts.token()
-            self.reading[token] = one
-            self.out.append(e.Fetch(token, keys))
-        if not alone and len(jobs) == 1:
-            self._ask(one, *jobs[0], now)
-        return None if one.waits else {"logs": []}
+        lane = self._lanes[HERE if alone else "client" if event.client >= 0 else "member"]
+        if len(lane.waiting) >= WAITING_MAX:
+            raise QuotaExceeded("too many ask this node for logs at once", next="ask again in a moment")
+        names = islice(chain.from_iterable(_newest(*one) for one in jobs), LOGS_MAX)
+        others = jobs[0] if not alone and len(jobs) == 1 else None
+        lane.waiting.append(_Gathering(event.client, event.id, lane, names, others))
+        self._move(lane)
+
+    def _move(self, lane: _Lane) -> None:
+        """Begin with what there is room for."""
+        if lane.is_moving:
+            return
+        lane.is_moving = True
+        while lane.waiting and lane.active < ACTIVE_MAX:
+            one = lane.waiting.popleft()
+            lane.active += 1
+            one.waits = 1
+            if one.others is not None:
+                self._ask(one, *one.others, self.parts.now)
+            self._read_on(one)
+        lane.is_moving = False
+
+    def _read_on(self, one: _Gathering) -> None:
+        """Read a lot of the rest from disk, unless there is enough for an answer."""
+        keys = list(islice(one.names, READ_ROWS)) if one.size <= LOGS_BYTES_MAX else []
+        if not keys:
+            self._came(one)
+            return
+        token = self.parts.token()
+        self.reading[token] = one
+        self.out.append(e.Fetch(token, keys))
 
     def _copies(self, target: str) -> list[tuple[Kept, Span | None]]:
         """Return the job that a keeper asks for by its full id, whoever serves it."""
@@ -110,7 +156,7 @@ class Logs(Handler):
         if one is None:
             return False
         one.add((int.from_bytes(row.key, "big"), row.value or b"") for row in event.rows)
-        self._came(one)
+        self._read_on(one)
         return True
 
     def _came(self, one: _Gathering) -> None:
@@ -118,6 +164,8 @@ class Logs(Handler):
         if not one.waits:
             logs = last_logs([[index, text] for index, text in one.found.items()])
             self.out.append(self.parts.reply(one.client, m.ANSWER, one.id, {"logs": logs}))
+            one.lane.active -= 1
+            self._move(one.lane)
 
 
 def _newest(kept: Kept, span: Span | None) -> Iterable[tuple[bytes, str, bytes]]:

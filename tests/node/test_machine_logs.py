@@ -9,7 +9,7 @@ import pytest
 from p2pgrid.core import messages as m
 from p2pgrid.node import events as e
 from p2pgrid.node.copying import Copying, CopyOptions
-from p2pgrid.node.logs import PATIENCE_S
+from p2pgrid.node.logs import ACTIVE_MAX, HERE, LOGS_BYTES_MAX, PATIENCE_S, READ_ROWS
 from tests.node.desk import JOB
 from tests.node.driver import Client, Task, line_of
 from tests.node.grid_world import GridNode, GridWorld
@@ -102,6 +102,29 @@ def test_a_keeper_that_is_silent_is_not_waited_for() -> None:
 
     assert asked(world, nodes[0], JOB.hex(), 2) == LINES
     assert world.now - began < 2 * PATIENCE_S
+
+
+def test_what_is_read_at_once_is_bounded_whoever_asks_for_how_much() -> None:
+    """A few requests at a time, each in lots, and no more of it than one answer takes; all are answered in the end."""
+    desk = keeper()
+    kept = desk.machine.keeping.jobs[JOB]
+    kept.logs.add(0, 5000)
+    text = b"x" * (64 << 10)
+    asks = [e.PeerSent("p", m.P_ASK, [[7, number], "logs", {"target": JOB.hex(), HERE: True}]) for number in range(20)]
+    open_ = [one for ask in asks for one in desk.do(ask) if isinstance(one, e.Fetch)]
+    answers: list[Any] = []
+    rows = 0
+    while open_:
+        assert len(open_) <= ACTIVE_MAX
+        fetch = open_.pop(0)
+        assert len(fetch.keys) <= READ_ROWS
+        rows += len(fetch.keys)
+        told = desk.do(e.Fetched(fetch.token, [e.Row(*key, b"", text) for key in fetch.keys]))
+        answers += [one.body[0] for one in told if isinstance(one, e.Send) and one.kind == m.P_ANSWER]
+        open_ += [one for one in told if isinstance(one, e.Fetch)]
+
+    assert sorted(answers) == [[7, number] for number in range(20)]
+    assert rows <= 20 * (LOGS_BYTES_MAX // len(text) + 2 * READ_ROWS)
 
 
 def row(index: int, text: bytes, key: bytes | None = None) -> list[Any]:
