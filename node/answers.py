@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 NEEDS_SHOWN = 5
 """Tasks that another one waits for, of those that explain names."""
+CODES_SHOWN = 64
+"""Functions and source trees of a job that are named, the last ones."""
 FAILED_SHOWN = 20
 """Failed tasks that a listing names."""
 _TRIES = {
@@ -163,7 +165,7 @@ def _show(machine: Machine, kept: Kept, span: Span | None) -> dict[str, Any]:
         "moves": _moves(machine, kept),
     }
     if span is None:
-        return shown
+        return shown | {"codes": [key.hex() for key in kept.rows.keys_of("code")[-CODES_SHOWN:]]}
     lo, hi = span
     if not kept.known.within(lo, hi):
         msg = f"{kept.name} has no task {lo}"

@@ -16,7 +16,7 @@ from p2pgrid.cli.large import LargeValues
 from p2pgrid.cli.link import Link, open_link
 from p2pgrid.cli.output import V, count, emit, plain, talk
 from p2pgrid.cli.parts import CANCELLED, Part, Parts
-from p2pgrid.cli.reading import mapping, rows, text, whole
+from p2pgrid.cli.reading import mapping, rows, text, texts, whole
 from p2pgrid.cli.shown import Showing, Shown
 from p2pgrid.cli.verb import Setting, Verb
 from p2pgrid.core.errors import ExitCode, GridError, NotFound
@@ -80,9 +80,10 @@ def result(setting: Setting, target: str, follow: bool, output: Path | None, for
     as_rows = setting.json or form == "jsonl"
     with _to(output) as out, open_link(setting.dir, "p2pgrid result") as link:
         job, span = _found(link, target)
+        codes = _codes(link, job)
         parts = Parts(link, job, span)
         printer = _Printer(out, job_name(job), "jsonl" if as_rows else form, one=setting.json and not follow)
-        with LargeValues(link.dir) as large, Showing(link.dir, interpreter_of(link), printer.form) as showing:
+        with LargeValues(link.dir) as large, Showing(link.dir, interpreter_of(link), printer.form, codes) as showing:
             printer.large = large
             for part in parts.as_they_come() if follow else parts.in_order():
                 printer.part(part, showing)
@@ -195,6 +196,14 @@ def _found(link: Link, target: str) -> tuple[bytes, Span | None]:
     if not isinstance(job, bytes):
         raise NotFound(f"no job {target!r:.80} is known here", next="p2pgrid jobs lists what there is")
     return job, (lo, hi) if isinstance(lo, int) and isinstance(hi, int) else None
+
+
+def _codes(link: Link, job: bytes) -> list[str]:
+    """Return the names of what the job's functions are made of; nothing where nobody can say it now."""
+    try:
+        return texts(link.about("show", job.hex()).get("codes"))
+    except GridError:
+        return []
 
 
 def interpreter_of(link: Link) -> str:

@@ -10,6 +10,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -27,6 +28,9 @@ from p2pgrid.core.large import LARGE
 PATIENCE_S = 60.0
 """How long the values of one lot may take."""
 READ_BYTES = 1 << 18
+TREES = "trees"
+"""Where a node keeps the source trees that its workers import from (`node.workers_trees`)."""
+_HEX = re.compile(r"[0-9a-f]{8,128}")
 ANSWER_MAX = 1 << 30
 
 
@@ -43,9 +47,14 @@ class Shown(NamedTuple):
 class Showing:
     """The child, while there is one; use it in a `with`."""
 
-    def __init__(self, directory: Path, interpreter: str, form: str) -> None:
-        """Show values as `repr`, `jsonl` or `pickle`; `directory` is that of the node."""
-        self._packages = directory / "python"
+    def __init__(self, directory: Path, interpreter: str, form: str, codes: Sequence[str] = ()) -> None:
+        """Show values as `repr`, `jsonl` or `pickle`; `directory` is that of the node.
+
+        `codes` names what the job's functions are made of: the classes of values are in its source trees, where this
+        node has run tasks of it.
+        """
+        trees = [directory / TREES / code for code in reversed(codes) if _HEX.fullmatch(code)]
+        self._paths = [directory / "python", *trees]
         self._interpreter = interpreter if os.access(interpreter, os.X_OK) else sys.executable
         self._form = form
         self._child: subprocess.Popen[bytes] | None = None
@@ -95,8 +104,9 @@ class Showing:
         if self._child is None:
             self._home = self._home or tempfile.TemporaryDirectory(prefix="p2pgrid-")
             env = {key: value for key, value in os.environ.items() if not key.startswith(("P2PGRID_", "PYTHON"))}
-            paths = [str(self._packages)] if self._packages.is_dir() else []
-            env |= {"PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+            paths = [str(path) for path in self._paths if path.is_dir()]  # the tasks that need a tree may run just now
+            env |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
+            env |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
             self._child = subprocess.Popen(
                 [self._interpreter, "-P", shown_child.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL, cwd=self._home.name, env=env, start_new_session=True,

@@ -290,6 +290,20 @@ def test_values_whose_class_is_not_here_are_text(tmp_path: Path) -> None:
     assert [one.readable for one in found] == [False, False]
 
 
+def test_a_class_of_the_job_s_own_modules_is_found_in_its_source_tree(tmp_path: Path) -> None:
+    """Where this node has run tasks of it; of several trees the last, and a name that is none is passed over."""
+    for code, text in (("0a" * 16, "an old one"), ("0b" * 16, "a thing")):
+        folder = tmp_path / "trees" / code / "module_of_the_job"
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text(f"class Thing:\n    def __repr__(self):\n        return {text!r}\n")
+    pickled = b"cmodule_of_the_job\nThing\n)\x81."
+    with Showing(tmp_path, sys.executable, "repr", ["0a" * 16, "0b" * 16, "../../etc", "0c" * 16]) as showing:
+        (one,) = showing.show(0, [pickled], 1)
+
+    assert (one.text, one.readable) == ("a thing", True)
+    assert not list(tmp_path.rglob("*.pyc"))
+
+
 def test_a_list_of_another_length_is_none(tmp_path: Path) -> None:
     """A member that sends five values for two tasks."""
     with Showing(tmp_path, sys.executable, "repr") as showing:
