@@ -1,7 +1,8 @@
 """What a node costs while nothing happens, in a grid of nine, beside a bare py-libp2p host measured in the same run.
 
 The bare host imports libp2p, makes a host with its defaults and listens; it knows nobody. Figures are those of the
-daemon's own process; those of its worker and its reaper stand beside them. Goals: DESIGN §13.
+daemon's own process; those of its worker and its reaper stand beside them. A tenth member is a leaf (`--preset edge`):
+what counts there is all its processes together. Goals: DESIGN §13; of the leaf issue 8 and DESIGN §6.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ WATCHED_S = 60.0
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 BARE_READY_S = 60.0
 GOAL_PSS_MORE, GOAL_CPU, GOAL_MESSAGES_PER_S = 15e6, 0.005, 5.0
+GOAL_LEAF_PSS, GOAL_LEAF_MESSAGES_PER_S = 110e6, 0.3
 GOAL_READY_MORE_S, GOAL_JOINED_MORE_S = 0.5, 2.0
 BARE = """
 import sys, trio
@@ -106,6 +108,7 @@ def run(rounds: int) -> dict[str, Any]:
             started = time.monotonic()
             nodes.node(f"n{i}").start(invite)
             joined.append(time.monotonic() - started)
+        leaf = nodes.node("leaf", "--preset", "edge").start(invite)
         seen_s = nodes.wait_all_alive(60)
         time.sleep(SETTLE_S)
         before = {node.name: (_messages(node), Cost.of(node.pid)) for node in nodes.all}
@@ -114,31 +117,35 @@ def run(rounds: int) -> dict[str, Any]:
         time.sleep(WATCHED_S * rounds)
         took = time.monotonic() - started
         bare = Cost.of(bare_pid)
-        rows = []
+        rows: list[dict[str, Any]] = []
         for node in nodes.all:
             cost = Cost.of(node.pid)  # before it is asked, which costs as well
             messages = _messages(node)
             below = [Cost.of(pid) for pid in descendants(node.pid)]
             rows.append({
-                "pss": cost.pss, "cpu": (cost.cpu_s - before[node.name][1].cpu_s) / took,
+                "name": node.name, "pss": cost.pss, "cpu": (cost.cpu_s - before[node.name][1].cpu_s) / took,
                 "messages_per_s": (messages - before[node.name][0]) / took,
                 "pss_below": sum(each.pss for each in below),
             })  # fmt: skip
-    medians = {what: statistics.median(row[what] for row in rows) for what in rows[0]}
-    worst = {what: max(row[what] for row in rows) for what in rows[0]}
+    rows, (edge,) = [row for row in rows if row["name"] != leaf.name], [row for row in rows if row["name"] == leaf.name]
+    figures = ("pss", "cpu", "messages_per_s", "pss_below")
+    medians = {what: statistics.median(row[what] for row in rows) for what in figures}
+    worst = {what: max(row[what] for row in rows) for what in figures}
     host = {"pss": bare.pss, "cpu": (bare.cpu_s - bare_before.cpu_s) / took, "ready_s": bare_ready_s}
     starts = {"ready_s": ready_s, "joined_s": statistics.median(joined), "all_see_all_s": seen_s}
-    _print(host, medians, worst, starts)
+    _print(host, medians, worst, edge, starts)
     return {
         "nodes": NODES, "watched_s": took, "python": sys.version.split()[0], "bare": host, "medians": medians,
-        "worst": worst, "starts": starts,
+        "worst": worst, "leaf": {what: edge[what] for what in figures}, "starts": starts,
     }  # fmt: skip
 
 
-def _print(host: dict[str, Any], medians: dict[str, Any], worst: dict[str, Any], starts: dict[str, Any]) -> None:
+def _print(
+    host: dict[str, Any], medians: dict[str, Any], worst: dict[str, Any], edge: dict[str, Any], starts: dict[str, Any]
+) -> None:
     print(f"{'':24}{'PSS':>12}{'CPU':>10}{'messages/s':>12}{'workers PSS':>14}", file=sys.stderr)
     print(f"{'bare libp2p host':24}{host['pss'] / 1e6:9.1f} MB{host['cpu']:10.2%}", file=sys.stderr)
-    for name, row in (("node of nine, median", medians), ("node of nine, worst", worst)):
+    for name, row in (("node of nine, median", medians), ("node of nine, worst", worst), ("leaf beside them", edge)):
         print(
             f"{name:24}{row['pss'] / 1e6:9.1f} MB{row['cpu']:10.2%}{row['messages_per_s']:12.2f}"
             f"{row['pss_below'] / 1e6:11.1f} MB",
@@ -149,6 +156,8 @@ def _print(host: dict[str, Any], medians: dict[str, Any], worst: dict[str, Any],
         f"{GOAL_CPU:.1%}, ≤ {GOAL_MESSAGES_PER_S:g} messages/s sent and received\n"
         f"ready {starts['ready_s']:.2f} s, joined {starts['joined_s']:.2f} s after the start; bare host "
         f"{host['ready_s']:.2f} s (goals: + {GOAL_READY_MORE_S:g} s, + {GOAL_JOINED_MORE_S:g} s); all saw all after "
-        f"{starts['all_see_all_s']:.2f} s",
+        f"{starts['all_see_all_s']:.2f} s\n"
+        f"goals of the leaf: all its processes ≤ {GOAL_LEAF_PSS / 1e6:.0f} MB "
+        f"({(edge['pss'] + edge['pss_below']) / 1e6:.1f}), ≤ {GOAL_LEAF_MESSAGES_PER_S:g} messages/s sent and received",
         file=sys.stderr,
     )
