@@ -51,6 +51,7 @@ from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, MachineConfig, Parts
 from p2pgrid.node.prints import Prints
 from p2pgrid.node.relaying import AGAIN as RELAY_AGAIN
+from p2pgrid.node.relaying import QUIET as RELAY_QUIET
 from p2pgrid.node.relaying import TIMER as RELAY
 from p2pgrid.node.relaying import Relays
 from p2pgrid.node.replicas import ALONE, ROOM, Replicas
@@ -143,6 +144,7 @@ class Machine(Handler):
             AWAIT: self.awaiting.again,
             RELAY: lambda now, client, job: self.relays.due(client, job, now),
             RELAY_AGAIN: lambda now, client, job: self.relays.again(client, job, now),
+            RELAY_QUIET: lambda now, client, job: self.relays.quiet(client, job, now),
             COPIES: self.replicas.tick,
             BURY: self.burying.ask,
             DRAINED: self.draining.look,

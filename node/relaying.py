@@ -8,8 +8,9 @@ who has the job can be reached it waits and looks for one, for as long as its cl
 *A reader elsewhere* of a job here has a number below zero among the readers of the job (`reading`): it gets what it
 misses in windows of its own, as any. What is said to such a number leaves as frames for its node (`addressed`).
 
-Rule: who serves a job is asked of `Parts.serving` and of nobody else. Nothing is asked twice for want of an answer: an
-answer comes, the connection ends, or the time is over.
+Rule: who serves a job is asked of `Parts.serving` and of nobody else. Nobody is asked twice in a row for want of an
+answer: it comes, the connection ends, or the time is over. A reader to whom nothing came for half a minute asks anew,
+less and less often: something may have been lost on the way.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ from p2pgrid.node import events as e
 from p2pgrid.node.parts import Handler, Parts
 
 TIMER = "relay"
-AGAIN = "relay again"
+AGAIN, QUIET = "relay again", "relay quiet"
 AGAIN_S = 1.0
 """How often those who do not have what is looked for are asked again: a keeper may have it since."""
+QUIET_S, QUIET_MAX_S = 30.0, 960.0
+"""After which a job is read anew of which nothing came; twice as long each time."""
 SILENT_S = 60.0
 """How long somebody who is connected and does not answer is waited for, whatever patience the reader has."""
 WINDOW_BYTES = 8 << 20
@@ -64,6 +67,9 @@ class Relay:
     number: int = 0
     came: int = 0
     """Frames of this subscription."""
+    heard_s: float = 0.0
+    """When something came last, or it was asked for."""
+    quiet_s: float = QUIET_S
     wanted: int | None = None
     """The task for whose result the client waits."""
     end: tuple[int, list[Any]] | None = None
@@ -154,6 +160,7 @@ class Relays(Handler):
         if relay is not None:
             self._leave(relay)
             self._look_no_more(relay)
+            self.parts.timer((QUIET, client, job), None)
 
     def gone(self, client: int) -> None:
         """A client left."""
@@ -190,6 +197,8 @@ class Relays(Handler):
             self._number += 1
             relay.peer, relay.number, relay.came, relay.end = peer, self._number, 0, None
             self._numbers[relay.number] = relay
+            relay.heard_s = now
+            self.parts.timer((QUIET, relay.client, relay.job), now + relay.quiet_s)
             more = [True] if relay.stable else []
             self.out.append(e.Send(peer, m.P_READ, [self._rid(relay), relay.job, relay.had.flat(), *more]))
             if relay.wanted is not None:
@@ -225,6 +234,18 @@ class Relays(Handler):
         if relay is not None and not relay.peer:
             relay.asked -= relay.without
             self._look_for(relay, now)
+
+    def quiet(self, client: int, job: bytes, now: float) -> None:
+        """On the timer: of a job that is read nothing may have come for long."""
+        relay = self._relays.get((client, job))
+        if relay is None or not relay.peer:
+            return  # it is looked for, and read anew then
+        if now < relay.heard_s + relay.quiet_s:
+            self.parts.timer((QUIET, client, job), relay.heard_s + relay.quiet_s)
+            return
+        relay.quiet_s = min(2 * relay.quiet_s, QUIET_MAX_S)
+        self._leave(relay)
+        self._begin(relay, now)
 
     def _give_up_if_nobody_has_it(self, relay: Relay, now: float) -> None:
         """Whoever could have it says no, and nobody else is to come: no need to wait for the end of all patience."""
@@ -301,6 +322,7 @@ class Relays(Handler):
         if relay is None or rid[0] != self.keeping.incarnation or relay.peer != peer or told[0] != relay.job:
             return  # it reads elsewhere by now, or not at all
         relay.came += 1
+        relay.heard_s = now
         if kind == m.RESULT:
             self._pass_on(relay, told[1])
         elif kind in (m.STATE, m.REFUSED):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 UNION = pickled_function(11, b"the function")
 CODE = content_id(UNION)
 SOCKET_S = 0.0001
+READ_AGAIN_S = 5.0
 AGAIN_S = 0.5
 """A client whose node is gone looks for it again after that."""
 DAY_S = 86400.0
@@ -61,6 +62,8 @@ class Job:
     acks: dict[tuple[str, Any], float] = field(default_factory=dict)
     cancelled: RangeSet = field(default_factory=RangeSet)
     refused: list[Any] = field(default_factory=list)
+    is_ours: bool = True
+    """Whether its client submitted it; else it reads what another did."""
     shall_end: bool = True
     """Whether its client is there to hear the end."""
     wrong: list[str] = field(default_factory=list)
@@ -98,6 +101,9 @@ class Job:
     def send(self) -> None:
         """Open, append, close, watch: what is not acknowledged, byte for byte."""
         client = self.client
+        if not self.is_ours:
+            self.read()
+            return
         spec = Spec("map", "", client.session, UNIX_0 + self.began_s, 7 * DAY_S, detach=self.detach).packed()
         client.say(m.OPEN, [self.job, spec])
         if ("code", CODE) not in self.acks:
@@ -257,6 +263,8 @@ class Client:
                     self.take_in(job.job)
             case m.STATE if job is not None:
                 job.state, job.reason = body[1], body[2]
+                if job.state == "unknown" and not job.is_ours:  # nobody was there who knows it
+                    self.world.at(READ_AGAIN_S, job.read)
                 if job.ended and job.ended_s is None:
                     job.ended_s = self.world.now
             case m.CANCELLED if job is not None:
@@ -293,6 +301,13 @@ class Client:
         job.sent = count if at_once else 0
         self.world.jobs.append(job)
         job.send()
+        return job
+
+    def reads(self, other: Job) -> Job:
+        """Return a job that another program submitted, to be read here."""
+        job = self.jobs[other.job] = Job(self, other.job, other.count, is_ours=False, watch=False)
+        job.began_s = self.world.now
+        self.world.jobs.append(job)
         return job
 
 

@@ -92,6 +92,8 @@ class Node:
         """Whether its process runs."""
         self.present = True
         """Whether its machine is on the network."""
+        self.is_gone = False
+        """Whether it never comes back."""
         self.life = 0
         self.card: Card | None = None
         self.links: dict[str, Link] = {}
@@ -149,7 +151,7 @@ class Node:
 
     def start(self) -> None:
         """Begin a life."""
-        if self.alive:
+        if self.alive or self.is_gone:
             return
         self.life += 1
         self.alive = self.present = True

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 PARETO = 1.5
 LONGEST = 0.05
 """No task of an uneven job is a larger part of all its work."""
+ACKNOWLEDGED_S = 0.005
+"""So often it is looked whether a job is acknowledged."""
 ORPHANED_S = 60.0
 """After so long a node cancels what a client left behind that never said goodbye."""
 
@@ -206,6 +208,30 @@ def dying(work: Work, scene: Scene) -> None:
     _each(work, scene, begin)
 
 
+def orphan(work: Work, scene: Scene) -> None:
+    """Submit jobs whose node dies for ever as soon as it has acknowledged them, and their program; others read them."""
+
+    def begin() -> None:
+        job = _submit(work, scene, scene.client(fresh=True), watch=False, detach=True)
+        job.shall_end = False
+        _leave_alone(job, scene, scene.rng.random() < 0.5)  # noqa: PLR2004 - as often seen as not
+
+    _each(work, scene, begin)
+
+
+def _leave_alone(job: Job, scene: Scene, reset: bool) -> None:  # noqa: FBT001 - called by the clock
+    world, node = scene.world, job.client.node
+    if not (job.durable and ("close", 0) in job.acks):
+        world.at(ACKNOWLEDGED_S, _leave_alone, job, scene, reset)
+        return
+    job.client.leave(goodbye=False)
+    node.crash(reset=reset)
+    node.is_gone = True
+    others = [one for one in world.nodes.values() if one not in scene.owners]
+    reader = world.client(scene.rng.choice(others)).reads(job)
+    world.at(scene.rng.uniform(0, 1.0), reader.read)
+
+
 def depends(work: Work, scene: Scene) -> None:
     """Submit jobs in layers: a task needs two of the layer before it, some also one of another program's job."""
     before: list[Job] = []
@@ -245,5 +271,6 @@ KINDS: dict[str, Kind] = {
     "late": late,
     "cancel": cancel,
     "dying": dying,
+    "orphan": orphan,
     "depends": depends,
 }

@@ -11,6 +11,7 @@ from p2pgrid.core.chains import OBSERVE, WORK
 from p2pgrid.node import events as e
 from p2pgrid.node import relaying
 from p2pgrid.node.kept import KeepingOptions
+from p2pgrid.node.relaying import Relays
 from tests.node.driver import Client, Faults, Submitted, Task, value_of
 from tests.node.grid_world import GridNode, GridWorld
 
@@ -92,6 +93,32 @@ def test_several_readers_at_one_node_are_given_everything_each() -> None:
         _is_whole(read, own)
     assert len(reads[0].got) < COUNT
     assert not nodes[0].machine.relays.is_busy
+
+
+@pytest.mark.parametrize("lost", [m.RESULT, m.STATE])
+def test_a_frame_that_was_lost_is_asked_for_after_half_a_minute(lost: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed 12 of `owner-never-returns`: the reader waited for it for ever."""
+    world, nodes = _grid(12)
+    own = _client(nodes[0]).submit(JOB, COUNT, _task)
+    assert world.run(lambda: own.ended, 60)
+    told = Relays._told
+    dropped: list[Any] = []
+
+    def drop(self: Relays, peer: str, body: Any, now: float) -> None:
+        if body[2] == lost and not dropped:
+            dropped.append(body)
+        else:
+            told(self, peer, body, now)
+
+    monkeypatch.setattr(Relays, "_told", drop)
+    for node in nodes:
+        node.machine.relays._frames[m.P_TOLD] = node.machine.relays._told
+    read = _client(nodes[2], 2).read(JOB)
+
+    assert not world.run(lambda: read.ended, 25)
+    assert world.run(lambda: read.ended, 10)
+    _is_whole(read, own)
+    assert dropped
 
 
 def test_a_cut_between_reader_and_job_delivers_nothing_twice() -> None:

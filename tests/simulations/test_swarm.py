@@ -35,7 +35,7 @@ def test_seeds_of_the_swarm(lot: int) -> None:
         must_hold(run_seed(scenario, seed))
 
 
-@pytest.mark.parametrize("name", ["blackout", "old-disk", "owner-gone"])
+@pytest.mark.parametrize("name", ["blackout", "old-disk", "owner-gone", "owner-never-returns"])
 def test_nobody_to_lose(name: str) -> None:
     """Scenarios in which nodes that keep a job, or all nodes, go down amid the work."""
     must_hold(run_seed(load(name), 0))
