@@ -68,6 +68,8 @@ class NodeConfig:
     """Seconds of work that it asks for ahead; None: as the machine has it."""
     guided: float | None = None
     """A node gets at most its share of what is left of a job, divided by this; None: as the machine has it."""
+    connected_max: int | None = None
+    """With so many members it is connected, whatever the size of the grid; None: as the machine has it."""
     open_dht: bool = False
     """Answer the DHT questions of those who are no members."""
     ephemeral: bool = False
@@ -408,6 +410,7 @@ _FLAGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "no_speculate": ("no_speculate", _flag),
     "queue": ("queue_s", parse_duration),
     "guided": ("guided", _factor),
+    "connected": ("connected_max", _count),
     "open_dht": ("open_dht", _flag),
     "quota": ("quota", parse_size),
     "grace": ("grace_s", parse_duration),
@@ -418,5 +421,5 @@ _FLAGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "log_level": ("log_level", _one_of(LOG_LEVELS)),
     "json": ("json", _flag),
 }
-"""Flag → (field, reader). Three are no flags of the command line: `embedded` is set by the client; `queue` and `guided`
-are for tests and for trying out how work is best shared, in the environment or in `pg.LocalGrid(queue="5s")`."""
+"""Flag → (field, reader). Four are no flags of the command line: `embedded` is set by the client; `queue`, `guided`
+and `connected` are for tests and for trying things out, in the environment or in `pg.LocalGrid(queue="5s")`."""

@@ -47,6 +47,7 @@ from p2pgrid.node.disk import Journal
 from p2pgrid.node.ending import Ending
 from p2pgrid.node.identity import Identity, open_identity
 from p2pgrid.node.local import DirectoryLock, LocalServer, take_directory, write_node_file
+from p2pgrid.node.locations import Locations
 from p2pgrid.node.machine import Machine, MachineConfig
 from p2pgrid.node.network import Network
 from p2pgrid.node.notify import Notifier
@@ -170,6 +171,7 @@ class Node:
         self.charter = charter
         self.talk = talk
         self.network = Network(config, identity, charter, talk, self.deliver)
+        locations = Locations(self.network)
         self.asked = Asked(self.network, self._rows, self._answer)
         self.waiting: Sequence[str] = ()
         self.joining = ""
@@ -199,6 +201,8 @@ class Node:
         self._perform: dict[type, Callable[[Any], None]] = {
             e.Reply: self._reply,
             **dict.fromkeys(_OF_NETWORK, self.network.perform),
+            e.Publish: locations.publish,
+            e.Locate: locations.locate,
             e.Store: self._store,
             e.Fetch: lambda effect: journal.fetch(effect.token, effect.keys),
             e.Run: self.pool.run,
@@ -432,7 +436,11 @@ class Node:
             python=version[:2],
             pid=os.getpid(),
             speculate=config.speculate,
-            **{name: told for name in ("queue_s", "guided") if (told := getattr(config, name)) is not None},
+            **{
+                name: told
+                for name in ("queue_s", "guided", "connected_max")
+                if (told := getattr(config, name)) is not None
+            },
         )
         return make(options, random.Random(os.urandom(16)))
 

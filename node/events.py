@@ -269,6 +269,14 @@ class Leaving:
 
 
 @dataclass(frozen=True, slots=True)
+class Located:
+    """Who keeps a job, as the grid's DHT has it; empty if it does not know. Answers Locate; members wrote it."""
+
+    job: Job
+    keepers: Sequence[NodeId]
+
+
+@dataclass(frozen=True, slots=True)
 class Stalled:
     """The shell's own loop stood still that long (SIGSTOP, suspend); comes before anything that queued meanwhile."""
 
@@ -292,7 +300,7 @@ class Stop:
 Event = (
     Loaded | Stored | StoreFailed | Fetched | ClientJoined | ClientSent | ClientGone | WorkerReady | WorkerDone
     | WorkerPrinted | WorkerDied | Named | Pulled | Secured | TimerFired | PeerUp | PeerDown | PeerRoles | PeerSent
-    | Belongs | Listens | Reachable | Leaving | Stalled | WallClock | Stop
+    | Belongs | Listens | Reachable | Leaving | Located | Stalled | WallClock | Stop
 )  # fmt: skip
 
 
@@ -331,6 +339,21 @@ class Disconnect:
     """A connection with this member is not wanted any more."""
 
     peer: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Say in the grid's DHT who keeps a job, and go on saying so; again when it changes. Nobody: say it no more."""
+
+    job: Job
+    keepers: Sequence[NodeId]
+
+
+@dataclass(frozen=True, slots=True)
+class Locate:
+    """Ask the grid's DHT who keeps a job; answered by Located."""
+
+    job: Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -514,6 +537,6 @@ class Stopped:
 
 
 Effect = (
-    Reply | Send | Connect | Disconnect | Drop | Introduce | GridClock | Store | Fetch | Run | Show | Recall | Kill
-    | Name | Pull | Needs | Freed | Secure | Delivered | SetTimer | Log | Stopped
+    Reply | Send | Connect | Disconnect | Publish | Locate | Drop | Introduce | GridClock | Store | Fetch | Run | Show
+    | Recall | Kill | Name | Pull | Needs | Freed | Secure | Delivered | SetTimer | Log | Stopped
 )  # fmt: skip

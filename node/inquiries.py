@@ -109,6 +109,8 @@ class Inquiries(Handler):
         self.listing = listing
         relays.ask = self.has
         self.patience_s: Callable[[float, float], float] = lambda *_: 0.0
+        self.seeks: Callable[[bytes, float], bool] = lambda *_: False
+        """Whether a job may be with members that are not connected, and is being looked for there (`locating`)."""
         self.names = names
         door.elsewhere = self.ask
         self.node: Callable[[str], str | None] = lambda _: None
@@ -216,6 +218,9 @@ class Inquiries(Handler):
     def _not_yet(self, one: Request, error: GridError, now: float) -> None:
         """Say so; but first wait for members that are about to be here, as long as whoever asked has time."""
         wait_s = self.patience_s(one.until_s - now, now) if one.until_s > now else 0.0
+        job, _ = full_id(one.target)
+        if job is not None and one.until_s > now and self.seeks(job, now):
+            wait_s = one.until_s - now
         if not wait_s or error.code == "ambiguous":
             self._refuse(one.event, error)
         else:
@@ -229,6 +234,14 @@ class Inquiries(Handler):
         self._number += 1
         self._late[self._number] = one, error
         self.parts.timer((LATE, self._number), until_s)
+
+    def in_vain(self, job: bytes) -> None:
+        """It was looked for elsewhere, and nobody is to be asked any more."""
+        for number, (one, error) in list(self._late.items()):
+            if full_id(one.target)[0] == job and error.code == "not-found":
+                del self._late[number]
+                self.parts.timer((LATE, number), None)
+                self._refuse(one.event, error)
 
     def up(self, peer: str, now: float) -> None:
         """A member is there: it may know what was not found."""
@@ -394,6 +407,7 @@ class Inquiries(Handler):
         elif row["owner"] not in self.peers:
             where = self.names(row["owner"])
             why = f"{where}, which has {row['id']}, is not here"
+            self.seeks(bytes.fromhex(row["hex"]), now)
             self._again(one, GridError(why, code="timed-out", next="p2pgrid members shows who is alive"), now)
         else:
             self._send([row["owner"]], one.verb, wanted, lambda got: self._told(one, row, got), now)

@@ -39,13 +39,15 @@ from p2pgrid.node.draining import Draining
 from p2pgrid.node.fitness import Fitness
 from p2pgrid.node.inquiries import LATE, Inquiries
 from p2pgrid.node.inquiries import TIMER as INQUIRY
-from p2pgrid.node.keepers import Candidate
+from p2pgrid.node.keepers import Candidate, keepers
 from p2pgrid.node.listing import TIMER as LISTING
 from p2pgrid.node.listing import Listing
+from p2pgrid.node.locating import TIMER as LOCATING
+from p2pgrid.node.locating import Locating
 from p2pgrid.node.logs import Logs
 from p2pgrid.node.members import Members
 from p2pgrid.node.moves import RERUN
-from p2pgrid.node.neighbours import CLONED, CONNECTED_MAX, Neighbours
+from p2pgrid.node.neighbours import CLONED, GUESTS, Neighbours
 from p2pgrid.node.neighbours import TIMER as NEIGHBOURS
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, MachineConfig, Parts
@@ -113,6 +115,13 @@ class Machine(Handler):
         self.burying.living = lambda: {one.id for one in self._candidates() if one.id != config.node_id}
         self.door.keepers_of = self.replicas.others
         self.inquiries.node = self.draining.node
+        self.locating = Locating(
+            parts, self.neighbours.is_large, self.neighbours.meet, self._likely, self.replicas.others
+        )
+        self.locating.place = self.relays.place
+        self.locating.in_vain = self._nowhere
+        self.relays.seeks = self.inquiries.seeks = self.locating.seeks
+        self.neighbours.is_used = self._is_used
         self.clients = self.door.clients
         self.wall_offset_s = 0.0
         self.loaded = False
@@ -147,6 +156,8 @@ class Machine(Handler):
             RELAY_QUIET: lambda now, client, job: self.relays.quiet(client, job, now),
             COPIES: self.replicas.tick,
             BURY: self.burying.ask,
+            GUESTS: self.neighbours.guests_due,
+            LOCATING: self.locating.tick,
             DRAINED: self.draining.look,
             ALONE: self.replicas.alone,
             ROOM: self.replicas.room,
@@ -175,6 +186,7 @@ class Machine(Handler):
             e.Listens: self.neighbours.listens,
             e.Reachable: self.neighbours.reachable,
             e.Leaving: self._on_leaving,
+            e.Located: self.locating.located,
             e.Stalled: self._on_stalled,
             e.WallClock: self._on_wall_clock,
             e.Stop: self._on_stop,
@@ -216,6 +228,7 @@ class Machine(Handler):
             parts.regrouped = False
             parts.hungry = True
             self.replicas.look(now)
+            self.locating.regrouped(now)
         if parts.hungry and self.loaded:
             self._feed(now)
 
@@ -250,7 +263,7 @@ class Machine(Handler):
     def alive(self) -> int:
         """Return how many members live, this node among them, as far as it knows."""
         seen = self.neighbours.view
-        if seen is None or len(seen.members) <= CONNECTED_MAX:
+        if seen is None or len(seen.members) <= self.config.connected_max:
             return 1 + len(self.peers.keys() - self.parts.suspects)  # whom nobody is connected with is of no use yet
         return sum(known.status == ALIVE for _, known in seen.live())
 
@@ -265,6 +278,26 @@ class Machine(Handler):
     def _candidates(self) -> list[Candidate]:
         """Return who might keep records, this node among them; nobody while it belongs to no grid."""
         return self.neighbours.candidates()
+
+    def _likely(self, job: bytes) -> list[str]:
+        """Return who may have a job by what this node knows: who accepted it, and who should keep it."""
+        entry = self.listing.list.jobs.get(job)
+        owner = "" if entry is None else entry.owner
+        return [owner, *(one.id for one in keepers(job, owner, self._candidates()))]
+
+    def _nowhere(self, job: bytes, now: float) -> None:
+        self.relays.in_vain(job, now)
+        self.inquiries.in_vain(job)
+
+    def _is_used(self, peer: str) -> bool:
+        """Whether something goes on with a member that needs a connection."""
+        holds = self.leases.holders.get(peer)
+        return (
+            self.relays.reads_at(peer)
+            or (holds is not None and holds.holds)
+            or peer in self.holding.debts
+            or any(peer in self.replicas.others(kept) for kept in self.keeping.jobs.values())
+        )
 
     def _name_of(self, peer: str) -> str:
         """Return what people call a member."""
@@ -335,6 +368,7 @@ class Machine(Handler):
     def _on_belongs(self, event: e.Belongs, now: float) -> None:
         self.neighbours.belongs(event, now)
         self.listing.belongs(event, now)
+        self.locating.belongs(event)
 
     def _on_peer_roles(self, event: e.PeerRoles, now: float) -> None:
         self.members.roles_changed(event, now)

@@ -10,7 +10,8 @@ Rule: before `Belongs` there is no grid, and nothing here does anything; so it i
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from p2pgrid.core import messages as m
@@ -28,8 +29,10 @@ from p2pgrid.node.view import Cloned, Forgotten, View
 
 TIMER = "neighbours"
 CLONED = "cloned"
-CONNECTED_MAX = 128
-"""Up to so many members a node keeps a connection with every other; above, with whom it observes, and the first met."""
+GUESTS_MAX = 64
+GUEST_S = 120.0
+"""For so long a connection is kept that was made to ask somebody something; longer while it is of use."""
+GUESTS = "guests"
 OFFSET_STEP_S = 1.0
 """A change of grid time by less is not worth telling the shell."""
 SETTLE_S = 3.0
@@ -60,6 +63,10 @@ class Neighbours(Handler):
         self._introduced: Card | None = None
         self._wanted: dict[str, tuple[str, ...]] = {}
         """Whom the shell keeps a connection with, and by which addresses."""
+        self._guests: OrderedDict[str, float] = OrderedDict()
+        """With whom this node is connected for a while though it knows enough others, and until when."""
+        self.is_used: Callable[[str], bool] = lambda _: False
+        """Whether a connection with a guest is of use."""
         self._offset_s: float | None = None
         self._settled_s = 0.0
         """When a node that met nobody counts as alone."""
@@ -80,6 +87,8 @@ class Neighbours(Handler):
                 self.view.show(now, chain=event.chain)
                 self._settle(now)
             return
+        for peer in list(self._guests):
+            self._dismiss(peer)
         for peer in list(self._wanted):
             self._leave_alone(peer)
         self.grid = event.grid
@@ -196,7 +205,7 @@ class Neighbours(Handler):
 
         0 if there are none, or none that this node would connect with. One that has just begun meets the others soon.
         """
-        if self.view is None or len(self._wanted) >= CONNECTED_MAX:
+        if self.view is None or len(self._wanted) >= self.config.connected_max:
             return 0.0
         live = [node for node, _ in self.view.live() if node != self.config.node_id]
         if not live and not self.config.embedded:
@@ -205,7 +214,7 @@ class Neighbours(Handler):
 
     def is_somebody_away(self) -> bool:
         """Whether a member that has not left, and should be connected, is not: it may have what nobody else has."""
-        if self.view is None or len(self._wanted) >= CONNECTED_MAX:
+        if self.view is None or len(self._wanted) >= self.config.connected_max:
             return False
         me, peers = self.config.node_id, self.peers
         return any(e.known.status != LEFT and node not in peers and node != me for node, e in self.view.members.items())
@@ -260,6 +269,8 @@ class Neighbours(Handler):
             suspects.discard(verdict.id)
             if verdict.status == ALIVE:
                 self.parts.hungry = True
+        if verdict.status in (LEFT, DEAD) and verdict.id in self._guests:
+            self._dismiss(verdict.id)
         if verdict.status == LEFT:
             self._leave_alone(verdict.id)
         elif verdict.status != DEAD:
@@ -275,10 +286,58 @@ class Neighbours(Handler):
         addresses = entry.known.card.addresses
         if self._wanted.get(peer) == addresses:
             return
-        if peer not in self._wanted and len(self._wanted) >= CONNECTED_MAX and peer not in self._liveness.subjects():
+        if (
+            peer not in self._wanted
+            and len(self._wanted) >= self.config.connected_max
+            and peer not in self._liveness.subjects()
+        ):
             return
         self._wanted[peer] = addresses
         self.out.append(e.Connect(peer, addresses))
+
+    def is_large(self) -> bool:
+        """Whether a live member is one of those that this node is not connected with, for there are too many."""
+        if self.view is None or len(self._wanted) < self.config.connected_max:
+            return False
+        return any(node not in self._wanted and node != self.config.node_id for node, _ in self.view.live())
+
+    def meet(self, peer: str, now: float) -> bool:
+        """Be connected with a member for a while, however many others there are; False: it is not known to live."""
+        entry = None if self.view is None else self.view.members.get(peer)
+        if entry is None or entry.known.status in (DEAD, LEFT):
+            return False
+        if peer in self._wanted:
+            return True
+        if peer not in self._guests:
+            if len(self._guests) >= GUESTS_MAX and not self._make_room():
+                return False
+            self.out.append(e.Connect(peer, entry.known.card.addresses))
+        self._guests[peer] = now + GUEST_S
+        self.parts.timer_unless_set((GUESTS,), now + GUEST_S)
+        return True
+
+    def _make_room(self) -> bool:
+        idle = next((one for one in self._guests if not self.is_used(one)), None)
+        if idle is not None:
+            self._dismiss(idle)
+        return idle is not None
+
+    def _dismiss(self, peer: str) -> None:
+        del self._guests[peer]
+        if peer not in self._wanted:
+            self.out.append(e.Disconnect(peer))
+
+    def guests_due(self, now: float) -> None:
+        """Let go of guests that are of no use any more."""
+        for peer, until_s in list(self._guests.items()):
+            if until_s > now:
+                continue
+            if peer in self._wanted or not self.is_used(peer):
+                self._dismiss(peer)
+            else:
+                self._guests[peer] = now + GUEST_S
+        if self._guests:
+            self.parts.timer((GUESTS,), max(now + 1.0, min(self._guests.values())))
 
     def _leave_alone(self, peer: str) -> None:
         if self._wanted.pop(peer, None) is not None:

@@ -52,6 +52,8 @@ class MachineConfig:
     """Signs and checks cards; None: every card is believed."""
     preset: str = "lan"
     """Of liveness and member view: local, lan, wan or edge."""
+    connected_max: int = 128
+    """Up to so many members a node is connected with every other; above, with whom it observes, and the first met."""
     orphan_after_s: float = 60.0
     linger_s: float = 2.0
     notice_after_s: float = 10.0

@@ -100,6 +100,8 @@ class Relays(Handler):
         """Asks a member whether it has a job; `has` or `has_not` follows."""
         self.patience_s: Callable[[float, float], float] = lambda *_: 0.0
         """How long it makes sense to wait for members that are not here (`Neighbours.patience_s`)."""
+        self.seeks: Callable[[bytes, float], bool] = lambda *_: False
+        """Whether a job may be with members that are not connected, and is being looked for there (`locating`)."""
         self._relays: dict[Key, Relay] = {}
         self._numbers: dict[int, Relay] = {}
         self._number = 0
@@ -250,8 +252,23 @@ class Relays(Handler):
     def _give_up_if_nobody_has_it(self, relay: Relay, now: float) -> None:
         """Whoever could have it says no, and nobody else is to come: no need to wait for the end of all patience."""
         away = any(peer not in relay.without for peer in self._places.get(relay.job, ()))
-        if not away and self.peers.keys() <= relay.without and not self.patience_s(relay.patience_s, now):
+        if not self.peers.keys() <= relay.without:
+            return
+        away = self.seeks(relay.job, now) or away
+        if not away and not self.patience_s(relay.patience_s, now):
             self.due(relay.client, relay.job, now)
+
+    def in_vain(self, job: bytes, now: float) -> None:
+        """It was looked for elsewhere, and nobody is to be asked any more."""
+        for relay in self._of(job):
+            if not relay.peer:
+                self._give_up_if_nobody_has_it(relay, now)
+
+    def reads_at(self, peer: str) -> bool:
+        """Whether somebody here reads at a member, or it reads here."""
+        return any(relay.peer == peer for relay in self._relays.values()) or any(
+            one.peer == peer for one in self._readers.values()
+        )
 
     def has(self, peer: str, job: bytes, now: float) -> None:
         """A member has a job."""

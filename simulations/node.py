@@ -121,6 +121,8 @@ class Node:
             e.Send: self._send,
             e.Connect: self._connect,
             e.Disconnect: self._disconnect,
+            e.Publish: lambda _: None,  # there is no DHT here: what the members know has to do
+            e.Locate: lambda effect: self.later(0.1, e.Located(effect.job, ())),
             e.Drop: self._drop,
             e.Introduce: self._introduce,
             e.GridClock: self._grid_clock,

@@ -175,6 +175,15 @@ class Kad:
             del self._commands[ticket]
         return box.content
 
+    def publish(self, key: bytes, payload: bytes) -> None:
+        """Keep this payload under that key, and go on doing so."""
+        self.tell(e.Put(self._next(), key, payload))
+
+    async def value(self, key: bytes) -> bytes | None:
+        """Return what is kept under a key, if anything is."""
+        found = await self.do(e.Get, key)
+        return found.payload if isinstance(found, e.Value) else None
+
     async def providers(self, name: bytes, count: int) -> dict[str, list[str]]:
         """Return who says that it has what this names, at most so many, and at which multiaddrs each is."""
         found = await self.do(e.FindProviders, name, count=count)

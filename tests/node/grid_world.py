@@ -30,6 +30,8 @@ class GridWorld(World):
         """The connections there are, each with a number of its own."""
         self._links_made = 0
         self.cut: set[frozenset[str]] = set()
+        self.dht: dict[bytes, tuple[str, ...]] = {}
+        """Who keeps which job, as nodes have published it."""
         self.greeting_s = 0.0
         """Within which time each end of a new connection hears of it, as on machines that have much else to do."""
 
@@ -209,6 +211,10 @@ class GridNode(Node):
                 self.card = card
             case e.Drop(peer, why):
                 self.dropped.append((peer, why))
+            case e.Publish(job, keepers):
+                self.world.dht[job] = tuple(keepers)
+            case e.Locate(job):
+                self._later(0.05, e.Located(job, self.world.dht.get(job, ())))
             case e.GridClock(offset_s):
                 self.offset_s = offset_s
             case e.Send(peer, kind, body):
