@@ -72,6 +72,8 @@ class LinkOptions:
     frames_per_s: float = 5000
     frames_burst: float = 20_000
     flood_s: float = FLOOD_S
+    frame_max: Callable[[str, Any], int] = lambda _peer, _member: FRAME_MAX_LOCAL
+    """How long a frame may be that a peer sends in bulk, by its id and what admission said of it."""
 
 
 class Owner(Protocol):
@@ -374,10 +376,12 @@ class Link:
             frames = splitter.feed(await self._some(stream, READ_BYTES))
 
     async def _read_bulk(self, stream: INetStream) -> None:
-        splitter = Splitter(FRAME_MAX_LOCAL)
+        splitter = Splitter(FRAME_MAX_CONTROL)
         await self.settled.wait()
         while True:
             data = await self._some(stream, BULK_READ_BYTES)
+            if self.member is not None:
+                splitter.limit = self._options.frame_max(self.peer, self.member)
             self._pings_due = min(self._pings_due + 1 + len(data) // WINDOW_MIN, PINGS_DUE_MAX)
             for at in range(0, len(data), READ_BYTES):
                 if frames := splitter.feed(data[at : at + READ_BYTES]):

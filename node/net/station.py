@@ -12,7 +12,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from libp2p.abc import IHost
 from multiaddr import Multiaddr
 
+from p2pgrid.core.bounds import largest_frame
 from p2pgrid.dht.records import Namespace
+from p2pgrid.node.net.control import LinkOptions
 from p2pgrid.node.net.door import Door
 from p2pgrid.node.net.host import make_host, running, strangers_host
 from p2pgrid.node.net.kad import Kad
@@ -24,6 +26,10 @@ class Owner(Listener, Protocol):
     """Whose station it is."""
 
     rng: random.Random
+
+    @property
+    def members(self) -> Mapping[str, Any]:
+        """What admission says of those who are connected by now; `roles` may be others than at the handshake."""
 
     @property
     def admit(self) -> Admit: ...
@@ -59,7 +65,10 @@ def build(
     door = Door(on_failed=owner.turned_away)
     strangers = strangers_host(key, membership) if open_dht else None
     host = make_host(key, membership, door, opened=opened, strangers=strangers)
-    links = Links(me, host, membership, owner, owner.hello, owner.log, owner.rng)
+    options = LinkOptions(
+        frame_max=lambda peer, admitted: largest_frame(owner.members.get(peer, admitted).roles)
+    )  # fmt: skip
+    links = Links(me, host, membership, owner, owner.hello, owner.log, owner.rng, options)
     kad = Kad(host, owner.namespaces(), owner.rng, wall=owner.grid_time_s, release=owner.release)
     if strangers is not None:
         kad.answer_strangers(strangers)

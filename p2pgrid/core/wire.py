@@ -141,13 +141,13 @@ class Splitter:
     """Cuts a byte stream into frames.
 
     `feed` takes what was read and returns the frames that are complete; an unfinished one is kept, at most `limit`
-    bytes of it, or what could be decoded so far.
+    bytes of it, or what could be decoded so far. `limit` may be changed; what is kept already is kept on.
     """
 
-    __slots__ = ("_buffer", "_growing", "_length", "_limit", "_need")
+    __slots__ = ("_buffer", "_growing", "_length", "_need", "limit")
 
     def __init__(self, limit: int = FRAME_MAX_LOCAL) -> None:
-        self._limit = limit
+        self.limit = limit
         self._buffer = bytearray()
         self._need = 4
         self._growing: _Growing | None = None
@@ -160,8 +160,8 @@ class Splitter:
         buffer = self._buffer
         if not buffer and len(data) > _LENGTH.size and _LENGTH.unpack_from(data)[0] == len(data) - _LENGTH.size:
             # One whole frame and nothing else: what a conversation of small frames is made of.
-            if len(data) - _LENGTH.size > self._limit:
-                raise PeerError(f"a frame of {len(data)} bytes, more than the {self._limit} allowed")
+            if len(data) - _LENGTH.size > self.limit:
+                raise PeerError(f"a frame of {len(data)} bytes, more than the {self.limit} allowed")
             return [self._decode(memoryview(data)[_LENGTH.size :])]
         buffer += data
         size = len(buffer)
@@ -173,8 +173,8 @@ class Splitter:
         try:
             while size - at >= _LENGTH.size:
                 (length,) = _LENGTH.unpack_from(buffer, at)
-                if length > self._limit:
-                    msg = f"a frame of {length} bytes, more than the {self._limit} allowed"
+                if length > self.limit:
+                    msg = f"a frame of {length} bytes, more than the {self.limit} allowed"
                     raise PeerError(msg)
                 end = at + 4 + length
                 if end > size:
@@ -205,7 +205,7 @@ class Splitter:
 
     def _decode(self, data: memoryview) -> Frame:
         with data:
-            return _checked(unpack(data, limit=self._limit))
+            return _checked(unpack(data, limit=self.limit))
 
 
 def _checked(value: Any) -> Frame:

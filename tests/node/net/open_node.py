@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -55,6 +56,7 @@ class Owner(Told):
 
     key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
     rng: random.Random = field(default_factory=lambda: random.Random(1))
+    members: dict[str, Any] = field(default_factory=dict)
 
     def admit(self, certificate: bytes, public: bytes, *, dialler: bool) -> int:
         return admit(certificate, public, dialler=dialler)

@@ -144,6 +144,34 @@ def test_large_frames_arrive_whole_and_in_order_and_control_overtakes_them() -> 
     assert arrived[1:] == sizes
 
 
+def test_who_need_not_send_much_cannot() -> None:
+    """A frame that is longer than the roles of its sender allow is refused when its length is read, not its bytes."""
+
+    async def talk() -> tuple[list[int], int, list[str]]:
+        seen = []
+
+        def most(peer: str, member: Any) -> int:
+            seen.append((peer, member))
+            return 400_000
+
+        a, b = linked(), linked(frame_max=most)
+        async with grid(a, b):
+            await both_up(a, b)
+            a.say(b, bytes(300_000))
+            await happens(lambda: len(b.told.bodies) == 1)
+            (link,) = b.links._links_with(a.id)
+            a.say(b, bytes(30_000_000))
+            await happens(lambda: "down" in b.told.words)
+            assert seen[0] == (a.id, link.member)
+        return [len(body) for body in b.told.bodies], link._bytes_read, b.log
+
+    arrived, read, log = run(talk)
+
+    assert arrived == [300_000]
+    assert read < 5_000_000
+    assert any("more than the 400000 allowed" in line for line in log)
+
+
 def test_bulk_to_a_peer_that_does_not_read_delays_nobody_else() -> None:
     async def talk() -> int:
         a, b, stuck = linked(bulk_bytes_max=50 << 20), linked(), linked()
