@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 from p2pgrid.core import messages as m
@@ -56,6 +57,8 @@ OTHERS_ROW = (bytes(16), "life", b"others")
 """Where the journal says that there were other members, and which there were last; no job has that id."""
 OTHERS_KEPT = 64
 """Of these so many are remembered."""
+LOGS_GIVEN = 256
+"""Tasks whose logs a new copy gets."""
 READ_ROWS = 64
 """Rows read from disk at once for a keeper that lacks them."""
 
@@ -317,9 +320,13 @@ class Replicas(Handler):
             kept = self.keeping.jobs.get(job)
             if kept is None or not kept.serving:
                 continue
-            second = next((peer for peer in self.others(kept) if self.copying.is_level(peer, job)), None)
+            second = self._second(kept)
             if second is not None:
                 self.copying.push_light(second, [row for row in rows if row.job == job])
+
+    def _second(self, kept: Kept) -> str | None:
+        """Return the keeper that has the logs of a job as well."""
+        return next((peer for peer in self.others(kept) if self.copying.is_level(peer, kept.id)), None)
 
     def tick(self, now: float) -> None:
         """Ask those whose copies may differ; see whether a listener has heard enough."""
@@ -592,8 +599,16 @@ class Replicas(Handler):
         if lacks:
             self.out.append(e.Send(peer, m.P_WANTED, [job, b"".join(lacks)]))
         self.copying.compared(peer, job, counts=peer in self.others(kept))
-        self._give(peer, job, kept.rows.besides(buckets, tags))
+        logs = self._logs_for(peer, kept) if not tags else []  # a copy that begins: nobody sent it any before
+        self._give(peer, job, kept.rows.besides(buckets, tags) + logs)
         self.out += self.copying.settle(peer, job)
+
+    def _logs_for(self, peer: str, kept: Kept) -> list[Name]:
+        """Return the logs that a member gets which begins a copy, the last ones, if it is who shall have them."""
+        if not kept.serving or self._second(kept) != peer:
+            return []
+        newest = (index for lo, hi in reversed(list(kept.logs)) for index in range(hi - 1, lo - 1, -1))
+        return [("log", index.to_bytes(8, "big")) for index in islice(newest, LOGS_GIVEN)]
 
     def _wanted(self, peer: str, job: Job, tags: list[bytes]) -> None:
         kept = self.keeping.jobs.get(job)

@@ -94,6 +94,17 @@ def test_who_comes_back_finds_what_was_printed_without_him() -> None:
         assert asked(world, node, JOB.hex(), number + 2) == LINES, node.name
 
 
+def test_who_joins_later_has_what_was_printed_before() -> None:
+    """A node that was alone with its job gets a second copy of it, and of its output."""
+    world, nodes = printed(1)
+    nodes.append(world.join("n1", "n0"))
+    assert world.run(lambda: _has(nodes[1]) and nodes[1].machine.keeping.jobs[JOB].logs.size == COUNT, 30)
+    nodes[0].crash(with_disk=False)
+    assert world.run(lambda: nodes[1].machine.keeping.jobs[JOB].serving, 30)
+
+    assert asked(world, nodes[1], JOB.hex(), 2) == LINES
+
+
 def test_a_keeper_that_is_silent_is_not_waited_for() -> None:
     """What the others have is told after a second."""
     world, nodes = printed(3)
