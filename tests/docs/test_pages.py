@@ -7,8 +7,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
+from p2pgrid.cli.main import VERBS, grid
 from p2pgrid.core import errors
 from p2pgrid.core.errors import EXIT_CODES, SELF_EVIDENT, GridError
 from tests.core.test_errors import TREE
@@ -97,3 +99,48 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             dead.append(link)
 
     assert dead == []
+
+
+TYPED = re.compile(r"(?:^|\$ +|; |&& |next: )p2pgrid ((?:--?\w[\w-]* )*[a-z][\w-]*(?: .*)?)$")
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Yield what the pages say to type: the page, and the words after `p2pgrid`."""
+    for page in PAGES:
+        if "decisions" in page.parts:
+            continue  # they tell what was thought of, too
+        text = re.sub(r"^## Not yet\n.*?^## ", "## ", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        lines = re.findall(r"`([^`\n]*p2pgrid [^`\n]*)`", text) + re.findall(r"^    (p2pgrid .*)$", text, re.MULTILINE)
+        for line in [*lines, *(line for block in blocks for line in block.splitlines())]:
+            yield from ((page.name, words) for words in TYPED.findall(line.strip()))
+
+
+def test_every_command_of_the_pages_is_one() -> None:
+    """Verbs that are typed in README and docs are there today, with the flags that are given."""
+    said = list(commands())
+
+    assert len(said) > 100
+    assert [one for one in said if not is_command(one[1])] == []
+    assert not is_command("frobnicate last")
+    assert not is_command("keep last --until 30d")
+    assert not is_command("grid explode")
+
+
+def is_command(line: str) -> bool:
+    """Whether these words begin with a verb of today; flags that stand before a command or comment are its own."""
+    words = line.partition("  #")[0].partition(" -- ")[0].split()
+    verb = next((word for word in words if not word.startswith("-")), "")
+    if verb not in VERBS:
+        return False
+    command = grid.get_command(grid.make_context("p2pgrid", [], resilient_parsing=True), verb)
+    while isinstance(command, click.Group):
+        following = [word for word in words[words.index(verb) + 1 :] if not word.startswith("-")]
+        if not following or following[0] not in command.commands:
+            return not following or not following[0].isalpha()
+        command = command.commands[following[0]]
+    assert command is not None
+    if verb in ("run", "map", "submit", "service"):
+        return True  # flags of theirs and of the command they run
+    flags = {flag for one in command.params for flag in (*one.opts, *one.secondary_opts)} | {"-h", "--help"}
+    return all(word.partition("=")[0].rstrip(",;.:)") in flags for word in words if re.match(r"--?[a-z]", word))
