@@ -7,29 +7,37 @@ neither ever waits for the loop:
     loop --store--> queue --> writer: gather ≤ 20 ms, one transaction, fsync --> deliver([Stored, Stored, …])
     loop --fetch--> queue --> reader: wait for the stores before it, read, check sums --> deliver([Fetched])
 
-Rules: a row is kept with sums of its own, and one that fails them is absent, never wrong. A file of a newer schema is
-not touched. A damaged file is set aside, never deleted.
+What the file is like stands in `journal_file`, what becomes of a damaged one in `journal_salvage`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
-from zlib import crc32
 
-from p2pgrid.core.errors import GridError
-from p2pgrid.node.events import HEAVY, Event, Fetched, Job, Log, Row, Stored, StoreFailed
+from p2pgrid.node.events import Event, Fetched, Log, Row, Stored, StoreFailed
+from p2pgrid.node.journal_file import (
+    Key,
+    connect,
+    explained,
+    find_row,
+    is_whole,
+    named,
+    open_file,
+    put_meta,
+    put_rows,
+    reason_of,
+    refuse_newer,
+)
+from p2pgrid.node.journal_salvage import finish_salvage, raise_unless_damage, salvage
 
-SCHEMA = 1
 GATHER_S = 0.02
 """From the begin of one commit to that of the next (DESIGN §7): the first store after a quiet time is synced at once,
 under load one sync serves all that came meanwhile."""
@@ -38,32 +46,11 @@ PENDING_BYTES_MAX = 1024 * 1024 * 1024
 CONGESTED_BYTES = 256 * 1024 * 1024
 GROUP_BYTES_MAX = 64 * 1024 * 1024
 GROUP_STORES_MAX = 1024
-ROWS_PER_STATEMENT = 64
-"""sqlite3 takes and gives the GIL once per statement: row by row, a busy loop would let one row pass per 5 ms."""
-BLOB_BYTES = 64 * 1024
-"""Values above this are read by blob handles, which copy without the GIL."""
-SALVAGE_STEPS_MAX = 200_000
 ROW_OVERHEAD_BYTES = 100
 
-_TABLES = (
-    """CREATE TABLE IF NOT EXISTS entries (
-        job BLOB NOT NULL, kind TEXT NOT NULL, key BLOB NOT NULL, sum INTEGER NOT NULL, meta BLOB NOT NULL,
-        value BLOB NOT NULL, UNIQUE (job, kind, key))""",
-    "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL)",
-)
-# `value` is the last column, so that a row is read without its value's pages when only the rest is wanted.
-_HEAVY = ", ".join(f"'{kind}'" for kind in sorted(HEAVY))
-_LIGHT = f"CASE WHEN kind IN ({_HEAVY}) THEN x'' ELSE value END"
-_LOAD = f"SELECT job, kind, key, sum, meta, {_LIGHT} FROM entries ORDER BY rowid"  # noqa: S608 - no data in it
-_DELETE = "DELETE FROM entries WHERE job = ? AND kind = ? AND key = ?"
-_FIND = (
-    "SELECT rowid, sum, meta, length(value), CASE WHEN length(value) <= ? THEN value END"
-    " FROM entries WHERE job = ? AND kind = ? AND key = ?"
-)
 _NEW_WORK = frozenset({"code", "input"})
 """What a client adds; these are refused when the quota is used up. Results and states of jobs are always taken."""
 
-Key = tuple[Job, str, bytes]
 Deliver = Callable[[Sequence[Event], Sequence[Log]], None]
 
 
@@ -115,25 +102,25 @@ class Journal:
         """
         path = folder / "journal.db"
         notes: list[str] = []
-        with _explained(folder):
-            _finish_salvage(path)
+        with explained(folder):
+            finish_salvage(path)
             if path.exists():
                 try:
-                    _refuse_newer(path)
+                    refuse_newer(path)
                 except sqlite3.DatabaseError as error:
-                    _raise_unless_damage(error)
+                    raise_unless_damage(error)
             try:
-                db, rows = _open(path)
+                db, rows = open_file(path)
             except sqlite3.DatabaseError as error:
-                _raise_unless_damage(error)
-                notes.append(_salvage(path))
-                db, rows = _open(path)
-            good = [row for row, summed in rows if _is_whole(row, summed, heavy_too=False)]
+                raise_unless_damage(error)
+                notes.append(salvage(path))
+                db, rows = open_file(path)
+            good = [row for row, summed in rows if is_whole(row, summed, heavy_too=False)]
             if len(good) < len(rows):
                 notes.append(f"{len(rows) - len(good)} rows of the journal fail their checksum and are left out")
             last = db.execute("SELECT value FROM meta WHERE name = 'incarnation'").fetchone()
             incarnation = max(int(last[0]) + 1 if last else 0, int(wall_s))
-            _put_meta(db, "incarnation", str(incarnation).encode())
+            put_meta(db, "incarnation", str(incarnation).encode())
         return cls(db, path, good, notes, incarnation)
 
     def load(self) -> list[Row]:
@@ -151,8 +138,8 @@ class Journal:
     def remember(self, name: str, value: bytes) -> None:
         """Keep a small thing about the node itself. Before `start` only."""
         assert not self._threads
-        with _explained(self.path.parent):
-            _put_meta(self._db, name, value)
+        with explained(self.path.parent):
+            put_meta(self._db, name, value)
 
     # ---- from the loop ----------------------------------------------------------------------------------------------
 
@@ -267,14 +254,14 @@ class Journal:
         db = self._db
         try:
             db.execute("BEGIN IMMEDIATE")
-            _put(db, {row[:3]: row for pending in group for row in pending.rows})
+            put_rows(db, {row[:3]: row for pending in group for row in pending.rows})
             db.execute("COMMIT")
         except (sqlite3.Error, MemoryError, OverflowError) as error:
             with contextlib.suppress(sqlite3.Error):  # SQLite has rolled back by itself after most failures
                 db.execute("ROLLBACK")
             if len(group) > 1:
                 return [event for pending in group for event in self._transact([pending])]
-            return [StoreFailed(group[0].token, _reason(error))] if group[0].token else []
+            return [StoreFailed(group[0].token, reason_of(error))] if group[0].token else []
         return [Stored(pending.token) for pending in group if pending.token]
 
     def _used(self) -> int:
@@ -285,7 +272,7 @@ class Journal:
     # ---- the reader thread ------------------------------------------------------------------------------------------
 
     def _read(self) -> None:
-        with contextlib.closing(_connect(self.path)) as db:
+        with contextlib.closing(connect(self.path)) as db:
             while (asked := self._asked.get()) is not None:
                 after, token, keys = asked
                 with self._progress:
@@ -294,244 +281,14 @@ class Journal:
                 logs: list[Log] = []
                 for key in keys:
                     try:
-                        row = _find(db, key)
+                        row = find_row(db, key)
                     except sqlite3.Error as error:
-                        logs.append(Log("warning", f"a row of the journal cannot be read ({_named(key)}): {error}"))
+                        logs.append(Log("warning", f"a row of the journal cannot be read ({named(key)}): {error}"))
                         continue
                     if row is None:
                         continue
-                    if _is_whole(row[0], row[1], heavy_too=True):
+                    if is_whole(row[0], row[1], heavy_too=True):
                         rows.append(row[0])
                     else:
-                        logs.append(Log("warning", f"a row of the journal fails its checksum: {_named(key)}"))
+                        logs.append(Log("warning", f"a row of the journal fails its checksum: {named(key)}"))
                 self._deliver([Fetched(token, rows)], logs)
-
-
-# ---- rows and sums --------------------------------------------------------------------------------------------------
-
-
-def _sum(row: Row) -> int:
-    """Two sums in one number, so that the rest of a row can be checked without reading its value."""
-    return _sum_of_rest(row) << 32 | crc32(row.value or b"")
-
-
-def _sum_of_rest(row: Row) -> int:
-    return crc32(row.meta, crc32(row.key, crc32(row.job, crc32(row.kind.encode())))) & 0x7FFFFFFF
-
-
-def _is_whole(row: Row, summed: int, *, heavy_too: bool) -> bool:
-    if heavy_too or row.kind not in HEAVY:
-        return summed == _sum(row)
-    return summed >> 32 == _sum_of_rest(row)
-
-
-def _named(key: Key) -> str:
-    job, kind, rest = key
-    return f"job {job.hex()} {kind} {rest.hex()[:32]}"
-
-
-@cache
-def _insert(count: int) -> str:
-    places = ", ".join(["(?, ?, ?, ?, ?, ?)"] * count)
-    return f"INSERT OR REPLACE INTO entries (job, kind, key, sum, meta, value) VALUES {places}"  # noqa: S608 - no data
-
-
-def _put(db: sqlite3.Connection, rows: Mapping[Key, Row]) -> None:
-    values: list[object] = []
-    for row in rows.values():
-        if row.value is None:
-            db.execute(_DELETE, row[:3])
-            continue
-        values += (row.job, row.kind, row.key, _sum(row), row.meta, row.value)
-        if len(values) == 6 * ROWS_PER_STATEMENT:
-            db.execute(_insert(ROWS_PER_STATEMENT), values)
-            values = []
-    if values:
-        db.execute(_insert(len(values) // 6), values)
-
-
-def _find(db: sqlite3.Connection, key: Key) -> tuple[Row, int] | None:
-    found = db.execute(_FIND, (BLOB_BYTES, *key)).fetchone()
-    if found is None:
-        return None
-    rowid, summed, meta, length, value = found
-    if length > BLOB_BYTES:
-        with db.blobopen("entries", "value", rowid, readonly=True) as blob:
-            value = blob.read()
-    return Row(*key, meta, value), summed
-
-
-def _put_meta(db: sqlite3.Connection, name: str, value: bytes) -> None:
-    db.execute("INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)", (name, value))
-
-
-# ---- files ----------------------------------------------------------------------------------------------------------
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    # Opened by one thread and used by another, never by two at once.
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
-    try:
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        db.execute("PRAGMA journal_size_limit = 67108864")
-    except sqlite3.Error:
-        db.close()
-        raise
-    return db
-
-
-def _open(path: Path) -> tuple[sqlite3.Connection, list[tuple[Row, int]]]:
-    # SQLite gives the -wal and -shm files, which hold values too, the mode that the journal has when they are made.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    path.chmod(0o600)
-    db = _connect(path)
-    try:
-        # Schema and number in one transaction: a file that is killed half made has number 0 and no tables.
-        db.execute("BEGIN IMMEDIATE")
-        for table in _TABLES:
-            db.execute(table)
-        db.execute(f"PRAGMA user_version = {SCHEMA}")
-        db.execute("COMMIT")
-        rows = [(Row(job, kind, key, meta, value), summed) for job, kind, key, summed, meta, value in db.execute(_LOAD)]
-    except sqlite3.Error:
-        db.close()
-        raise
-    return db, rows
-
-
-def _refuse_newer(path: Path) -> None:
-    """Look at the schema number through a connection that cannot write."""
-    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
-        number = db.execute("PRAGMA user_version").fetchone()[0]
-    if number > SCHEMA:
-        raise GridError(
-            f"the journal {path} was written by a newer p2pgrid (schema {number}, this program knows {SCHEMA})",
-            next="install that version again, or start with another directory: p2pgrid node --dir DIR",
-            code="journal-newer",
-        )
-
-
-@contextlib.contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    """Translate what SQLite and the file system say while the journal is opened."""
-    try:
-        yield
-    except (sqlite3.Error, OSError) as error:
-        raise GridError(
-            f"the journal in {folder} cannot be opened: {_reason(error)}",
-            next="make room and the folder writable, or use another: p2pgrid node --dir DIR",
-            code="directory-unusable",
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code == sqlite3.SQLITE_FULL:
-        return "the disk is full"
-    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-        return "it is not writable"
-    if code == sqlite3.SQLITE_IOERR:
-        return f"the disk refuses to write ({error})"
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-# ---- damage ---------------------------------------------------------------------------------------------------------
-
-
-def _raise_unless_damage(error: sqlite3.DatabaseError) -> None:
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        raise error
-
-
-def _finish_salvage(path: Path) -> None:
-    """A salvage that was interrupted between its two renames is finished; one before them is begun anew."""
-    fresh = path.with_name("journal.new")
-    if path.exists():
-        _remove(fresh)
-    elif fresh.exists():
-        fresh.rename(path)
-
-
-def _salvage(path: Path) -> str:
-    """Copy every readable row to a new file, set the damaged one aside, and return a line for people."""
-    fresh = path.with_name("journal.new")
-    _remove(fresh)
-    rows, unread, incarnation = _readable(path)
-    good = [row for row, summed in rows if _is_whole(row, summed, heavy_too=True)]
-    db, _ = _open(fresh)
-    with contextlib.closing(db):
-        db.execute("BEGIN IMMEDIATE")
-        _put(db, {row[:3]: row for row in good})
-        if incarnation is not None:
-            _put_meta(db, "incarnation", incarnation)
-        db.execute("COMMIT")
-    number = 1
-    while path.with_name(f"journal.corrupt-{number}").exists():
-        number += 1
-    aside = path.with_name(f"journal.corrupt-{number}")
-    path.rename(aside)
-    for suffix in ("-wal", "-shm"):
-        beside = Path(f"{path}{suffix}")
-        if beside.exists():
-            beside.rename(f"{aside}{suffix}")
-    fresh.rename(path)
-    _sync(path.parent)
-    lost = len(rows) - len(good) + unread
-    return (
-        f"the journal was damaged: {len(good)} rows saved, {f'at least {lost}' if lost else 'an unknown number'} lost;"
-        f" the damaged file is kept as {aside}"
-    )
-
-
-def _readable(path: Path) -> tuple[list[tuple[Row, int]], int, bytes | None]:
-    """Read row by row around the damage: (rows, rows known to be unreadable, incarnation).
-
-    Ranges of row ids are halved until they can be read or hold one row; what lies beyond `SALVAGE_STEPS_MAX` is lost.
-    """
-    rows: list[tuple[Row, int]] = []
-    unread = 0
-    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
-        incarnation = _one(db, "SELECT value FROM meta WHERE name = 'incarnation'")
-        last = _one(db, "SELECT max(rowid) FROM entries")
-        ranges = [(1, last if isinstance(last, int) else 1 << 20)]
-        for _ in range(SALVAGE_STEPS_MAX):
-            if not ranges:
-                break
-            lo, hi = ranges.pop()
-            try:
-                found = db.execute(
-                    "SELECT job, kind, key, sum, meta, value FROM entries WHERE rowid BETWEEN ? AND ?", (lo, hi)
-                ).fetchall()
-            except sqlite3.Error as error:
-                if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
-                    break  # no table can be seen at all
-                if lo == hi:
-                    unread += 1
-                else:
-                    middle = (lo + hi) // 2
-                    ranges += [(middle + 1, hi), (lo, middle)]
-                continue
-            rows += [(Row(job, kind, key, meta, value), summed) for job, kind, key, summed, meta, value in found]
-    return rows, unread, incarnation if isinstance(incarnation, bytes) else None
-
-
-def _one(db: sqlite3.Connection, query: str) -> object:
-    try:
-        found = db.execute(query).fetchone()
-    except sqlite3.Error:
-        return None
-    return found[0] if found else None
-
-
-def _remove(path: Path) -> None:
-    for each in (path, *(Path(f"{path}{suffix}") for suffix in ("-wal", "-shm"))):
-        each.unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -20,7 +20,7 @@ from p2pgrid.core.member import ALIVE, DEAD, LEFT, STATUS_NAMES, SUSPECT, Card, 
 from p2pgrid.core.shapes import from_neighbour
 from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node import events as e
-from p2pgrid.node import liveness, view
+from p2pgrid.node import view
 from p2pgrid.node.gridtime import GridTime, GridTimeOptions
 from p2pgrid.node.keepers import Candidate, keeps
 from p2pgrid.node.liveness import Liveness
@@ -95,7 +95,7 @@ class Neighbours(Handler):
         self._settled_s = now + SETTLE_S
         self._introduced = None
         preset = self.config.preset
-        self._liveness = Liveness(self.config.node_id, liveness.PRESETS[preset], self.rng)
+        self._liveness = Liveness(self.config.node_id, patience.PRESETS[preset], self.rng)
         self._time = GridTime(GridTimeOptions(), self.rng)
         self._time.wall_offset(self._wall_offset_s)
         born = self._liveness.begin(self._persisted, now + self._wall_offset_s, now)

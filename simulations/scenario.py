@@ -24,7 +24,7 @@ from importlib import resources
 from typing import Any, TypeVar
 
 from p2pgrid.core.errors import GridError
-from p2pgrid.node import liveness
+from p2pgrid.node import patience
 from p2pgrid.simulations import faults, workloads
 from p2pgrid.simulations.faults import Fault
 from p2pgrid.simulations.workloads import Work
@@ -165,7 +165,7 @@ def parse(name: str, text: str, where: str = "") -> Scenario:
             reader.table(entry, one, part)
             reader.known([str(entry.get("kind"))], kinds, f"kind of {part}")
     preset = data.get("grid", {}).get("preset", "lan")
-    reader.known(preset["any"] if isinstance(preset, dict) else [preset], liveness.PRESETS, "preset")
+    reader.known(preset["any"] if isinstance(preset, dict) else [preset], patience.PRESETS, "preset")
     expect = data.get("expect", {})
     reader.known(expect, EXPECTED, "expect")
     for key, bounds in expect.items():

@@ -14,9 +14,10 @@ from typing import Any
 
 from p2pgrid.core.member import ALIVE, DEAD, SUSPECT, Card, Update, Verdict
 from p2pgrid.core.shapes import from_neighbour
-from p2pgrid.node import liveness, view
+from p2pgrid.node import view
 from p2pgrid.node.events import Send
-from p2pgrid.node.liveness import Liveness, LivenessOptions
+from p2pgrid.node.liveness import Liveness
+from p2pgrid.node.patience import LivenessOptions
 from p2pgrid.node.view import Cloned, Forgotten, View, ViewOptions
 
 UNIX_0 = 1_800_000_000
@@ -55,7 +56,7 @@ class World:
 
     def add(self, name: str, preset: str = "lan", *, id: str = "") -> Node:  # noqa: A002
         """Add a node; two may share an `id`, then frames to it reach either."""
-        node = self.nodes[name] = Node(self, id or name, liveness.PRESETS[preset], view.PRESETS[preset])
+        node = self.nodes[name] = Node(self, id or name, patience.PRESETS[preset], view.PRESETS[preset])
         return node
 
     def grid(self, count: int, preset: str = "lan") -> list[Node]:

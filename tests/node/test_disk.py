@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from p2pgrid.core.errors import GridError
-from p2pgrid.node.disk import SCHEMA, Journal
+from p2pgrid.node.disk import Journal
 from p2pgrid.node.events import Event, Fetched, Log, Row, Stored, StoreFailed
+from p2pgrid.node.journal_file import SCHEMA
 
 JOB = b"j" * 16
 WALL_S = 1_800_000_000.0

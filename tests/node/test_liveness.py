@@ -16,7 +16,8 @@ from p2pgrid.core.errors import PeerError
 from p2pgrid.core.member import ALIVE, DEAD, INCARNATION_MAX, LEFT, SUSPECT, Verdict
 from p2pgrid.core.shapes import from_neighbour
 from p2pgrid.node.events import Send
-from p2pgrid.node.liveness import EDGE, LAN, PRESETS, WAN, Liveness, LivenessOptions
+from p2pgrid.node.liveness import Liveness
+from p2pgrid.node.patience import EDGE, LAN, PRESETS, WAN, LivenessOptions
 from p2pgrid.node.rings import Rings
 from tests.node.ring_world import World
 
