@@ -3,6 +3,7 @@
     python -m benchmarks survive --runs 20 --seed 1
     python -m benchmarks survive --moments 200          one node of four killed at a random moment of a small job
     python -m benchmarks survive --blackouts 10         all five killed at 50 %, one disk lost, the other four started
+    python -m benchmarks survive --halves 14            cut 7/7 in network namespaces for 20 s amid a job, then healed
 
 A client submits 2,000 tasks of 50 ms to the third node with `grid.start` and prints the id. At 30 % both get SIGKILL
 at once, then four more nodes that the seed names, one every 2 s. Then `p2pgrid result ID`, at a node that the
@@ -26,7 +27,7 @@ from typing import Any, NamedTuple
 
 from p2pgrid.core.errors import GridError
 from tests.system.grids import DidNotHappen, Node, Nodes
-from tests.system.harm import ALIVE_S, Moment, blackout, moment, revive, strike
+from tests.system.harm import ALIVE_S, Halves, Moment, blackout, cut_in_halves, moment, revive, strike
 from tests.system.survival import Sent, has_rows_of, stranger_to
 
 NODES, TASKS, TASK_S = 12, 2000, 0.05
@@ -35,6 +36,7 @@ GIVEN_TO = 2
 KILL_AT = 0.3
 MORE = 4
 SMALL_NODES = 4
+CUT_TASKS, CUT_TASK_S, CUT_S = 1400, 0.15, 20.0
 DARK_NODES, DARK_TASKS, DARK_AT = 5, 400, 0.5
 
 
@@ -59,8 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> Sequence[str]:
     parser.add_argument("--seed", type=int, default=1, help="survive: of the first run; the next has the next")
     parser.add_argument("--moments", type=int, default=0, help="survive: instead, so many kills in small jobs")
     parser.add_argument("--blackouts", type=int, default=0, help="survive: instead, so many blackouts")
+    parser.add_argument("--halves", type=int, default=0, help="survive: instead, so many nodes cut in two halves")
     parser.add_argument("--folder", type=Path, help="survive: leave the nodes' directories and logs here")
-    return "runs", "seed", "moments", "blackouts", "folder"
+    return "runs", "seed", "moments", "blackouts", "halves", "folder"
 
 
 @contextlib.contextmanager
@@ -169,15 +172,39 @@ def _run_blackouts(count: int, seed: int, folder: Path | None) -> dict[str, Any]
     }
 
 
+# ---- halves ----------------------------------------------------------------------------------------------------------
+
+
+def _run_halves(count: int, folder: Path | None) -> dict[str, Any]:
+    """Cut a grid in two; raises AssertionError if one of the three jobs is not right at the end."""
+    with place(folder) as at, Halves(at, [f"n{number}" for number in range(1, count + 1)]) as halves:
+        if halves.why_not:
+            print(f"skipped: {halves.why_not}", file=sys.stderr)
+            return {"nodes": count, "skipped": halves.why_not}
+        halves.nodes.wait_all_alive(ALIVE_S)
+        cut = cut_in_halves(halves, CUT_TASKS, CUT_TASK_S, CUT_S)
+    print(
+        f"{count} nodes cut for {CUT_S:g} s: the halves' own jobs had ended {cut.ended_apart[0]:.1f} and "
+        f"{cut.ended_apart[1]:.1f} s after the cut; all saw all {cut.met_s:.1f} s after it healed, all listed the same "
+        f"three jobs as done after {cut.agreed_s:.1f} s; {cut.again[0]} of {CUT_TASKS} executed again",
+        file=sys.stderr,
+    )
+    return {"nodes": count, "cut_s": CUT_S, **cut._asdict()}
+
+
 # ---- the run ---------------------------------------------------------------------------------------------------------
 
 
-def run(rounds: int, runs: int, seed: int, moments: int, blackouts: int, folder: Path | None) -> dict[str, Any]:
+def run(
+    rounds: int, runs: int, seed: int, moments: int, blackouts: int, halves: int, folder: Path | None
+) -> dict[str, Any]:
     """Run it; prints a line for each run on stderr."""
     if moments:
         return _run_moments(moments, seed, folder)
     if blackouts:
         return _run_blackouts(blackouts, seed, folder)
+    if halves:
+        return _run_halves(halves, folder)
     found: list[Run] = []
     with place(folder) as at, Nodes(at) as nodes:
         made = nodes.grid([f"n{number}" for number in range(1, NODES + 1)])
