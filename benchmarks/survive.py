@@ -3,6 +3,7 @@
     python -m benchmarks survive --runs 20 --seed 1
     python -m benchmarks survive --moments 200          one node of four killed at a random moment of a small job
     python -m benchmarks survive --blackouts 10         all five killed at 50 %, one disk lost, the other four started
+    python -m benchmarks survive --beside               a worker, a head, a client: killed here and elsewhere
     python -m benchmarks survive --halves 14            cut 7/7 in network namespaces for 20 s amid a job, then healed
 
 A client submits 2,000 tasks of 50 ms to the third node with `grid.start` and prints the id. At 30 % both get SIGKILL
@@ -25,6 +26,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.elsewhere import TASKS as TASKS_BESIDE
+from benchmarks.elsewhere import run as run_beside
 from p2pgrid.core.errors import GridError
 from tests.system.grids import DidNotHappen, Node, Nodes
 from tests.system.harm import ALIVE_S, Halves, Moment, blackout, cut_in_halves, moment, revive, strike
@@ -62,8 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> Sequence[str]:
     parser.add_argument("--moments", type=int, default=0, help="survive: instead, so many kills in small jobs")
     parser.add_argument("--blackouts", type=int, default=0, help="survive: instead, so many blackouts")
     parser.add_argument("--halves", type=int, default=0, help="survive: instead, so many nodes cut in two halves")
+    parser.add_argument("--beside", action="store_true", help="survive: instead, on Ray, Dask and Celery as well")
     parser.add_argument("--folder", type=Path, help="survive: leave the nodes' directories and logs here")
-    return "runs", "seed", "moments", "blackouts", "halves", "folder"
+    return "runs", "seed", "moments", "blackouts", "halves", "beside", "folder"
 
 
 @contextlib.contextmanager
@@ -196,13 +200,15 @@ def _run_halves(count: int, folder: Path | None) -> dict[str, Any]:
 
 
 def run(
-    rounds: int, runs: int, seed: int, moments: int, blackouts: int, halves: int, folder: Path | None
-) -> dict[str, Any]:
+    rounds: int, runs: int, seed: int, moments: int, blackouts: int, halves: int, folder: Path | None, *, beside: bool
+) -> dict[str, Any]:  # fmt: skip
     """Run it; prints a line for each run on stderr."""
     if moments:
         return _run_moments(moments, seed, folder)
     if blackouts:
         return _run_blackouts(blackouts, seed, folder)
+    if beside:
+        return {"tasks": TASKS_BESIDE, "killed": run_beside()}
     if halves:
         return _run_halves(halves, folder)
     found: list[Run] = []

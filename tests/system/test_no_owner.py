@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from p2pgrid.core.errors import NotFound
-from tests.system.grids import Nodes, wait
+from p2pgrid.core.errors import NotFound, QuotaExceeded
+from tests.system.grids import Node, Nodes, wait
 from tests.system.harm import ALIVE_S, Halves, Moment, blackout, cut_in_halves, moment, revive, strike
 from tests.system.survival import Sent, has_rows_of, listed, stranger_to
 
@@ -25,8 +25,8 @@ MOMENTS = 4
 
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Halves]:
-    """Six nodes, three at each end of a wire where that can be had."""
-    with Halves(tmp_path_factory.mktemp("six"), NAMES) as made:
+    """Six nodes, three at each end of a wire, the last with a small disk, where that can be had."""
+    with Halves(tmp_path_factory.mktemp("six"), NAMES, small_disk=True) as made:
         yield made
 
 
@@ -173,6 +173,75 @@ def _break_pages(path: Path, rng: random.Random) -> int:
         data[at] ^= 0xFF
     path.write_bytes(data)
     return len(pages)
+
+
+def test_a_full_disk(six: Nodes, halves: Halves) -> None:
+    """Its node says so, takes no job and works on; a job that it keeps a copy of ends, though another node dies."""
+    disk, (first, *_, other, last) = halves.disk, six.all
+    assert disk is not None
+    if disk.why_not:
+        pytest.skip(disk.why_not)
+    before = len(last.log())
+    with Sent(first, 400, 0.05) as sent:
+        sent.wait(0.2)
+        disk.fill()
+        try:
+            sent.wait(0.4)
+            disk.fill()
+            with last.grid() as session, pytest.raises(QuotaExceeded, match="disk is full") as raised:
+                session.start(abs, range(10))
+            first.kill()
+            sent.must_be_right(other)
+            sent.must_be_right(last)
+            assert "free some disk" in str(raised.value)
+            assert "full" in last.log()[before:]
+        finally:
+            disk.free()
+    first.start()
+    wait(lambda: _takes_a_job(last), SOON_S, f"{last} takes jobs again")
+
+
+def _takes_a_job(node: Node) -> bool:
+    with node.grid() as session:
+        return list(session.start(abs, range(-3, 0)).results(SOON_S)) == [3, 2, 1]
+
+
+def _letters(index: int) -> bytes:
+    return bytes([65 + index]) * 300_000
+
+
+_letters.__module__ = "__main__"  # it travels by itself
+
+
+def test_damaged_large_results_are_had_from_their_other_holders(six: Nodes) -> None:
+    """Whatever a node has on disk of them is broken while it is off: it reads the right ones all the same."""
+    first, second = six.all[:2]
+    with first.grid() as session:
+        job = session.start(_letters, range(8))
+        assert job.wait(ALIVE_S)
+
+    def files() -> dict[str, list[Path]]:
+        found: dict[str, list[Path]] = {}
+        for node in six.all:
+            for path in sorted((node.dir / "objects").glob("[0-9a-f]*")):
+                found.setdefault(path.name, []).append(path)
+        return found
+
+    wait(lambda: len(files()) >= 8 and all(len(paths) > 1 for paths in files().values()), SOON_S, "two copies of each")
+    holder = max(six.all, key=lambda node: len(list((node.dir / "objects").glob("[0-9a-f]*"))))
+    holder.kill()
+    broken = list((holder.dir / "objects").glob("[0-9a-f]*"))
+    for path in broken:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    holder.start()
+
+    print(f"{len(broken)} of 8 broken at {holder}")
+    assert broken
+    for node in (holder, second):
+        with node.grid() as session:
+            assert list(session.job(job.id).results(ALIVE_S)) == [_letters(index) for index in range(8)]
 
 
 def test_blackout(tmp_path: Path) -> None:
