@@ -697,11 +697,12 @@ class Replicas(Handler):
         fresh: list[e.Row] = []
         logs: list[e.Row] = []
         opened = {}
+        then: list[Callable[[], None]] = []
         for job, those in lots.items():
             kept = self.keeping.jobs.get(job) or self._opened(job, those)
             if kept is not None:
                 opened[job] = kept
-                fresh += self._merge(kept, those)
+                fresh += self._merge(kept, those, then)
                 logs += self.keeping.logs_of(kept, those)
         self.parts.hungry = any(kept.serving for kept in opened.values())  # else it is no work of this node
         whole = len(opened) == len(lots)
@@ -709,12 +710,16 @@ class Replicas(Handler):
         self.out.append(self.keeping.store(fresh + logs, [promise], copied=False)[1])
         told = {row.job for row in fresh}
         for job, kept in opened.items():
+            for watch in kept.watches.values() if job in told else ():
+                watch.behind = True  # it has these results before it hears that the job has ended by them
+        for draw in then:  # now that all of it is on its way to the disk, from where it may be read
+            draw()
+        for job, kept in opened.items():
             self._mark_copied(kept)
             if job in told and kept.answers:
                 self.copying.behind(job, peer)
                 self.parts.regrouped = True
             for watch in list(kept.watches.values()) if job in told else ():
-                watch.behind = True
                 self.out += self.keeping.readers.catch_up(kept, watch)
 
     def _has_room_for(self, job: Job) -> bool:
@@ -738,8 +743,8 @@ class Replicas(Handler):
             kept.copied = True
             self.out.append(e.Store(0, [e.Row(kept.id, "copied", b"", b"", b"")]))
 
-    def _merge(self, kept: Kept, rows: Sequence[e.Row]) -> list[e.Row]:
-        """Take in what is new of these rows; return them, to be stored."""
+    def _merge(self, kept: Kept, rows: Sequence[e.Row], then: list[Callable[[], None]]) -> list[e.Row]:
+        """Take in what is new of these rows; return them, to be stored, and note what is to be done `then`."""
         fresh = []
         done: list[tuple[int, int]] = []
         batches: list[tuple[BatchId, e.Outcome]] = []
@@ -769,7 +774,7 @@ class Replicas(Handler):
                 self._cancelled(kept, row, was)
         kept.order.sort()
         if fresh:
-            self._follow(kept, rows, done, before)
+            then.append(lambda: self._follow(kept, rows, done, before))
         if batches and kept.id in self.outcomes.watched:  # tasks wait for some of these
             self.parts.later.append(lambda: self.outcomes.on_results(kept, Fresh(0, seal=False, batches=batches)))
         return fresh

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from p2pgrid.core import messages as m
 from p2pgrid.core.wire import pack, unpack
+from p2pgrid.node import events as e
 from tests.node.driver import Client, Task, value_of
 from tests.node.grid_world import GridNode, GridWorld
 
@@ -132,6 +134,27 @@ def values(node: GridNode, job: bytes, tasks: int) -> None:
 def test_a_storm_over_everybody(seed: int) -> None:
     tasks, runs = storm(seed)
     assert runs <= 2 * tasks + 100
+
+
+def test_the_end_is_told_after_results_that_another_keeper_had() -> None:
+    """Its node can run nothing and was cut off; all the results come at once, as rows of the keeper that went on."""
+    world = GridWorld(4)
+    idle = world.join("n0", slots=0)
+    busy = world.join("n1", "n0", slots=2)
+    assert world.run(lambda: idle.sees("alive") == busy.sees("alive") == 2, 20)
+    client = Client(idle, 1, b"s" * 16)
+    client.connect()
+    one = client.submit(b"J" * 16, 60, lambda _: Task(0.2), detach=True)
+    assert world.run(lambda: len(one.got) > 10, 60)
+    world.part([idle], [busy])
+    assert world.run(lambda: busy.machine.keeping.jobs[b"J" * 16].ended, 120)
+    world.run(lambda: False, 1)
+    assert not one.ended
+    rows = [[*row] for key, row in busy.disk.items() if key[:2] == (b"J" * 16, "result")]
+    idle.handle(e.PeerSent("n1", m.P_ROWS, [1, rows]))
+
+    assert world.run(lambda: one.ended, 60)
+    assert set(one.got) == set(range(60))
 
 
 @pytest.mark.parametrize("seed", range(4))
