@@ -20,7 +20,7 @@ from p2pgrid.core.member import ALIVE, DEAD, LEFT, STATUS_NAMES, SUSPECT, Card, 
 from p2pgrid.core.shapes import from_neighbour
 from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node import events as e
-from p2pgrid.node import view
+from p2pgrid.node import patience, view
 from p2pgrid.node.gridtime import GridTime, GridTimeOptions
 from p2pgrid.node.keepers import Candidate, keeps
 from p2pgrid.node.liveness import Liveness

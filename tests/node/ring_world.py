@@ -14,7 +14,7 @@ from typing import Any
 
 from p2pgrid.core.member import ALIVE, DEAD, SUSPECT, Card, Update, Verdict
 from p2pgrid.core.shapes import from_neighbour
-from p2pgrid.node import view
+from p2pgrid.node import patience, view
 from p2pgrid.node.events import Send
 from p2pgrid.node.liveness import Liveness
 from p2pgrid.node.patience import LivenessOptions
