@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 LOOK_S = 0.1
 KNOWN_WITHIN_S = 300.0
+APART_S = 30.0
+"""Who has just missed somebody is slow to blame the next (Lifeguard's local health)."""
 
 
 class Figures:
@@ -76,9 +78,13 @@ class Figures:
         )  # fmt: skip
 
     def detect(self, victims: list[Node]) -> None:
-        """Kill nodes without a sound, one after the other; take the time until every other one has each for dead."""
+        """Kill nodes without a sound, half a minute apart; take the time until each other has each for dead.
+
+        Leaves are told of it when they say something next, and are not waited for.
+        """
         took = []
         for victim in victims:
+            self.world.pause(APART_S)
             victim.crash(reset=False)
             began_s = self.world.now
             self.world.run(lambda victim=victim: self._known_dead(victim), KNOWN_WITHIN_S, look_s=LOOK_S)  # type: ignore[misc]
@@ -86,7 +92,8 @@ class Figures:
         self._results["detection_s"] = max(took)
 
     def _known_dead(self, victim: Node) -> bool:
-        return all(n.sees().get(victim.name) in ("dead", None) for n in self.world.nodes.values() if n.alive)
+        others = (n for n in self.world.nodes.values() if n.alive and n.more.get("preset") != "edge")
+        return all(n.sees().get(victim.name) in ("dead", None) for n in others)
 
     def result(self, drawn: Drawn) -> Mapping[str, float]:
         """Return all figures, rounded so that they read well."""
