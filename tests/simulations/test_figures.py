@@ -1,5 +1,6 @@
-"""The figures of the shipped scenarios, checked loosely on small versions of them. All of it is virtual time: no machine
-is too slow for it, and a figure that is missed was missed by the protocols.
+"""The figures of the shipped scenarios, checked loosely on small versions of them.
+
+All of it is virtual time: no machine is too slow for it, and a figure that is missed was missed by the protocols.
 """
 
 from __future__ import annotations
