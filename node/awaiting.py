@@ -24,11 +24,12 @@ from p2pgrid.core.large import outcome_bytes
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.node import events as e
 from p2pgrid.node.depending import Depending, Ended, encoded, name_of, no_such
-from p2pgrid.node.inquiries import Inquiries, Round
+from p2pgrid.node.inquiries import Inquiries
 from p2pgrid.node.kept import ABANDONED, CANCELLED
 from p2pgrid.node.listing import Listing
 from p2pgrid.node.parts import Handler, Parts
 from p2pgrid.node.relaying import Relays
+from p2pgrid.node.rounds import Round
 
 TIMER = "await"
 DEPENDING = (1 << 62) + 1
@@ -232,7 +233,7 @@ class Awaiting(Handler):
                 else:
                     self.depending.fail(task, encoded(no_such(task)))
 
-        self.inquiries.question(peer, "show", {"target": job.hex()}, then, now)
+        self.inquiries.rounds.question(peer, "show", {"target": job.hex()}, then, now)
         return True
 
 

@@ -10,14 +10,14 @@ The other side answers as if one of its own clients had asked, if the asking mem
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from p2pgrid.core import messages as m
 from p2pgrid.core.batch import TASKS_MAX
 from p2pgrid.core.chains import may
-from p2pgrid.core.errors import GridError, NotAuthorized, NotFound, QuotaExceeded, error_from_wire, error_to_wire
+from p2pgrid.core.errors import GridError, NotAuthorized, NotFound, QuotaExceeded, error_to_wire
 from p2pgrid.core.ids import JOB_ID_LENGTH, job_name, match, parse_target
 from p2pgrid.core.listed import Listed
 from p2pgrid.core.ranges import Span
@@ -26,9 +26,8 @@ from p2pgrid.node.clients import Door
 from p2pgrid.node.listing import Listing
 from p2pgrid.node.parts import Handler, Parts
 from p2pgrid.node.relaying import Relays
+from p2pgrid.node.rounds import Answers, Round, Rounds
 
-TIMER = "inquiry"
-PATIENCE_S = 2.0
 ASKERS_MAX = 256
 """Requests of members that may be under way here at once."""
 ASKED_MAX = 32
@@ -48,26 +47,6 @@ _NEEDS = {"cancel": "submit", "forget": "submit", "keep": "submit", "drain": "re
 """The act that a role must allow (core.chains.ACTS); the others only read."""
 
 Row = Mapping[str, Any]
-Answers = dict[str, dict[str, Any]]
-
-
-@dataclass(slots=True)
-class Round:
-    """One question to several members."""
-
-    waiting: set[str]
-    then: Callable[[Round], None]
-    asked: frozenset[str]
-    answers: Answers = field(default_factory=dict)
-    refusals: dict[str, GridError] = field(default_factory=dict)
-    silent: list[str] = field(default_factory=list)
-    """The names of those that did not answer in time."""
-    ended_s: float = 0.0
-
-    @property
-    def errors(self) -> list[GridError]:
-        """What those said who refused."""
-        return list(self.refusals.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +81,11 @@ class Count:
 class Inquiries(Handler):
     """Both sides of requests between nodes."""
 
-    def __init__(self, parts: Parts, door: Door, relays: Relays, listing: Listing, names: Callable[[str], str]) -> None:
+    def __init__(
+        self, parts: Parts, door: Door, relays: Relays, listing: Listing, rounds: Rounds, names: Callable[[str], str]
+    ) -> None:
         super().__init__(parts)
+        self.rounds = rounds
         self.door = door
         self.relays = relays
         self.listing = listing
@@ -115,7 +97,6 @@ class Inquiries(Handler):
         door.elsewhere = self.ask
         self.node: Callable[[str], str | None] = lambda _: None
         """Who a text names; None: this node."""
-        self._rounds: dict[int, Round] = {}
         self._number = 0
         self._asker = 0
         self._late: dict[int, tuple[Request, GridError]] = {}
@@ -137,9 +118,9 @@ class Inquiries(Handler):
         if verb not in LISTS and self._is_here(target):
             return False
         if verb == "top":
-            self._send(sorted(self.peers), "load", {}, lambda heard: self._top(event, heard), now)
+            self.rounds.questions(sorted(self.peers), "load", {}, lambda heard: self._top(event, heard), now)
         elif verb == "jobs":
-            self._send(self._who_has_jobs(), "jobs", {}, lambda heard: self._jobs(event, heard), now)
+            self.rounds.questions(self._who_has_jobs(), "jobs", {}, lambda heard: self._jobs(event, heard), now)
         else:
             self._ask_about(Request(event, verb, arguments, now + _within(arguments)), now)
         return True
@@ -159,7 +140,7 @@ class Inquiries(Handler):
             return True
         passed = {key: value for key, value in arguments.items() if key != "target"}
         row = {"owner": peer, "id": "what is asked"}
-        self._send([peer], "drain", passed, lambda got: self._passed_on(event, row, got), now)
+        self.rounds.questions([peer], "drain", passed, lambda got: self._passed_on(event, row, got), now)
         return True
 
     def _ask_about(self, one: Request, now: float) -> None:
@@ -168,13 +149,13 @@ class Inquiries(Handler):
         server = None if job is None else self.parts.serving(job)
         if job is not None and server in self.peers:
             assert server is not None
-            self._send([server], one.verb, one.arguments, lambda got: self._served(one, job, span, got), now)
+            self.rounds.questions([server], one.verb, one.arguments, lambda got: self._served(one, job, span, got), now)
         else:
             self._ask_all_about(one, now)
 
     def _ask_all_about(self, one: Request, now: float) -> None:
         known = frozenset(self.keeping.jobs)  # what is submitted while we ask was not meant
-        self._send(self._who_has_jobs(), "jobs", {}, lambda heard: self._targeted(one, heard, known), now)
+        self.rounds.questions(self._who_has_jobs(), "jobs", {}, lambda heard: self._targeted(one, heard, known), now)
 
     def _by_hearsay(self) -> bool:
         """Whether this node has heard of jobs of others."""
@@ -211,7 +192,12 @@ class Inquiries(Handler):
             else:
                 self.relays.has_not(peer, job, got.ended_s)
 
-        self._send([peer], "find", {"target": job.hex()}, heard, now)
+        self.rounds.questions([peer], "find", {"target": job.hex()}, heard, now)
+
+    def _is_here(self, target: str) -> bool:
+        """Whether a target is the full id of a job of this node: then nobody else need be asked."""
+        text = target.partition("/")[0].strip().lower()
+        return any(kept.answers and text in (kept.name, kept.id.hex()) for kept in self.keeping.jobs.values())
 
     # ---- what nobody knows yet --------------------------------------------------------------------------------------
 
@@ -264,77 +250,6 @@ class Inquiries(Handler):
             self._ask_about(one, now)
         else:
             self._refuse(one.event, error)
-
-    # ---- rounds -----------------------------------------------------------------------------------------------------
-
-    def _is_here(self, target: str) -> bool:
-        """Whether a target is the full id of a job of this node: then nobody else need be asked."""
-        text = target.partition("/")[0].strip().lower()
-        return any(kept.answers and text in (kept.name, kept.id.hex()) for kept in self.keeping.jobs.values())
-
-    def questions(
-        self, peers: Iterable[str], verb: str, arguments: dict[str, Any], then: Callable[[Round], None], now: float,
-        within_s: float,
-    ) -> None:  # fmt: skip
-        """Ask some members something in our own name."""
-        self._send(peers, verb, arguments, then, now, within_s)
-
-    def question(
-        self, peer: str, verb: str, arguments: dict[str, Any], then: Callable[[Round], None], now: float
-    ) -> None:
-        """Ask one member something in our own name."""
-        self._send([peer], verb, arguments, then, now)
-
-    def _send(
-        self, peers: Iterable[str], verb: str, arguments: dict[str, Any], then: Callable[[Round], None], now: float,
-        within_s: float = PATIENCE_S,
-    ) -> None:  # fmt: skip
-        self._number += 1
-        waiting = set(peers)
-        self._rounds[self._number] = Round(waiting, then, frozenset(waiting))
-        rid = [self.keeping.incarnation, self._number]
-        self.out += [e.Send(peer, m.P_ASK, [rid, verb, arguments]) for peer in sorted(waiting)]
-        if waiting:
-            self.parts.timer((TIMER, self._number), now + within_s)
-        else:
-            self.due(self._number, now)
-
-    def answered(self, peer: str, body: Any, now: float) -> None:
-        self._settle(peer, body[0], body[1], None, now)
-
-    def refused(self, peer: str, body: Any, now: float) -> None:
-        said = body[1]
-        error = error_from_wire(str(said.get("code", "")), str(said.get("message", "")), str(said.get("next", "")))
-        self._settle(peer, body[0], None, error, now)
-
-    def _settle(
-        self, peer: str, rid: tuple[int, int], answer: dict[str, Any] | None, error: GridError | None, now: float
-    ) -> None:
-        one = self._rounds.get(rid[1])
-        if rid[0] != self.keeping.incarnation or one is None or peer not in one.waiting:
-            return
-        one.waiting.discard(peer)
-        if answer is not None:
-            one.answers[peer] = answer
-        if error is not None:
-            one.refusals[peer] = error
-        if not one.waiting:
-            self.parts.timer((TIMER, rid[1]), None)
-            self.due(rid[1], now)
-
-    def gone(self, peer: str, now: float) -> None:
-        """Nobody waits for a member that is not connected any more."""
-        for number, one in list(self._rounds.items()):
-            if peer in one.waiting and len(one.waiting) == 1:
-                self.parts.timer((TIMER, number), None)
-                self.due(number, now)
-
-    def due(self, number: int, now: float) -> None:
-        """All have answered, or the time is over."""
-        one = self._rounds.pop(number)
-        one.silent = [self.names(peer) for peer in sorted(one.waiting)]
-        one.ended_s = now
-        one.then(one)
 
     # ---- putting together -------------------------------------------------------------------------------------------
 
@@ -410,7 +325,7 @@ class Inquiries(Handler):
             self.seeks(bytes.fromhex(row["hex"]), now)
             self._again(one, GridError(why, code="timed-out", next="p2pgrid members shows who is alive"), now)
         else:
-            self._send([row["owner"]], one.verb, wanted, lambda got: self._told(one, row, got), now)
+            self.rounds.questions([row["owner"]], one.verb, wanted, lambda got: self._told(one, row, got), now)
 
     def _count_rounds(self, count: Count, now: float) -> None:
         """Cancel or forget one job after the other at the nodes that have them."""
@@ -446,7 +361,7 @@ class Inquiries(Handler):
             count.silent = list(dict.fromkeys([*count.silent, *got.silent]))
             self._count_rounds(count, got.ended_s)
 
-        self._send([owner], verb, {"target": target}, then, now)
+        self.rounds.questions([owner], verb, {"target": target}, then, now)
 
     def _cancel_last(self, count: Count, target: str) -> None:
         """Cancel a job of this node, and answer for all of them once that is on two disks."""

@@ -20,9 +20,10 @@ from p2pgrid.core import messages as m
 from p2pgrid.core.errors import NotFound, QuotaExceeded
 from p2pgrid.core.ranges import RangeSet, Span
 from p2pgrid.node import events as e
-from p2pgrid.node.inquiries import Inquiries, Round, full_id
+from p2pgrid.node.inquiries import Inquiries, full_id
 from p2pgrid.node.kept import Kept
 from p2pgrid.node.parts import Handler, Parts
+from p2pgrid.node.rounds import Round
 from p2pgrid.node.targets import targets
 
 LOGS_MAX = 10_000
@@ -148,7 +149,7 @@ class Logs(Handler):
 
         one.waits += 1
         target = kept.id.hex() if span is None else f"{kept.id.hex()}/{span[0]}-{span[1] - 1}"
-        self.inquiries.questions(peers, "logs", {"target": target, HERE: True}, heard, now, PATIENCE_S)
+        self.inquiries.rounds.questions(peers, "logs", {"target": target, HERE: True}, heard, now, PATIENCE_S)
 
     def fetched(self, event: e.Fetched) -> bool:
         """Logs of this node were read from disk; False: they were not asked for here."""

@@ -38,7 +38,6 @@ from p2pgrid.node.draining import TIMER as DRAINED
 from p2pgrid.node.draining import Draining
 from p2pgrid.node.fitness import Fitness
 from p2pgrid.node.inquiries import LATE, Inquiries
-from p2pgrid.node.inquiries import TIMER as INQUIRY
 from p2pgrid.node.keepers import Candidate, keepers
 from p2pgrid.node.listing import TIMER as LISTING
 from p2pgrid.node.listing import Listing
@@ -59,6 +58,8 @@ from p2pgrid.node.relaying import Relays
 from p2pgrid.node.replicas import ALONE, ROOM, Replicas
 from p2pgrid.node.replicas import TIMER as COPIES
 from p2pgrid.node.restoring import Restoring
+from p2pgrid.node.rounds import TIMER as INQUIRY
+from p2pgrid.node.rounds import Rounds
 from p2pgrid.node.running import RunInfo
 from p2pgrid.node.thieves import HANDS, SERVE, STEAL, WAKE, Thieves
 
@@ -97,7 +98,8 @@ class Machine(Handler):
         self.thieves = Thieves(parts, self.fitness, self.outcomes, self.members)
         self.neighbours = Neighbours(parts, rng)
         parts.round_trip_s = self.neighbours.round_trip_s
-        self.inquiries = Inquiries(parts, self.door, self.relays, self.listing, self._name_of)
+        self.rounds = Rounds(parts, self._name_of)
+        self.inquiries = Inquiries(parts, self.door, self.relays, self.listing, self.rounds, self._name_of)
         self.awaiting = Awaiting(parts, self.depending, self.relays, self.inquiries, self.listing)
         self.awaiting.is_somebody_away = self.neighbours.is_somebody_away
         parts.serving = self.relays.serving
@@ -111,7 +113,7 @@ class Machine(Handler):
         self.replicas.is_gone = self.neighbours.is_gone
         self.draining = Draining(parts, self.members, self.neighbours, self._on_stop)
         self.door.drain = self.draining.request
-        self.burying = self.door.burying = Burying(parts, self.inquiries.question)
+        self.burying = self.door.burying = Burying(parts, self.rounds.question)
         self.burying.living = lambda: {one.id for one in self._candidates() if one.id != config.node_id}
         self.door.keepers_of = self.replicas.others
         self.inquiries.node = self.draining.node
@@ -147,7 +149,7 @@ class Machine(Handler):
             SERVE: self.thieves.serve,
             NEIGHBOURS: self._on_neighbours,
             CLONED: lambda _: self.neighbours.alone_again(),
-            INQUIRY: lambda now, number: self.inquiries.due(number, now),
+            INQUIRY: lambda now, number: self.rounds.due(number, now),
             LISTING: self.listing.tick,
             LATE: lambda now, number: self.inquiries.too_late(number, now),
             AWAIT: self.awaiting.again,
@@ -381,7 +383,7 @@ class Machine(Handler):
         self.prints.down(event.peer)
         self.doubling.gone(event.peer)
         self.neighbours.down(event, now)
-        self.inquiries.gone(event.peer, now)
+        self.rounds.gone(event.peer, now)
         self.relays.down(event.peer, now)
         self.replicas.down(event.peer, now)
 
@@ -398,9 +400,9 @@ class Machine(Handler):
                 case m.P_ASK:
                     self.inquiries.asked(event.peer, from_peer(event.kind, event.body), now)
                 case m.P_ANSWER:
-                    self.inquiries.answered(event.peer, from_peer(event.kind, event.body), now)
+                    self.rounds.answered(event.peer, from_peer(event.kind, event.body), now)
                 case m.P_ERROR:
-                    self.inquiries.refused(event.peer, from_peer(event.kind, event.body), now)
+                    self.rounds.refused(event.peer, from_peer(event.kind, event.body), now)
                 case kind if m.P_READ <= kind <= m.P_UNREAD:
                     self.relays.sent(event, now)
                 case kind if m.P_JOBS <= kind <= m.P_JOBS_RECORDS:

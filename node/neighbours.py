@@ -20,7 +20,7 @@ from p2pgrid.core.member import ALIVE, DEAD, LEFT, STATUS_NAMES, SUSPECT, Card, 
 from p2pgrid.core.shapes import from_neighbour
 from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node import events as e
-from p2pgrid.node import patience, view
+from p2pgrid.node import pace, patience
 from p2pgrid.node.gridtime import GridTime, GridTimeOptions
 from p2pgrid.node.keepers import Candidate, keeps
 from p2pgrid.node.liveness import Liveness
@@ -104,7 +104,7 @@ class Neighbours(Handler):
         self._life = self._life or self.rng.randbytes(8)
         facts = dict(self.config.facts)
         card = Card(born.incarnation, 0, self._life, born.leaf, self._addresses, facts, (), event.chain)
-        self.view = View(self.config.node_id, view.PRESETS[preset], self.rng)
+        self.view = View(self.config.node_id, pace.PRESETS[preset], self.rng)
         self.view.seal = self.config.seal
         self.view.reaches = lambda node: node in self.peers
         self.view.begin(card, now)

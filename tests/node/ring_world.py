@@ -14,11 +14,12 @@ from typing import Any
 
 from p2pgrid.core.member import ALIVE, DEAD, SUSPECT, Card, Update, Verdict
 from p2pgrid.core.shapes import from_neighbour
-from p2pgrid.node import patience, view
+from p2pgrid.node import pace, patience
 from p2pgrid.node.events import Send
 from p2pgrid.node.liveness import Liveness
+from p2pgrid.node.pace import ViewOptions
 from p2pgrid.node.patience import LivenessOptions
-from p2pgrid.node.view import Cloned, Forgotten, View, ViewOptions
+from p2pgrid.node.view import Cloned, Forgotten, View
 
 UNIX_0 = 1_800_000_000
 
@@ -56,7 +57,7 @@ class World:
 
     def add(self, name: str, preset: str = "lan", *, id: str = "") -> Node:  # noqa: A002
         """Add a node; two may share an `id`, then frames to it reach either."""
-        node = self.nodes[name] = Node(self, id or name, patience.PRESETS[preset], view.PRESETS[preset])
+        node = self.nodes[name] = Node(self, id or name, patience.PRESETS[preset], pace.PRESETS[preset])
         return node
 
     def grid(self, count: int, preset: str = "lan") -> list[Node]:

@@ -16,7 +16,8 @@ from p2pgrid.core.member import ALIVE, DEAD, LEFT, SUSPECT, Card, Known, Update,
 from p2pgrid.core.shapes import from_neighbour
 from p2pgrid.core.wire import FRAME_MAX_CONTROL, frame, pack, unpack
 from p2pgrid.node.events import Send
-from p2pgrid.node.view import Cloned, Forgotten, View, ViewOptions, wire
+from p2pgrid.node.pace import ViewOptions
+from p2pgrid.node.view import Cloned, Forgotten, View, wire
 from tests.node.ring_world import World, nothing_is_cut
 
 NOW = 100.0
