@@ -231,6 +231,8 @@ class Machine(Handler):
             parts.hungry = True
             self.replicas.look(now)
             self.locating.regrouped(now)
+        elif self.replicas.touched and self.loaded:
+            self.replicas.look_again(now)
         if parts.hungry and self.loaded:
             self._feed(now)
 

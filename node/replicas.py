@@ -94,6 +94,8 @@ class Replicas(Handler):
         self._announced: OrderedDict[Job, float] = OrderedDict()
         """Jobs taken over lately, and until when that is said again."""
         self._reading: dict[int, tuple[str, Job]] = {}
+        self.touched: dict[Job, None] = {}
+        """Jobs to be looked at, though members are what they were."""
         self._tells: set[Job] = set()
         """Jobs that another node serves, and of which something was written here that it is to hear."""
         self._supplies: dict[str, deque[tuple[Job, list[Name]]]] = {}
@@ -115,6 +117,7 @@ class Replicas(Handler):
         self._groups.pop(job, None)
         self._former.pop(job, None)
         self._tells.discard(job)
+        self.touched.pop(job, None)
         self.out += self.copying.forget(job)
 
     # ---- who keeps what ---------------------------------------------------------------------------------------------
@@ -152,7 +155,18 @@ class Replicas(Handler):
         waits = now < self._alone_s
         self._remember([one.id for one in members if one.id != me], waits=waits)
         self.keeping.is_shared = others or waits
-        for kept in list(self.keeping.jobs.values()):
+        self.touched.clear()
+        self._look_at(list(self.keeping.jobs.values()), now)
+
+    def look_again(self, now: float) -> None:
+        """Members are what they were; see after the jobs of which something has changed, which may be few of many."""
+        jobs = [self.keeping.jobs[job] for job in self.touched if job in self.keeping.jobs]
+        self.touched.clear()
+        self._look_at(jobs, now)
+
+    def _look_at(self, jobs: Sequence[Kept], now: float) -> None:
+        me, waits = self.config.node_id, now < self._alone_s
+        for kept in jobs:
             if self.first(kept) == me:
                 if not kept.serving and kept.listening is None:
                     self._listen(kept, now)
@@ -160,7 +174,7 @@ class Replicas(Handler):
                 kept.listening = None
             if not waits and kept.id in self.copying.waiting and not self.others(kept):
                 self.out += self.copying.release_all(kept.id)
-        self._wake(now)
+        self._wake(jobs, now)
 
     def _remember(self, others: list[str], *, waits: bool) -> None:
         """Let the next life know whom to expect, so that it does not go on with old jobs before it has met them."""
@@ -177,11 +191,11 @@ class Replicas(Handler):
         group = keepers(kept.id, kept.accepted, [*(self._members or ()), *missed]) if missed else ()
         return any(one.id in self._missed for one in group)
 
-    def _wake(self, now: float) -> None:
-        """Be called again while anybody may lack something."""
-        if any(kept.listening is not None for kept in self.keeping.jobs.values()):
+    def _wake(self, jobs: Iterable[Kept], now: float) -> None:
+        """Be called again while anybody may lack something of these jobs."""
+        if any(kept.listening is not None for kept in jobs):
             self._wake_at(now + LISTEN_ROUND_S)
-        elif self._announced or self._mending or any(self._unlevel(kept) for kept in self.keeping.jobs.values()):
+        elif self._announced or self._mending or any(self._unlevel(kept) for kept in jobs):
             self._wake_at(now + ROUND_S)
         elif self.copying.is_sending:
             self._wake_at(now + self.copying.options.wait_s)
@@ -306,8 +320,8 @@ class Replicas(Handler):
             if level:
                 self.copying.push(peer, [row for row in rows if row.job in level and row.value is not None], hold)
             if len(level) < len(theirs):
-                self.parts.regrouped = True
                 untold = [jobs[job] for job in theirs if job not in level]
+                self.touched.update((kept.id, None) for kept in untold)
                 self._tells.update(kept.id for kept in untold if not kept.answers and kept.server == peer)
         for job, kept in jobs.items():
             if any(job in theirs for theirs in targets.values()):
@@ -346,7 +360,7 @@ class Replicas(Handler):
         self._announce([job for job, until_s in self._announced.items() if until_s > now], self.peers)
         while self._announced and next(iter(self._announced.values())) <= now:
             self._announced.popitem(last=False)
-        self._wake(now)
+        self._wake(self.keeping.jobs.values(), now)
 
     def _say(self, peer: str, those: Iterable[Kept], *, asks: bool) -> None:
         copies = [[kept.id, kept.rows.digest(), kept.serving, asks] for kept in those]
@@ -718,7 +732,7 @@ class Replicas(Handler):
             self._mark_copied(kept)
             if job in told and kept.answers:
                 self.copying.behind(job, peer)
-                self.parts.regrouped = True
+                self.touched[job] = None
             for watch in list(kept.watches.values()) if job in told else ():
                 self.out += self.keeping.readers.catch_up(kept, watch)
 
@@ -735,7 +749,7 @@ class Replicas(Handler):
         kept.server = kept.accepted
         kept.synced.add(("spec", b""))
         self.keeping.changed(kept)
-        self.parts.regrouped = True
+        self.touched[job] = None
         return kept
 
     def _mark_copied(self, kept: Kept) -> None:
