@@ -30,7 +30,7 @@ from p2pgrid.node.naming import Naming
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parcels import Key, parcel
 from p2pgrid.node.parts import Handler, Parts, slots_of
-from p2pgrid.node.pool import Lane, Taken, Work
+from p2pgrid.node.pool import RISKY, Lane, Taken, Work
 
 GRANT_BYTES = 4 << 20
 """Inputs in one grant, unless a single task or packed run has more."""
@@ -169,9 +169,15 @@ class Granting(Handler):
                 self.out.append(e.Send(peer, m.P_GRANT, before))
             return
         shut = self.parts.stopping or before is not None or peer in self.parts.suspects
+        waits = False
         for lane in () if shut else self.pool.candidates(foreign=False):
-            if self.fitness.fits(lane, peer):
-                taken = self._fitting(lane, (peer, rid[0]), self._share(lane, peer, free, seconds))
+            safe = self._has_risky(peer, lane.work)
+            if not self.fitness.fits(lane, peer):
+                continue
+            if not lane.offers(safe=safe):
+                waits = True
+            else:
+                taken = self._fitting(lane, (peer, rid[0]), self._share(lane, peer, free, seconds), safe=safe)
                 self.grant(peer, rid, taken, now, begins=free)
                 self.parts.moves.granted(taken.work.job, peer, taken.spans, taken.count - free, now)
                 return
@@ -182,7 +188,8 @@ class Granting(Handler):
             self.out += self.running.free_up(
                 RECALL_S, lambda lane: lane.work.keeper is None and self.fitness.fits(lane, peer)
             )
-        self.told.pop(peer, None)
+        if not waits:  # else it is told again after a while
+            self.told.pop(peer, None)
         if not shut:
             self._waiters[peer] = None
         hints = [] if shut else self._hints(peer, now)
@@ -255,9 +262,13 @@ class Granting(Handler):
         begun = min(int(free / cpus), -(-left * slots // everywhere))
         return max(1, begun, min(int(wanted), guided))
 
-    def _fitting(self, lane: Lane, life: Life, count: int) -> Taken:
+    def _has_risky(self, peer: str, work: Work) -> bool:
+        """Whether a member holds a task of this work that is suspected of bringing nodes down."""
+        return bool(work.risky) and bool(self.leases.held(peer, work.job) & work.risky)
+
+    def _fitting(self, lane: Lane, life: Life, count: int, *, safe: bool) -> Taken:
         """Take tasks whose inputs do not exceed what one grant may carry; at least one."""
-        taken = self.pool.take(lane, count)
+        taken = self.pool.take(lane, count, safe=safe)
         spans: list[tuple[int, int]] = []
         room = GRANT_BYTES
         for run, _, lo, hi in taken.pieces():
@@ -438,7 +449,10 @@ class Granting(Handler):
         """A node vanished while it ran this task."""
         one = Try("n", holder, self.keeping.incarnation, self.keeping.next_number())
         self.out.append(self.keeping.tried(kept, task, one))
-        if kept.record.crashes(task, "n") >= self.config.node_crashes_max:
+        crashes = kept.record.crashes(task, "n")
+        if crashes >= RISKY:
+            self.outcomes.work_of(kept).risky.add(task, task + 1)
+        if crashes >= self.config.node_crashes_max:
             error = WorkerCrashed(f"{kept.name}/{task}: {self.config.node_crashes_max} nodes vanished while running it")
             self.outcomes.fail(kept, [(task, task + 1)], error)
 

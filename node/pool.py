@@ -30,6 +30,8 @@ OwnerKey = tuple[bytes, bytes]  # the owner's key and the client's session
 LaneKey = tuple[bytes, bytes, bool]  # function, options as packed, whether its inputs are packed
 
 
+RISKY = 2
+"""A task with which so many nodes vanished is suspected of being the cause."""
 LANES_IDLE_MAX = 64
 """Lanes without tasks that a work keeps for the next batch."""
 PARSED_MAX = 1024
@@ -68,6 +70,10 @@ class Lane:
     runs: int = 0
     """How many input runs it has; without any it is let go."""
 
+    def offers(self, *, safe: bool) -> bool:
+        """Whether anything is ready; `safe`: that is not suspected of bringing its node down."""
+        return bool(self.ready - self.work.risky) if safe and self.work.risky else bool(self.ready)
+
     def try_again(self) -> None:
         """Forget who cannot load the function: what was missing may be installed by now."""
         self.unfit.clear()
@@ -94,6 +100,9 @@ class Work:
     unfinished: list[RangeSet] = field(default_factory=list)
     """Which tasks of each run have no result yet: with the last of them its inputs are let go."""
     attempts: RangeMap[int] = field(default_factory=lambda: RangeMap(max))
+    risky: RangeSet = field(default_factory=RangeSet)
+    """Tasks with which nodes vanished more than once: a node runs one of these at a time, so that the others are not
+    charged with it again."""
     shown: int = 0
     """What somebody watches of it (core.prints: PRINTS, PROGRESS)."""
 
@@ -384,9 +393,9 @@ class Pool:
                 if foreign or work.keeper is None:
                     yield from work.hot[level].values()
 
-    def take(self, lane: Lane, count: int) -> Taken:
-        """Take up to `count` ready tasks of a lane that has some, all with one attempt number."""
-        taken = self._taken(lane, count)
+    def take(self, lane: Lane, count: int, *, safe: bool = False) -> Taken:
+        """Take up to `count` ready tasks of a lane that has some, all with one attempt number; `safe`: no risky one."""
+        taken = self._taken(lane, count, safe=safe)
         self._queue(lane)
         queue = self._owners[lane.work.owner].queues.get(lane.options.priority)
         if queue is not None and lane.work.job in queue:
@@ -394,9 +403,10 @@ class Pool:
         return taken
 
     @staticmethod
-    def _taken(lane: Lane, count: int) -> Taken:
+    def _taken(lane: Lane, count: int, *, safe: bool) -> Taken:
         work = lane.work
-        lo, hi = lane.ready.first() or (0, 0)
+        ready = lane.ready - work.risky if safe and work.risky else lane.ready
+        lo, hi = ready.first() or (0, 0)
         if not lane.alone and not work.attempts:
             return Taken(work, lane, tuple(lane.ready.take(count)), 1, alone=False)
         attempt = work.attempts.get(lo) or 1

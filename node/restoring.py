@@ -17,7 +17,7 @@ from p2pgrid.node.depending import Depending
 from p2pgrid.node.kept import Kept
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, Parts
-from p2pgrid.node.pool import Work
+from p2pgrid.node.pool import RISKY, Work
 
 
 class Restoring(Handler):
@@ -101,6 +101,7 @@ class Restoring(Handler):
                 self.give_up(kept)
         else:
             self.lacking.pop(kept.id, None)
+        work.risky = RangeSet((t, t + 1) for t in kept.record.tries if kept.record.crashes(t, "n") >= RISKY)
         for task, tries in kept.record.tries.items():
             if any(one.kind in "wn" for one in tries) and task in kept.open_tasks - elsewhere:
                 self.pool.make_ready(work, task, task + 1, alone=True)

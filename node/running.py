@@ -232,7 +232,7 @@ class Running:
             self._waiting = None
         used = -1.0
         for lane in pool.candidates():
-            if not eligible(lane):
+            if not eligible(lane) or not lane.offers(safe=self._runs_risky(lane)):
                 continue
             if used < 0:
                 used = self._cpus_used()
@@ -259,16 +259,21 @@ class Running:
         for lane in pool.candidates():
             if not eligible(lane):
                 continue
-            if not worker.serves(lane):
+            if not worker.serves(lane) or not lane.offers(safe=True):
                 return True
             short = self._seconds_per_task.get(lane.fn, 1.0) <= self.options.grain_s
             if lane.work.keeper is None and lane.ready.size < self.grid_slots - self.slots:
                 return True  # the last few: a member that is idle begins them now
             if lane.cpus <= 1 and not lane.resources and short:
-                self._start(worker, pool, lane, now, out)
+                self._start(worker, pool, lane, now, out, safe=True)
                 return True
             return True
         return False
+
+    def _runs_risky(self, lane: Lane) -> bool:
+        """Whether a task of its job runs here that is suspected of bringing nodes down."""
+        risky = lane.work.risky
+        return bool(risky) and bool(self.spans(lane.work.job) & risky)
 
     def grain(self, lane: Lane) -> int:
         """Return how many tasks of a lane to hand out at once."""
@@ -288,8 +293,10 @@ class Running:
         fair = max(-(-lane.ready.size // (2 * slots)), int(self.options.crumb_s / per_task))
         return max(1, min(most, fair, int(self.options.grain_s / per_task)))
 
-    def _start(self, worker: Worker, pool: Pool, lane: Lane, now: float, out: list[Effect]) -> None:
-        taken = pool.take(lane, self.grain(lane))
+    def _start(
+        self, worker: Worker, pool: Pool, lane: Lane, now: float, out: list[Effect], *, safe: bool = False
+    ) -> None:  # fmt: skip
+        taken = pool.take(lane, self.grain(lane), safe=safe or self._runs_risky(lane))
         self._runs += 1
         if not worker.serves(lane):
             worker.tree = None

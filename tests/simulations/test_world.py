@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from p2pgrid.core import messages as m
 from p2pgrid.simulations import Plan, World
+from p2pgrid.simulations import truth as t
 
 
 def test_a_job_outlives_two_deaths() -> None:
@@ -122,3 +123,14 @@ def test_halves_that_were_started_again_during_a_cut_find_each_other() -> None:
             world.network.mend(other, one)
 
     assert world.run(world.agreed, 300.0)
+
+
+def test_a_task_that_kills_its_nodes_takes_none_of_those_beside_it_along() -> None:
+    """Seed 117 of `menu`: every node began the same four tasks, and all four were charged with each death."""
+    world = World(seed=4)
+    nodes = world.grid(2, slots=4)
+    job = world.client(nodes[0]).submit(8, lambda i: Plan(0.5, t.NODE if i == 2 else t.OK))
+
+    assert world.run(lambda: job.ended, 300)
+    assert job.failed == [2]
+    assert not job.wrong
