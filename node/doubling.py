@@ -58,7 +58,7 @@ class Doubling(Handler):
         self._waits: dict[str, None] = {}
         """Members with free slots that asked in vain."""
         granting.spare = self.give
-        granting.looked = self.look
+        granting.gathering.looked = self.look
 
     def gone(self, peer: str) -> None:
         """A member is not connected any more."""

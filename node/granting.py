@@ -1,5 +1,7 @@
 """Granting: what a keeper hands to members that ask, how much at once, and what becomes of what they hold.
 
+What they send back is taken in by `gathering`.
+
 How much: *guided self-scheduling*. A member gets what it would like to have queued, by the rates its results showed,
 or for a part of the time that the job will still take, up to a second, so that it seldom has to ask; but never more
 than half its share of what is left: the last tasks leave one by one, so that all nodes end together.
@@ -10,46 +12,38 @@ from __future__ import annotations
 
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from p2pgrid.core import messages as m
 from p2pgrid.core.batch import TREES
 from p2pgrid.core.chains import WORK
-from p2pgrid.core.errors import PeerError, WorkerCrashed
+from p2pgrid.core.errors import WorkerCrashed
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.record import Try
-from p2pgrid.core.shapes import CRASH, Claimed, ResultEntry
-from p2pgrid.core.wire import unpack
+from p2pgrid.core.shapes import Claimed
 from p2pgrid.node import events as e
 from p2pgrid.node.fitness import Fitness
-from p2pgrid.node.kept import Kept, Source
+from p2pgrid.node.gathering import Gathering
+from p2pgrid.node.kept import Kept
 from p2pgrid.node.leases import SETTLED, Grant, Lapsed, Withdrawn
-from p2pgrid.node.moves import RERUN
-from p2pgrid.node.naming import Naming
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parcels import Key, parcel
 from p2pgrid.node.parts import Handler, Parts, slots_of
 from p2pgrid.node.pool import RISKY, Lane, Taken, Work
+from p2pgrid.node.rates import Rates
 
 GRANT_BYTES = 4 << 20
 """Inputs in one grant, unless a single task or packed run has more."""
 CALLS_MAX, ITEMS_MAX = 4096, 65_536
 """Tasks in one grant, per slot of the member."""
-RATES_KEPT = 4096
 PEERS_KEPT = 1024
-CLOCKS_S = 1.0
-"""By how much the clocks of two machines may differ in that."""
-UNKNOWN_S = 60.0
-"""For how long a member may have been busy that was given its tasks in a former life of this node."""
 RECALL_S = 0.1
 """As much waits inside a worker only if it was taken for shorter than it is."""
 AHEAD = 0.3
 """What part of the time that a job will still take a member is given work for, at most `ahead_s`: fewer requests."""
 FAR_S = 0.02
 """A member whose round trip takes longer is given a second task at once, while nobody knows how long they take."""
-UNNAMED, UNNAMED_BYTES, UNNAMED_KEPT = 16, 4096, 256
-"""Lots of results that wait for the word of whoever handed the tasks over: of one member and job; bytes; members."""
 HINTS = 8
 """Members named to one that asks in vain, because work waits there."""
 NAMED_S = 1.0
@@ -57,9 +51,10 @@ NAMED_S = 1.0
 KNOWN_KEPT = 4096
 """Inputs and functions per member of which is remembered that it has them."""
 
-Life = tuple[str, int]
 CALLED_PER_TASK, CALLED_LEAST = 2, 2
 """So many idle members are told of tasks that wait: more than can come, for one of them may be busy by now, or gone."""
+
+Life = tuple[str, int]
 """A member and its incarnation."""
 
 
@@ -70,29 +65,22 @@ class Granting(Handler):
         super().__init__(parts)
         self.fitness = fitness
         self.outcomes = outcomes
-        self.arriving = Naming(parts, outcomes)
+        self.rates = Rates()
+        self.gathering = Gathering(parts, outcomes, self.rates)
         self.spare: Callable[[str, tuple[int, int], int, float], bool] = lambda *_: False
         """Asked for something else that a member may do for which there is no task."""
-        self.looked: Callable[[float], None] = lambda _: None
-        """Told when claims have shown what runs where."""
         self.told: dict[str, None] = {}
         """Who knows that there is work here."""
         self._waiters: dict[str, None] = {}
         """Who asked last and was given nothing, the longest waiting first: they are idle."""
         self._called: dict[str, None] = {}
         """Those of them that were told that there is work, and have not asked since."""
-        self._rates: OrderedDict[tuple[str, bytes], float] = OrderedDict()
-        """Seconds per task of a function, by member."""
-        self._began_s: dict[str, float] = {}
-        """When a member was given something first: it has not been busy for longer."""
-        self._unnamed: OrderedDict[tuple[str, bytes], list[ResultEntry]] = OrderedDict()
-        """Results of tasks, by member and job, that nobody has said yet to have handed to it."""
         self._known: dict[str, tuple[int, OrderedDict[Key, None]]] = {}
         """What a member has, in which of its lives."""
         self._named_to: Counter[str] = Counter()
         """How often members were named as holders of work lately, and since when that is counted."""
         self._named_since_s = -math.inf
-        parts.ran_at = lambda fn: [peer for peer, of in self._rates if of == fn]
+        parts.ran_at = self.rates.members
 
     def down(self, peer: str) -> None:
         """A member is not reachable."""
@@ -221,7 +209,7 @@ class Granting(Handler):
         """Return how long a task of a job takes a member, about."""
         work = self.pool.works.get(job)
         lane = next(iter(work.lanes.values()), None) if work is not None else None
-        known = None if lane is None else self._rates.get((peer, lane.fn)) or self.running.seconds(lane.fn)
+        known = None if lane is None else self.rates.get(peer, lane.fn) or self.running.seconds(lane.fn)
         return 1.0 if known is None else known
 
     def grant(self, peer: str, rid: tuple[int, int], taken: Taken, now: float, *, begins: int = 0) -> None:
@@ -230,9 +218,7 @@ class Granting(Handler):
         self.leases.grant(peer, rid, taken.work.job, taken.spans, body, now, size=size, brings=brings)
         if begins:
             self.leases.goes_on(peer, max(slots_of(self.peers.get(peer, {})), 1), now)
-        self._began_s.setdefault(peer, now)
-        if len(self._began_s) > PEERS_KEPT:
-            del self._began_s[next(iter(self._began_s))]
+        self.rates.began(peer, now)
         self._send(peer, rid, body)
         self.parts.tell_shown(peer, taken.work.job)
         self.watch()
@@ -249,7 +235,7 @@ class Granting(Handler):
         left = lane.ready.size
         cpus = max(lane.cpus, 1)
         free = min(free, slots)
-        theirs = self._rates.get((peer, lane.fn))
+        theirs = self.rates.get(peer, lane.fn)
         each = theirs or self.running.seconds(lane.fn)
         most = slots * (ITEMS_MAX if lane.packed else CALLS_MAX)
         if theirs is not None:
@@ -378,16 +364,15 @@ class Granting(Handler):
                 # Claimed by a holder that we took for dead: it is covered again, unless it is old.
                 for lo, hi in said.held & self.leases.held(peer, job):
                     self.pool.remove(work, lo, hi)
-        self.looked(now)
+        self.gathering.looked(now)
 
     def _named(self, victim: str, thief: str, job: bytes, handed: RangeSet, now: float) -> None:
         """A member says what it handed to another; what that one did with it may have been heard of before."""
         back, why = self.leases.early(thief, job, handed, now)
         kept, work = self.keeping.jobs.get(job), self.pool.works.get(job)
         if back and kept is not None and work is not None:
-            self._back(kept, work, thief, self.leases.returned(victim, job, back), why, now)
-        if came := self._unnamed.pop((thief, job), None):
-            self.results(thief, came, now)
+            self.gathering.back(kept, work, thief, self.leases.returned(victim, job, back), why, now)
+        self.gathering.named(thief, job, now)
 
     def _of_what_was_given(self, peer: str, job: bytes, claim: Claimed) -> Claimed:
         """Return as much of a claim as its member was ever given: or it could keep a job from everybody.
@@ -408,7 +393,7 @@ class Granting(Handler):
 
     def rate(self, peer: str, lane: Lane) -> float | None:
         """Return how long a task of a lane takes a member, if it has delivered any."""
-        return self._rates.get((peer, lane.fn))
+        return self.rates.get(peer, lane.fn)
 
     def _uncover(self, lapsed: Lapsed, now: float) -> None:
         """Nobody holds these tasks any more: they run again."""
@@ -456,83 +441,6 @@ class Granting(Handler):
             error = WorkerCrashed(f"{kept.name}/{task}: {self.config.node_crashes_max} nodes vanished while running it")
             self.outcomes.fail(kept, [(task, task + 1)], error)
 
-    # ---- results -----------------------------------------------------------------------------------------------------
-
-    def results(self, peer: str, body: Iterable[ResultEntry], now: float) -> None:
-        if not self.parts.may(peer, WORK):
-            self.parts.log_once(peer, "sends results, which its certificate does not allow")
-            return
-        self.leases.heard(peer, now)
-        for entry in body:
-            job, (incarnation, number), attempt, outcomes, _, _ = entry
-            ack = e.Send(peer, m.P_RESULTS_ACK, [[job, incarnation, number]])
-            kept = self.keeping.jobs.get(job)
-            if kept is None:
-                self.out.append(ack)
-                continue
-            if not kept.serving and not kept.ended:
-                continue  # not yet, or not any more: they come again, here or to whoever serves it
-            if any(kept.known.missing(lo, hi) for lo, hi, _, _ in outcomes):
-                raise PeerError("results of tasks that nobody submitted")
-            given = None if kept.ended else self.leases.given(peer, job)
-            spans = [*((lo, hi) for lo, hi, _, _ in outcomes), *((index, index + 1) for index, _ in entry.logs)]
-            if given is not None and any(given.missing(lo, hi) for lo, hi in spans):
-                if not RangeSet(spans) - self.leases.covered(job):
-                    # From whom it took them has not said so yet; what is large or much comes again with its next beat.
-                    waiting = self._unnamed.setdefault((peer, job), [])
-                    if len(waiting) < UNNAMED and _size(entry) <= UNNAMED_BYTES and entry not in waiting:
-                        waiting.append(entry)
-                    if len(self._unnamed) > UNNAMED_KEPT:
-                        self._unnamed.popitem(last=False)
-                    continue
-                self.parts.log_once(peer, "sends results of tasks that it was not given")
-                self.out.append(ack)
-                continue
-            source = Source(peer, self.parts.name_of(peer), incarnation, number)
-            if self.keeping.waits_for_disk(kept, source, len(outcomes)) or self.arriving.is_coming(kept, source):
-                continue  # the first arrival will be acknowledged
-            self._learn(peer, kept, entry, now)
-            if attempt > 1:
-                again = sum(hi - lo for lo, hi, _, _ in outcomes if kept.is_again(lo, attempt))
-                self.parts.moves.count(job, peer, RERUN, again)
-            parsed = [e.Outcome(*outcome) for outcome in outcomes]
-            self.arriving.accept(kept, parsed, attempt, source, [ack])
-        if not self.pool.waits:  # the end is near
-            self.parts.later.append(lambda: self._goes_on(peer, now))
-
-    def _goes_on(self, peer: str, now: float) -> None:
-        """A member has ended something: it may have begun its last tasks, which may be copied some time."""
-        self.leases.goes_on(peer, max(slots_of(self.peers.get(peer, {})), 1), now)
-        self.looked(now)
-
-    def _learn(self, peer: str, kept: Kept, entry: ResultEntry, now: float) -> None:
-        """Keep the output of tasks that ran elsewhere, and note how long they took there."""
-        fresh = [(lo, hi) for lo, hi, _, _ in entry.outcomes if kept.done.missing(lo, hi)]
-        logs = [(i, text) for i, text in entry.logs if i in kept.known]
-        told = {i for i, _ in logs}
-        if entry.outcomes and not fresh:
-            return  # told again
-        for lo, _, shape, data in entry.outcomes:
-            if shape == CRASH and lo not in kept.done and lo not in told:  # its last words are its log
-                logs.append((lo, unpack(data)[2].encode() + b"\n"))
-        effect = self.keeping.log(kept, logs)
-        if effect is not None:
-            self.out.append(effect)
-        work = self.pool.works.get(kept.id)
-        found = work.locate(fresh[0][0]) if work is not None and fresh else None
-        # What it says is charged to an owner: no more than there was time for, or one word would outweigh all others.
-        slots = max(slots_of(self.peers.get(peer, {})), 1)
-        busy_s = min(entry.busy_s, slots * (now - self._began_s.get(peer, now - UNKNOWN_S) + CLOCKS_S))
-        if work is None or found is None or busy_s <= 0:
-            return
-        lane = found[1]
-        self.pool.served(work, busy_s * max(lane.cpus, 1))
-        sample = busy_s / sum(hi - lo for lo, hi, _, _ in entry.outcomes)
-        before = self._rates.pop((peer, lane.fn), sample)
-        self._rates[peer, lane.fn] = before + 0.3 * (sample - before)
-        if len(self._rates) > RATES_KEPT:
-            self._rates.popitem(last=False)
-
     def returned(self, peer: str, body: Any, now: float) -> None:
         job, given, why, lacks = body
         if lacks and peer in self._known:
@@ -545,32 +453,4 @@ class Granting(Handler):
         held = self.leases.returned(peer, job, given)
         if given - held:
             self.leases.came_early(peer, job, given - held, why, now)
-        self._back(kept, work, peer, held, why, now, asked=not (why or lacks))
-
-    def _back(
-        self, kept: Kept, work: Work, peer: str, held: RangeSet, why: str, now: float, *, asked: bool = False
-    ) -> None:  # fmt: skip
-        """Have tasks that a member gave back run again; `asked`: perhaps because this node wanted to run them."""
-        job = kept.id
-        spans = ((held - kept.done) - kept.cancelled) - self.running.spans(job)  # said twice, it may run here by now
-        if asked and any(request.peer == peer for request in self.thief.open.values()):
-            self.parts.counts["stolen"] += spans.size
-            self.parts.moves.stolen(job, self.config.node_id, peer, spans, now)
-        for lo, hi in spans:
-            found = work.locate(lo)
-            if why and found is not None:
-                found[1].unfit[peer] = why
-            self.pool.make_ready(work, lo, hi)
-        for task, tries in kept.record.tries.items():
-            if task in spans and any(one.kind in "wn" for one in tries):
-                self.pool.make_ready(work, task, task + 1, alone=True)
-        for lane in list(work.lanes.values()):
-            if lane.unfit and lane.ready:
-                self.outcomes.unfit_everywhere(work, lane)
-
-
-def _size(entry: ResultEntry) -> int:
-    """Return how many bytes of results and output a lot has, about."""
-    values = (data if isinstance(data, list) else [data] for _, _, _, data in entry.outcomes)
-    texts = (text for _, text in entry.logs)
-    return sum(len(one) for row in (*values, texts) for one in row if isinstance(one, bytes))
+        self.gathering.back(kept, work, peer, held, why, now, asked=not (why or lacks))

@@ -94,7 +94,7 @@ class Machine(Handler):
         self.prints = Prints(parts)
         self.door.watched = self.prints.watches_changed
         self.doubling = Doubling(parts, self.fitness, self.members.granting)
-        self.naming = self.members.granting.arriving
+        self.naming = self.members.granting.gathering.arriving
         self.thieves = Thieves(parts, self.fitness, self.outcomes, self.members)
         self.neighbours = Neighbours(parts, rng)
         parts.round_trip_s = self.neighbours.round_trip_s

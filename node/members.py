@@ -53,7 +53,7 @@ class Members(Handler):
             m.P_NONE: self._none,
             m.P_COMING: self._coming,
             m.P_CLAIM: self.granting.claim,
-            m.P_RESULTS: self.granting.results,
+            m.P_RESULTS: self.granting.gathering.results,
             m.P_RESULTS_ACK: self._results_ack,
             m.P_DROP: self._drop,
             m.P_WORK: self._work,
