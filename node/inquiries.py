@@ -91,6 +91,8 @@ class Inquiries(Handler):
         self.listing = listing
         relays.ask = self.has
         self.patience_s: Callable[[float, float], float] = lambda *_: 0.0
+        self.is_lost: Callable[[str, float], bool] = lambda *_: False
+        """Whether a member has been gone for long (`Neighbours.is_lost`)."""
         self.seeks: Callable[[bytes, float], bool] = lambda *_: False
         """Whether a job may be with members that are not connected, and is being looked for there (`locating`)."""
         self.names = names
@@ -322,7 +324,13 @@ class Inquiries(Handler):
         elif row["owner"] not in self.peers:
             where = self.names(row["owner"])
             why = f"{where}, which has {row['id']}, is not here"
-            self.seeks(bytes.fromhex(row["hex"]), now)
+            hopes = self.seeks(bytes.fromhex(row["hex"]), now)
+            if not hopes and self.is_lost(row["owner"], now):
+                why = f"{where}, which has {row['id']}, is gone, and nobody who is here has a copy"
+                self._refuse(
+                    one.event, GridError(why, code="timed-out", next="start it again: it goes on from its disk")
+                )
+                return
             self._again(one, GridError(why, code="timed-out", next="p2pgrid members shows who is alive"), now)
         else:
             self.rounds.questions([row["owner"]], one.verb, wanted, lambda got: self._told(one, row, got), now)

@@ -124,6 +124,7 @@ class Machine(Handler):
         self.locating.in_vain = self._nowhere
         self.relays.seeks = self.inquiries.seeks = self.locating.seeks
         self.neighbours.is_used = self._is_used
+        self.relays.is_lost = self.inquiries.is_lost = self.neighbours.is_lost
         self.clients = self.door.clients
         self.wall_offset_s = 0.0
         self.loaded = False

@@ -29,6 +29,8 @@ from p2pgrid.node.view import Cloned, Forgotten, View
 
 TIMER = "neighbours"
 CLONED = "cloned"
+LOST_S = 8.0
+"""A keeper that takes over hears the others for three seconds; on a machine with much else to do it takes longer."""
 GUESTS_MAX = 64
 GUEST_S = 120.0
 """For so long a connection is kept that was made to ask somebody something; longer while it is of use."""
@@ -223,6 +225,13 @@ class Neighbours(Handler):
         """Whether a member is known to be dead, or to have left."""
         entry = None if self.view is None else self.view.members.get(node)
         return entry is not None and entry.known.status in (DEAD, LEFT)
+
+    def is_lost(self, node: str, now: float) -> bool:
+        """Whether a member has been gone for so long that whoever goes on with its jobs would have done so."""
+        if self.view is None or now < self._settled_s + LOST_S or node == self.config.node_id:
+            return False
+        entry = self.view.members.get(node)
+        return entry is None or (entry.gone_s is not None and now >= entry.gone_s + LOST_S)
 
     def is_apart(self) -> bool:
         """Whether a live member is not connected: one too many for that, or one that cannot be reached from here."""

@@ -100,6 +100,8 @@ class Relays(Handler):
         """Asks a member whether it has a job; `has` or `has_not` follows."""
         self.patience_s: Callable[[float, float], float] = lambda *_: 0.0
         """How long it makes sense to wait for members that are not here (`Neighbours.patience_s`)."""
+        self.is_lost: Callable[[str, float], bool] = lambda *_: False
+        """Whether a member has been gone for long (`Neighbours.is_lost`)."""
         self.seeks: Callable[[bytes, float], bool] = lambda *_: False
         """Whether a job may be with members that are not connected, and is being looked for there (`locating`)."""
         self._relays: dict[Key, Relay] = {}
@@ -251,7 +253,8 @@ class Relays(Handler):
 
     def _give_up_if_nobody_has_it(self, relay: Relay, now: float) -> None:
         """Whoever could have it says no, and nobody else is to come: no need to wait for the end of all patience."""
-        away = any(peer not in relay.without for peer in self._places.get(relay.job, ()))
+        places = self._places.get(relay.job, ())
+        away = any(peer not in relay.without and not self.is_lost(peer, now) for peer in places)
         if not self.peers.keys() <= relay.without:
             return
         away = self.seeks(relay.job, now) or away
