@@ -37,7 +37,10 @@ def answer(machine: Machine, verb: str, arguments: dict[str, Any], now: float) -
             return _status(machine)
         case "jobs":
             session = arguments.get("mine")
-            kept = [k for k in newest(machine.keeping) if not session or k.spec.session == session]
+            kept = [
+                k for k in newest(machine.keeping)
+                if k.spec.session == session or not (session or k.spec.parent is not None)
+            ]  # fmt: skip
             return {"jobs": [describe(machine, one) for one in kept]}
         case "find":
             copy = copy_of(machine.keeping, target)
@@ -54,7 +57,7 @@ def answer(machine: Machine, verb: str, arguments: dict[str, Any], now: float) -
         case "load":
             return {"node": _load(machine)}
         case "top":
-            jobs = [describe(machine, kept) for kept in newest(machine.keeping)]
+            jobs = [describe(machine, kept) for kept in newest(machine.keeping) if kept.spec.parent is None]
             return {"nodes": [_load(machine)], "jobs": jobs}
     msg = f"this node does not know the request {verb!r}"
     raise GridError(msg, next="install the same version on both sides: p2pgrid --version")
@@ -163,6 +166,7 @@ def _show(machine: Machine, kept: Kept, span: Span | None) -> dict[str, Any]:
             "cancelled": (kept.cancelled - kept.done).size,
         },
         "moves": _moves(machine, kept),
+        "started": machine.nesting.summary(kept.id),
     }
     if span is None:
         return shown | {"codes": [key.hex() for key in kept.rows.keys_of("code")[-CODES_SHOWN:]]}
@@ -310,7 +314,7 @@ def _workers(machine: Machine) -> list[dict[str, Any]]:
 
 
 def _busy(machine: Machine) -> int:
-    return sum(1 for worker in machine.running.workers.values() if worker.runs)
+    return machine.running.active()
 
 
 def _load(machine: Machine) -> dict[str, Any]:
@@ -327,7 +331,7 @@ def _load(machine: Machine) -> dict[str, Any]:
 def _status(machine: Machine) -> dict[str, Any]:
     config = machine.config
     busy = _busy(machine)
-    ours = [kept for kept in machine.keeping.jobs.values() if kept.answers]
+    ours = [kept for kept in machine.keeping.jobs.values() if kept.answers and kept.spec.parent is None]
     open_jobs = [kept for kept in ours if not kept.ended]
     return {
         "node": {
@@ -339,7 +343,8 @@ def _status(machine: Machine) -> dict[str, Any]:
             "name": machine.parts.grid_name, "nodes": machine.alive(), "slots": machine.parts.grid_slots(),
         },
         "jobs": {
-            "open": len(open_jobs), "all": len(ours), "copies": len(machine.keeping.jobs) - len(ours),
+            "open": len(open_jobs), "all": len(ours),
+            "copies": sum(not kept.answers for kept in machine.keeping.jobs.values()),
             "ready": machine.pool.ready(),
         },
         "warnings": [machine.parts.refusing] if machine.parts.refusing else [],

@@ -25,6 +25,7 @@ from p2pgrid.node.burying import Burying, Tomb, read_tombs
 from p2pgrid.node.depending import Depending
 from p2pgrid.node.kept import ABANDONED, Kept, Promise
 from p2pgrid.node.listing import Listing
+from p2pgrid.node.nesting import Nesting
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, Parts
 from p2pgrid.node.pool import Work
@@ -38,6 +39,8 @@ class Client:
 
     session: bytes
     program: str
+    worker: int | None = None
+    """Set: it is the process of a worker, a task of which uses the grid."""
 
 
 _HELD_BACK = frozenset({m.CODE, m.INPUT, m.CLOSE, m.CANCEL, m.WATCH})
@@ -52,7 +55,7 @@ class Door(Handler):
 
     def __init__(
         self, parts: Parts, outcomes: Outcomes, depending: Depending, relays: Relays, listing: Listing,
-        feed: Callable[[float], None],
+        nesting: Nesting,
         answer: Callable[[str, dict[str, Any], float], dict[str, Any]], stop: Callable[[e.Stop, float], None],
     ) -> None:  # fmt: skip
         super().__init__(parts)
@@ -60,11 +63,12 @@ class Door(Handler):
         self.relays = relays
         self.depending = depending
         self.listing = listing
+        self.nesting = nesting
+        nesting.cancel = lambda kept: self._cancel_spans(kept, None, (), ABANDONED)
         listing.forget = self._forget
         self.burying: Burying
         self.keepers_of: Callable[[Kept], Sequence[str]] = lambda _: ()
         """Returns the other nodes that keep a job."""
-        self.feed = feed
         self.answer = answer
         self.stop = stop
         self.clients: dict[int, Client] = {}
@@ -91,10 +95,13 @@ class Door(Handler):
             m.CANCEL: self._cancel,
             m.GOT: self._got,
             m.GOODBYE: lambda *_: None,
+            m.WAIT: self.nesting.wait,
+            m.WAITED: lambda client, body, _: self.nesting.waited(client, body[0]),
         }
 
     def joined(self, event: e.ClientJoined, now: float) -> None:
-        self.clients[event.client] = Client(event.session, event.program)
+        self.clients[event.client] = Client(event.session, event.program, event.worker)
+        self.nesting.joined(event)
         if event.session:
             self.parts.timer(("orphan", event.session), None)
         self.parts.timer(("linger",), None)
@@ -107,6 +114,7 @@ class Door(Handler):
 
     def gone(self, event: e.ClientGone, now: float) -> None:
         client = self.clients.pop(event.client, None)
+        self.nesting.gone(event.client)
         left = [kept for kept in self.keeping.jobs.values() if event.client in kept.watches]
         self.keeping.readers.unwatch(event.client)
         self.relays.gone(event.client)
@@ -191,7 +199,7 @@ class Door(Handler):
             over = NotFound(f"job {job_name(job)} was forgotten", next="submit it again")
             self.out.append(e.Reply(client, m.REFUSED, 0, [job, "spec", 0, dict(error_to_wire(over))]))
             return
-        if job not in self.keeping.jobs and (refusal := self._refusal()) is not None:
+        if job not in self.keeping.jobs and (refusal := self._refusal(client, spec)) is not None:
             self.out.append(e.Reply(client, m.REFUSED, 0, [job, "spec", 0, dict(error_to_wire(refusal))]))
             return
         if job not in self.keeping.jobs and len(self.keeping.jobs) >= self.config.keeping.jobs_max:
@@ -202,11 +210,15 @@ class Door(Handler):
             return
         kept, effects = self.keeping.open(job, spec, client)
         self.out += effects
+        if kept.spec.parent is not None:
+            self.nesting.opened(kept)
         if not kept.ended:
             self.outcomes.work_of(kept)
 
-    def _refusal(self) -> GridError | None:
+    def _refusal(self, client: int, spec: bytes) -> GridError | None:
         """Return why this node takes no new job, if it does not."""
+        if self.nesting.is_task(client, spec):
+            return self.nesting.refusal(client, spec)
         if self.parts.refusing:
             return NotAuthorized(self.parts.refusing, next="stop one of the two and wait three minutes")
         grid, roles = self.parts.grid_name, self.parts.own_roles
@@ -224,6 +236,7 @@ class Door(Handler):
 
     def _code(self, client: int, body: Any, now: float) -> None:
         job, code, union = body
+        union = union or self.nesting.tree_of(client, code)
         binding(union)  # a kind of function that this version does not know is refused now
         kept = self._kept(job, client)
         if kept is not None:

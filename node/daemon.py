@@ -183,6 +183,7 @@ class Node:
         self.objects = OnDemand(self._make_sharing, self.server, self.pool, talk)
         self.network.make_keeper = self.objects.keeper
         self.pool.on_asks, self.pool.on_buried = self.objects.worker_asks, self.objects.worker_gone
+        self.pool.on_visitor = lambda child, visitor: self.server.adopt(visitor, lambda: child.worker)
         self.manager = Notifier(silent=config.embedded)
         self._standstill = Standstill()
         self.ticking = Ticking(self.network, journal, self.manager, self._standstill, self.deliver)

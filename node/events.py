@@ -87,6 +87,8 @@ class ClientJoined:
     session: bytes
     program: str
     pid: int
+    worker: int | None = None
+    """The worker whose process it is: a task of it uses the grid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,6 +419,9 @@ class Run:
     puts a fresh child in its place, which the machine need not know."""
     python: int = 0
     """Which interpreter of the node, by its place among those it was given; where another child is there, likewise."""
+    inside: tuple[int, int] | None = None
+    """Run and index of the task of this worker that waits for these, and below which they run. Where it waits no longer
+    they come back unstarted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -441,7 +446,8 @@ class Recall:
 class Kill:
     """Kill the worker's process group if the task it runs now is in `spans` of `run` (None: whatever it runs).
 
-    Answered by WorkerDied(cause="killed"); where another task runs it is a Recall.
+    A task that waits, and below which another runs, counts as running. Answered by WorkerDied(cause="killed"); where
+    another task runs it is a Recall.
     """
 
     worker: int

@@ -73,11 +73,13 @@ class Listing(Handler):
             if self._grid:
                 self.list = JobList(self.list.options, self.rng)
             self._grid = event.grid
-            self._fresh = list(self.keeping.jobs.values())
+            self._fresh = [kept for kept in self.keeping.jobs.values() if kept.spec.parent is None]
             self._buried = [forgotten(job, *times) for job, times in self.tombs.items()]
             self.settle(now)
 
     def _touch(self, kept: Kept) -> None:
+        if kept.spec.parent is not None:
+            return  # nobody but the task that has started it asks for it
         self._fresh.append(kept)
         self.changed = True
 

@@ -39,6 +39,8 @@ OUT_BYTES_MAX = 512 * 1024 * 1024
 PRINTS_BYTES_MAX = 256 * 1024
 """A client that has more to read than that is shown no more lines of tasks: nothing of them is owed."""
 CLIENTS_MAX = 512
+WORKERS_MAX = 1024
+"""Connections of our own workers, besides."""
 HELLO_WITHIN_S = 10.0
 TAKE_OVER_S = 10.0
 STARTING_S = 2.0
@@ -55,6 +57,8 @@ class Client:
 
     number: int
     sock: socket.socket
+    worker: Callable[[], int] | None = None
+    """Says which worker's process it is, if it is one."""
     joined: bool = False
     goodbye: bool = False
     open: bool = True
@@ -224,10 +228,21 @@ class LocalServer:
             self._log(Log("warning", f"refused a program on the local socket: {why}"))
             sock.close()
             return
+        self._welcome(sock, nursery, None)
+
+    def adopt(self, sock: socket.socket, worker: Callable[[], int]) -> None:
+        """Take in the connection of a process of this node's own: a task of that worker uses the grid."""
+        if self._nursery is None or len(self._clients) >= CLIENTS_MAX + WORKERS_MAX:
+            sock.close()
+            return
+        sock.setblocking(False)  # noqa: FBT003 - its only form
+        self._welcome(sock, self._nursery, worker)
+
+    def _welcome(self, sock: socket.socket, nursery: trio.Nursery, worker: Callable[[], int] | None) -> None:
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
         self._last += 1
-        client = Client(self._last, sock)
+        client = Client(self._last, sock, worker)
         self._clients[client.number] = client
         nursery.start_soon(self._serve_client, client)
 
@@ -297,7 +312,8 @@ class LocalServer:
         match body:
             case {"session": bytes(session), "pid": int(pid), "program": str(program)} if _is_session(session):
                 client.joined = True
-                return ClientJoined(client.number, session, program[:256], pid)
+                worker = None if client.worker is None else client.worker()
+                return ClientJoined(client.number, session, program[:256], pid, worker)
         raise PeerError("a HELLO without session, pid and program")
 
     async def _drain(self, client: Client) -> None:

@@ -48,6 +48,7 @@ from p2pgrid.node.members import Members
 from p2pgrid.node.moves import RERUN
 from p2pgrid.node.neighbours import CLONED, GUESTS, Neighbours
 from p2pgrid.node.neighbours import TIMER as NEIGHBOURS
+from p2pgrid.node.nesting import LEND, STUCK, Nesting
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, MachineConfig, Parts
 from p2pgrid.node.prints import Prints
@@ -87,8 +88,9 @@ class Machine(Handler):
         self.listing = Listing(parts, rng, self._name_of)
         self.listing.has = self.relays.place
         self.listing.wall_s = lambda now: self.wall(now) if self._believes_clocks() else 0.0
+        self.nesting = Nesting(parts, self.fitness, self.outcomes)
         self.door = Door(
-            parts, self.outcomes, self.depending, self.relays, self.listing, self._feed,
+            parts, self.outcomes, self.depending, self.relays, self.listing, self.nesting,
             lambda *asked: answers.answer(self, *asked), self._on_stop,
         )  # fmt: skip
         self.prints = Prints(parts)
@@ -163,6 +165,8 @@ class Machine(Handler):
             LOCATING: self.locating.tick,
             DRAINED: self.draining.look,
             ALONE: self.replicas.alone,
+            LEND: lambda _: None,  # feeding lends
+            STUCK: self.nesting.stuck,
             ROOM: self.replicas.room,
         }
         self._events: dict[type, Callable[[Any, float], None]] = {
@@ -319,6 +323,9 @@ class Machine(Handler):
         self.listing.load(event.rows)
         self.replicas.begin(event.rows, now)
         self.loaded = True
+        for kept in list(self.keeping.jobs.values()):
+            if kept.spec.parent is not None:  # of a task of the former life: it starts anew what it needs
+                self.out += self.keeping.delete(kept.id, "")
         for kept in self.keeping.jobs.values():
             self.replicas.loaded(kept, now)
             if kept.objects and kept.accepted == self.config.node_id:
@@ -427,11 +434,15 @@ class Machine(Handler):
         self.parts.hungry = False
         if self.parts.refusing:
             return
+        if self.nesting.waits:
+            self.nesting.feed(now)
         fed = self.running.feed(self.pool, self.fitness.eligible, now)
         if fed:
             if self.peers:
                 self.replicas.name_running(fed)
             self.out += fed
+        if self.nesting.waits:
+            self.nesting.look(now)
         if self.peers:
             self.thieves.feed(now)
             self.members.feed(now)
@@ -459,11 +470,15 @@ class Machine(Handler):
         if event.final:
             assert not info.left, "a worker ended a run and kept tasks"
             self.running.ended(event.worker, info, now)
+            if info.waited:
+                self.nesting.ended([info])
         work = info.taken.work
         if returned:
             self.pool.put_back(info.taken, self.outcomes.wanted(work, returned))
         if event.unfit:
             self._unfit(info, event.unfit)
+        if work.job in self.nesting.children:
+            self.nesting.over(work.job, [(one.lo, one.hi) for one in event.outcomes])
         self._feed(now)  # the next grain leaves before the results are looked at
         if event.logs and work.keeper is None and work.job in self.keeping.jobs:
             effect = self.keeping.log(self.keeping.jobs[work.job], event.logs)
@@ -488,7 +503,10 @@ class Machine(Handler):
             self.outcomes.unfit_everywhere(work, lane)
 
     def _on_worker_died(self, event: e.WorkerDied, now: float) -> None:
-        runs = self.running.died(event.worker)
+        runs = self.running.died(event.worker, now)
+        self.nesting.ended(runs)
+        for info in reversed(runs):  # the outermost first: what it has started ends with it, and need not run again
+            self.nesting.over(info.job, info.left)
         for position, info in enumerate(runs):
             left = info.left
             printed = {index: text for run, index, text in event.logs if run == info.run}
@@ -503,6 +521,8 @@ class Machine(Handler):
             work = info.taken.work
             wanted = self.outcomes.wanted(work, list(left))
             unknown = position == 0 and culprit is None and event.cause != "killed"
+            if info.at is not None and info.at in left and event.cause != "killed":
+                unknown = True  # what ran below it has taken it along: now it has a process of its own
             kept = None if work.keeper else self.keeping.jobs.get(work.job)
             if culprit is not None and event.stderr:  # its last words are its log: nobody else can send it any more
                 printed.setdefault(culprit, event.stderr.encode() + b"\n")
@@ -592,6 +612,8 @@ class Machine(Handler):
             self.members.hand_back()
             self.neighbours.leave(now)
             waiting = [
-                answers.hand_over(kept) for kept in self.keeping.jobs.values() if kept.answers and not kept.ended
+                answers.hand_over(kept)
+                for kept in self.keeping.jobs.values()
+                if kept.answers and not kept.ended and kept.spec.parent is None
             ]
             self.out.append(e.Stopped(waiting))

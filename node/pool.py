@@ -402,6 +402,16 @@ class Pool:
             queue.move_to_end(lane.work.job)
         return taken
 
+    def take_at(self, lane: Lane, first: int, count: int) -> Taken:
+        """Take up to `count` ready tasks of a lane from this one on, which is ready and need not run alone."""
+        work = lane.work
+        hi = next(hi for lo, hi in lane.ready.within(first, first + count) if lo == first)
+        fenced = [*lane.alone.within(first, hi)[:1], *work.risky.within(first, hi)[:1]]
+        end = min(hi, work.attempts.alike(first, hi), *(a for a, _ in fenced))
+        lane.ready.discard(first, end)
+        self._queue(lane)
+        return Taken(work, lane, ((first, end),), work.attempts.get(first) or 1, alone=False)
+
     @staticmethod
     def _taken(lane: Lane, count: int, *, safe: bool) -> Taken:
         work = lane.work

@@ -123,7 +123,9 @@ class Replicas(Handler):
     # ---- who keeps what ---------------------------------------------------------------------------------------------
 
     def group(self, kept: Kept) -> list[Candidate]:
-        """Return who should hold a record, in serving rank."""
+        """Return who should hold a record, in serving rank; nobody else holds that of a job that a task has started."""
+        if kept.spec.parent is not None:
+            return []
         found = self._groups.get(kept.id)
         if found is None:
             if self._members is None:

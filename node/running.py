@@ -11,7 +11,7 @@ tasks to its caller; it knows no peers, clients or journals.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -21,6 +21,14 @@ from p2pgrid.core.threads import threads_for
 from p2pgrid.node.events import Effect, Kill, Outcome, Recall, Run, SetTimer
 from p2pgrid.node.pool import Job, Lane, Pool, Taken, segments
 
+LENT_MAX = 16
+"""Slots that are lent at most, while tasks wait for others that they have started."""
+LENT_FREE = 12
+"""So many of them are for whatever is ready; the rest for what is waited for."""
+LEND_AFTER_S = 0.05
+"""A wait that is over before then is not worth another process."""
+AGAIN_S = 1.0
+"""So long a lent slot is left alone whose process died: it may be that none can be started."""
 OVERLAP = 5
 OVERLAP_S = 0.05
 WARM_KEPT = 64
@@ -60,6 +68,13 @@ class RunInfo:
     """What its tasks took, as far as the worker has said."""
     python: int = 0
     """Which interpreter of the node runs it."""
+    at: int | None = None
+    """The task of it that waits for others, which may run below it, and since when."""
+    waits_s: float = 0.0
+    waits: int = 0
+    """How often it waits now: tasks with threads, and `async` ones, may do so several times at once."""
+    waited: bool = False
+    """Whether it ever did: the time that went by says nothing of its tasks."""
 
     @property
     def job(self) -> Job:
@@ -77,12 +92,28 @@ class Worker:
     warm: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
     """Functions it has run: a first run takes long because of what is imported, not because its tasks wait."""
     runs: list[RunInfo] = field(default_factory=list)
+    below: list[RunInfo] = field(default_factory=list)
+    """Runs whose tasks run below the first of `runs`, which waits; each below the one before it."""
+    lent: bool = False
+    """Whether it stands in for one whose task waits."""
+    again_s: float = 0.0
+    """It is not used before then."""
     python: int = 0
     """Its interpreter, by its place among those of the node."""
     tree: bytes | None = None
     """The source tree it serves; it can take up one, and no second."""
     threads: int | None = None
     """How many threads numerical libraries have in it since its first run; that cannot be changed any more."""
+
+    @property
+    def all_runs(self) -> list[RunInfo]:
+        """What it has, the innermost first."""
+        return [*reversed(self.below), *self.runs] if self.below else self.runs
+
+    @property
+    def begun(self) -> list[RunInfo]:
+        """Those of which a task has begun."""
+        return [*reversed(self.below), *self.runs[:1]] if self.below else self.runs[:1]
 
     def serves(self, lane: Lane) -> bool:
         """Whether it can run tasks of a lane as it is; else a fresh child takes its place."""
@@ -115,12 +146,46 @@ class Running:
         self._recall_due = False
         self.done = 0
         """Tasks that have ended here, in this life."""
+        self.awaited: Callable[[], Iterable[Lane]] = list
+        """Lanes of what tasks here wait for."""
+        self._waiting_runs = 0
+        """How many workers have a task that waits, with nothing below it; none, mostly."""
+        self._parents: OrderedDict[bytes, None] = OrderedDict()
+        """Functions that wait for tasks: they come one at a time."""
 
     # ---- what is running --------------------------------------------------------------------------------------------
 
     def idle(self) -> list[Worker]:
-        """Return the workers that wait for a run."""
-        return [w for w in self.workers.values() if w.ready and not w.runs]
+        """Return the workers that wait for a run; those that may be lent now among them."""
+        idle = [w for w in self.workers.values() if w.ready and not w.runs]
+        if len(self.workers) == self.slots:
+            return idle
+        room = self._lendable()
+        return [w for w in idle if not w.lent] + [w for w in idle if w.lent][:room]
+
+    def innermost(self, worker: Worker) -> RunInfo | None:
+        """Return what a worker runs now, or what waits there with nothing below it."""
+        return worker.below[-1] if worker.below else worker.runs[0] if worker.runs else None
+
+    def active(self) -> int:
+        """Return how many workers run something that does not wait."""
+        return sum(info is not None and info.at is None for info in map(self.innermost, self.workers.values()))
+
+    def lends_again_s(self) -> float:
+        """Return until when a slot is left alone that was lent and whose process died; it may be long ago."""
+        return max((worker.again_s for worker in self.workers.values() if worker.lent), default=0.0)
+
+    def _lendable(self, now: float | None = None) -> int:
+        """Return how many more slots may be lent: as many as have waited for a moment."""
+        if not self._waiting_runs:
+            return 0
+        used = sum(w.lent and bool(w.runs) for w in self.workers.values())
+        waiting = 0
+        for worker in self.workers.values():
+            info = self.innermost(worker)
+            if info is not None and info.at is not None and (now is None or now >= info.waits_s + LEND_AFTER_S):
+                waiting += 1
+        return max(0, min(waiting, LENT_MAX) - used)
 
     def free_slots(self) -> int:
         """Return how many more one-slot tasks could start now."""
@@ -128,12 +193,12 @@ class Running:
 
     def spans(self, job: Job) -> RangeSet:
         """Return the tasks of a job that are with workers."""
-        return RangeSet(span for w in self.workers.values() for r in w.runs if r.job == job for span in r.left)
+        return RangeSet(span for w in self.workers.values() for r in w.all_runs if r.job == job for span in r.left)
 
     def first_of_each(self, job: Job) -> list[int]:
         """Return the tasks of a job that run now, as far as we know without asking the workers."""
-        fronts = (w.runs[0] for w in self.workers.values() if w.runs)
-        return [r.left.first()[0] for r in fronts if r.job == job and r.left]  # type: ignore[index]
+        begun = (info for w in self.workers.values() for info in w.begun if info.job == job and info.left)
+        return [info.left.first()[0] if info.at is None else info.at for info in begun]  # type: ignore[index]
 
     def busy(self) -> bool:
         """Whether any worker has a run."""
@@ -167,9 +232,10 @@ class Running:
         typical = known[next(reversed(known))] if known else 1.0
         waits_s = 0.0
         for worker in self.workers.values():
-            for position, info in enumerate(worker.runs):
+            begun = worker.begun
+            for info in worker.all_runs:
                 lane = info.taken.lane
-                count = info.left.size - (1 if position == 0 else 0)
+                count = info.left.size - (1 if info in begun else 0)
                 waits_s += max(count, 0) * known.get(lane.fn, typical) * max(lane.cpus, 1)
         for lane in pool.candidates():
             if waits_s > enough_s:
@@ -180,11 +246,16 @@ class Running:
 
     def _cpus_used(self) -> float:
         # Whatever is queued behind a run takes no more than it: only one-slot tasks are queued.
-        return sum([w.runs[0].taken.lane.cpus for w in self.workers.values() if w.runs])
+        # What waits for tasks that it has started lends what it asked for.
+        if not self._waiting_runs:
+            return sum([w.runs[0].taken.lane.cpus for w in self.workers.values() if w.runs])
+        inner = [info for info in map(self.innermost, self.workers.values()) if info is not None and info.at is None]
+        return sum([info.taken.lane.cpus for info in inner])
 
     def _resources_free(self, lane: Lane) -> bool:
         for name, amount in lane.resources.items():
-            used = sum(w.runs[0].taken.lane.resources.get(name, 0.0) for w in self.workers.values() if w.runs)
+            inner = [info for info in map(self.innermost, self.workers.values()) if info is not None]
+            used = sum(info.taken.lane.resources.get(name, 0.0) for info in inner if info.at is None)
             if used + amount > self.resources.get(name, 0.0):
                 return False
         return True
@@ -201,16 +272,51 @@ class Running:
         for worker in self.workers.values():
             if worker.runs:
                 queued += 1
+            if worker.lent:
+                continue
             while worker.ready and not worker.runs and not starved:  # another may be better suited, and get it
                 starved = not self._give(worker, pool, eligible, now, out)
+        if not starved and self._waiting_runs:
+            self._lend(pool, eligible, now, out)
         if not starved:
             for worker in self.workers.values():
+                if worker.below or (worker.runs and worker.runs[0].at is not None):
+                    continue
                 if worker.ready and len(worker.runs) == 1 and not self._prefetch(worker, pool, eligible, now, out):
                     break
         elif queued and not self._recall_due and any(self._unstarted(w) > 0 for w in self.workers.values()):
             self._recall_due = True
             out.append(SetTimer(("recall",), now + self.options.recall_after_s))
         return out
+
+    def _lend(self, pool: Pool, eligible: Any, now: float, out: list[Effect]) -> None:
+        """Let others run in the place of tasks that wait."""
+        for _ in range(self._lendable(now)):
+            idle = [w for w in self.workers.values() if w.lent and w.ready and not w.runs and w.again_s <= now]
+            used = sum(w.lent and bool(w.runs) for w in self.workers.values())
+            number = len(self.workers)
+            if not idle and (number >= self.slots + LENT_MAX or self.lends_again_s() > now):
+                return
+            lane = self._choose_awaited(eligible) or (self._choose(pool, eligible, now) if used < LENT_FREE else None)
+            if lane is None:
+                return
+            if not idle:
+                self.workers[number] = Worker(number, ready=True, lent=True)
+                idle = [self.workers[number]]
+            self._start(next((w for w in idle if w.serves(lane)), idle[0]), pool, lane, now, out)
+
+    def _choose_awaited(self, eligible: Any) -> Lane | None:
+        return next(
+            (
+                lane for lane in self.awaited()
+                if eligible(lane) and self.has_room(lane) and lane.offers(safe=self._runs_risky(lane))
+            ),
+            None,
+        )  # fmt: skip
+
+    def has_room(self, lane: Lane) -> bool:
+        """Whether a task of a lane could run now, by what it asks for."""
+        return self._resources_free(lane) and self._cpus_used() + lane.cpus <= self.slots
 
     def _give(self, worker: Worker, pool: Pool, eligible: Any, now: float, out: list[Effect]) -> bool:
         lane = self._choose(pool, eligible, now)
@@ -254,7 +360,7 @@ class Running:
         front = worker.runs[0].taken.lane
         if front.cpus > 1 or front.resources or self._seconds_per_task.get(front.fn, 1.0) > self.options.grain_s:
             return True
-        if front.fn in self._overlapping:
+        if front.fn in self._overlapping or front.fn in self._parents or worker.runs[0].waited:
             return True
         for lane in pool.candidates():
             if not eligible(lane):
@@ -278,7 +384,7 @@ class Running:
     def grain(self, lane: Lane) -> int:
         """Return how many tasks of a lane to hand out at once."""
         per_task = self._seconds_per_task.get(lane.fn)
-        if per_task is None:
+        if per_task is None or lane.fn in self._parents:
             return 1
         overlaps = lane.fn in self._overlapping and not lane.resources and lane.cpus <= 1
         calls = self.options.overlap_calls if overlaps else self.options.grain_calls
@@ -297,7 +403,6 @@ class Running:
         self, worker: Worker, pool: Pool, lane: Lane, now: float, out: list[Effect], *, safe: bool = False
     ) -> None:  # fmt: skip
         taken = pool.take(lane, self.grain(lane), safe=safe or self._runs_risky(lane))
-        self._runs += 1
         if not worker.serves(lane):
             worker.tree = None
             worker.warm.clear()
@@ -305,44 +410,94 @@ class Running:
                 worker.python = lane.pythons[0]
         worker.tree = lane.tree or worker.tree
         worker.threads = threads_for(lane.cpus)
-        worker.runs.append(
-            RunInfo(self._runs, taken, RangeSet(taken.spans), now, queued=bool(worker.runs), python=worker.python)
-        )
+        info = self._info(worker, taken, now, queued=bool(worker.runs))
+        worker.runs.append(info)
+        out.append(self._run(worker, info))
+
+    def _info(self, worker: Worker, taken: Taken, now: float, *, queued: bool) -> RunInfo:
+        self._runs += 1
+        return RunInfo(self._runs, taken, RangeSet(taken.spans), now, queued=queued, python=worker.python)
+
+    def _run(self, worker: Worker, info: RunInfo, inside: tuple[int, int] | None = None) -> Run:
+        taken = info.taken
+        lane = taken.lane
         options = lane.options
         memory = options.resources.get("mem")
-        out.append(
-            Run(
-                worker=worker.id,
-                run=self._runs,
-                job=lane.work.job,
-                segments=segments(taken),
-                codes=lane.work.codes,
-                context={
-                    "name": lane.work.name,
-                    "attempt": taken.attempt,
-                    "node": self.node,
-                    "prints": options.prints,
-                    "env": dict(options.env or {}),
-                    "cpu": lane.cpus,
-                    "show": lane.work.shown,
-                    **({"keep": options.keep} if options.keep != "value" else {}),
-                },
-                timeout_s=options.timeout_s,
-                memory=None if memory is None else int(memory),
-                tree=lane.tree,
-                python=worker.python,
-            )
+        return Run(
+            worker=worker.id,
+            run=info.run,
+            job=lane.work.job,
+            segments=segments(taken),
+            codes=lane.work.codes,
+            context={
+                "name": lane.work.name,
+                "attempt": taken.attempt,
+                "node": self.node,
+                "prints": options.prints,
+                "env": dict(options.env or {}),
+                "cpu": lane.cpus,
+                "show": lane.work.shown,
+                **({"keep": options.keep} if options.keep != "value" else {}),
+                **({"nested": options.nested} if options.nested else {}),
+            },
+            timeout_s=options.timeout_s,
+            memory=None if memory is None else int(memory),
+            tree=lane.tree,
+            python=worker.python,
+            inside=inside,
         )
+
+    # ---- tasks that wait --------------------------------------------------------------------------------------------
+
+    def waits(self, worker: Worker, info: RunInfo, index: int, *, may_run: bool, now: float) -> list[Effect]:
+        """A task waits for others: whatever is behind it is for whoever is free."""
+        if info.at is None:
+            info.at, info.waits_s, info.waited = index, now, True
+            self._waiting_runs += 1
+        info.waits += 1
+        if may_run:
+            self._parents[info.taken.lane.fn] = None
+            if len(self._parents) > self.options.rates_kept:
+                self._parents.popitem(last=False)
+        behind = sum(one.left.size for one in worker.runs) > 1 or any(one.left.size > 1 for one in worker.below)
+        return [Recall(worker.id)] if may_run and behind else []
+
+    def waits_no_more(self, worker: Worker, info: RunInfo) -> list[Effect]:
+        """It goes on; what was to run below it and has not begun does not."""
+        info.waits -= 1
+        if info.waits or info.at is None:
+            return []
+        self._forget_wait(info)
+        late = worker.below[worker.below.index(info) + 1 :] if info in worker.below else worker.below
+        return [Recall(worker.id)] if late and info in worker.all_runs else []
+
+    def _forget_wait(self, info: RunInfo) -> None:
+        if info.at is not None:
+            info.at, info.waits = None, 0
+            self._waiting_runs -= 1
+
+    def run_below(
+        self, worker: Worker, index: int, pool: Pool, lane: Lane, first: int, now: float
+    ) -> list[Effect]:  # fmt: skip
+        """Let tasks of a lane run below one of this worker that waits."""
+        outer = self.innermost(worker)
+        assert outer is not None, "a task that waits is with its worker"
+        info = self._info(worker, pool.take_at(lane, first, self.grain(lane)), now, queued=False)
+        worker.below.append(info)
+        worker.tree = lane.tree or worker.tree
+        return [self._run(worker, info, (outer.run, index))]
 
     # ---- what workers report ----------------------------------------------------------------------------------------
 
     def worker_ready(self, worker: int) -> None:
         """Take a (new) child into service."""
-        self.workers[worker].ready = True
+        if worker in self.workers:
+            self.workers[worker].ready = True
 
     def find(self, worker: int, run: int) -> RunInfo | None:
         """Return a run that is with a worker."""
-        for info in self.workers[worker].runs:
+        child = self.workers.get(worker)
+        for info in () if child is None else child.all_runs:
             if info.run == run:
                 return info
         return None
@@ -361,7 +516,7 @@ class Running:
         fn, sample = info.taken.lane.fn, busy_s / count
         info.busy_s += busy_s
         warm = any(fn in worker.warm for worker in self.workers.values() if info in worker.runs)
-        if warm and not info.queued and now - info.since_s > max(OVERLAP_S, OVERLAP * info.busy_s):
+        if warm and not info.queued and not info.waited and now - info.since_s > max(OVERLAP_S, OVERLAP * info.busy_s):
             self._overlapping[fn] = None
             if len(self._overlapping) > self.options.rates_kept:
                 del self._overlapping[next(iter(self._overlapping))]
@@ -373,6 +528,10 @@ class Running:
     def ended(self, worker: int, info: RunInfo, now: float) -> None:
         """Take a finished run from its worker."""
         child = self.workers[worker]
+        self._forget_wait(info)
+        if info in child.below:
+            child.below.remove(info)
+            return
         child.runs.remove(info)
         child.recalled = False
         child.warm[info.taken.lane.fn] = None
@@ -381,11 +540,16 @@ class Running:
         if child.runs:
             child.runs[0].since_s = now
 
-    def died(self, worker: int) -> list[RunInfo]:
-        """Take a dead child out of service; return the runs that were with it."""
-        child = self.workers[worker]
-        runs, child.runs = child.runs, []
-        child.ready = child.recalled = False
+    def died(self, worker: int, now: float) -> list[RunInfo]:
+        """Take a dead child out of service; return the runs that were with it, that whose task ran first."""
+        child = self.workers.get(worker)
+        if child is None:
+            return []
+        runs = list(child.all_runs)
+        self._waiting_runs -= sum(info.at is not None for info in runs)
+        child.runs, child.below = [], []
+        child.ready, child.recalled = child.lent, False
+        child.again_s = now + AGAIN_S
         child.tree = child.threads = None
         child.warm.clear()
         return runs
@@ -393,7 +557,8 @@ class Running:
     # ---- taking back ------------------------------------------------------------------------------------------------
 
     def _unstarted(self, worker: Worker) -> int:
-        return 0 if worker.recalled else max(0, sum(r.left.size for r in worker.runs) - 1)
+        below = sum(max(0, r.left.size - 1) for r in worker.below)
+        return 0 if worker.recalled else max(0, sum(r.left.size for r in worker.runs) - 1) + below
 
     def recall(self, now: float) -> list[Effect]:
         """On the timer: ask the worker with the most unstarted work to give it back, if another is still idle."""
@@ -426,15 +591,15 @@ class Running:
     def look(self, now: float) -> None:
         """Learn from tasks that still run: they take longer than was known, if they have by now."""
         for worker in self.workers.values():
-            info = worker.runs[0] if worker.runs else None
-            if info is None or info.taken.lane.fn in self._overlapping:
+            info = self.innermost(worker)
+            if info is None or info.waited or info.taken.lane.fn in self._overlapping:
                 continue
             fn, so_far = info.taken.lane.fn, (now - info.since_s) / (info.taken.count - info.left.size + 1)
             if so_far > self._seconds_per_task.get(fn, so_far):
                 self._seconds_per_task[fn] = so_far
 
     def _seconds(self, worker: Worker) -> float:
-        return sum(r.left.size * self._seconds_per_task.get(r.taken.lane.fn, 1.0) for r in worker.runs)
+        return sum(r.left.size * self._seconds_per_task.get(r.taken.lane.fn, 1.0) for r in worker.all_runs)
 
     def cancel(self, job: Job, cancelled: RangeSet | None) -> list[Effect]:
         """Stop tasks of a job that are with workers (None: all of it)."""
@@ -446,6 +611,9 @@ class Running:
                 spans = list(info.left if cancelled is None else info.left & cancelled)
                 if spans:
                     out.append(Kill(worker.id, info.run, spans))
+            # What runs below another is not killed, for that would be: it ends, and nobody takes what comes out.
+            if any(info.job == job for info in worker.below):
+                out.append(Recall(worker.id))
         return out
 
     def stop(self) -> list[Effect]:

@@ -17,14 +17,16 @@ def targets(keeping: Keeping, text: str) -> list[tuple[Kept, Span | None]]:
         raise NotFound(str(error), next="p2pgrid jobs lists what there is") from error
     span = None if target.lo is None or target.hi is None else (target.lo, target.hi)
     jobs = newest(keeping)
+    own = [kept for kept in jobs if kept.spec.parent is None]
     if target.job_text == "all":
-        return [(kept, span) for kept in jobs]
+        return [(kept, span) for kept in own]
     if target.job_text == "last":
-        if not jobs:
+        if not own:
             msg = "there is no job yet"
             raise NotFound(msg, next="submit one: p2pgrid.Grid().map(f, xs)")
-        return [(jobs[0], span)]
-    found = match(target.job_text, {kept.id: kept.spec.name or None for kept in jobs})
+        return [(own[0], span)]
+    found = match(target.job_text, {kept.id: kept.spec.name or None for kept in own})
+    found = found or match(target.job_text, {kept.id: None for kept in jobs if kept.spec.parent is not None})
     if not found:
         msg = f"no job {text!r} here"
         raise NotFound(msg, next="p2pgrid jobs lists what there is")

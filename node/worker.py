@@ -31,6 +31,7 @@ from p2pgrid.core.threads import THREADS, threads_for
 from p2pgrid.core.wire import Frame, Splitter, frame
 from p2pgrid.node.page import INDEX, LOOK, NONE, RUN, START, Page, Progress
 from p2pgrid.node.worker_functions import Functions, Items, Unfit, receive_in
+from p2pgrid.node.worker_inside import Inside, below, put_aside
 from p2pgrid.node.worker_output import Output
 from p2pgrid.node.worker_recent import Recent
 from p2pgrid.node.worker_report import Report
@@ -51,15 +52,17 @@ _PR_SET_PDEATHSIG = 1
 class Worker:
     """One child: what it knows, and the loop."""
 
-    def __init__(self, sock: socket.socket, page: Page, output: Output) -> None:
+    def __init__(self, sock: socket.socket, door: socket.socket, page: Page, output: Output) -> None:
         """Serve the daemon at the other end of `sock`; the current folder is the one that tasks start in."""
         self._sock = sock
         self._page = page
         self._output = output
-        self._scratch = Scratch(str(Path.cwd()), page.words, LOOK)
-        current.own_folder[:] = [self._scratch.own]
-        files.provide(self._scratch)
-        receive_in(self._scratch)
+        self._base = str(Path.cwd())
+        self._scratch = self._use(Scratch(self._base, page.words, LOOK))
+        self._scratches: list[Scratch] = []
+        """For tasks that run below others, by how deep they are."""
+        self._environment = dict(os.environ)
+        self._inside = Inside(door, sock, page, self)
         self._functions = Functions()
         self._blobs: Recent[tuple[bytes, bytes], Items] = Recent(messages.W_BLOBS)
         self._handlers = {number: getsignal(number) for number in signal.valid_signals()}
@@ -76,16 +79,64 @@ class Worker:
         # Whatever a task forked must neither speak to the daemon nor keep the socket open after we are gone.
         self._forked.append(True)
         self._sock.close()
+        self._inside.forked()
+
+    @staticmethod
+    def _use(scratch: Scratch) -> Scratch:
+        """Let tasks work in these folders from now on."""
+        current.own_folder[:] = [scratch.own]
+        files.provide(scratch)
+        receive_in(scratch)
+        return scratch
 
     def serve(self) -> None:
         """Say that we are ready, and work until the daemon closes its end."""
         splitter, later = self._splitter, self._later
         self._sock.sendall(frame(messages.W_READY, {"pid": os.getpid(), "python": list(sys.version_info[:3])}))
         while data := self._sock.recv(RECV):
-            for received in splitter.feed(data):
-                self._handle(received)
+            later += splitter.feed(data)  # a task that waits takes from them as well
             while later:
                 self._handle(later.popleft())
+
+    def receive(self) -> None:
+        """Read what has come while a task waits."""
+        data = self._sock.recv(RECV)
+        if not data:
+            os._exit(1)  # the daemon is gone
+        self._later += self._splitter.feed(data)
+
+    def take_waiting(self, at: tuple[int, int]) -> bool:
+        """Do the next thing that has come while task `at` waits; what is not to run below it is given back."""
+        if not self._later:
+            return False
+        received = self._later.popleft()
+        if received.kind == messages.W_RUN and received.body[4:] == [list(at)]:
+            self._run_below(*received.body[:4])
+        elif received.kind == messages.W_RUN:
+            self._give_back(received.body[0], received.body[1], [Segment(*segment) for segment in received.body[3]])
+        else:
+            self._handle(received)
+        return True
+
+    def _give_back(self, number: int, job: bytes, segments: Sequence[Segment]) -> None:
+        self._functions.touch([segment.fn for segment in segments])
+        self._touch_blobs(job, segments)
+        Report(number, self._sock.sendall, Values(None)).finish([(segment.lo, segment.hi) for segment in segments])
+
+    def _run_below(self, number: int, job: bytes, context: Mapping[str, Any], segments: Sequence[Any]) -> None:
+        """Run tasks below one that waits for them."""
+        scratch, depth = self._scratch, self._inside.below
+        with put_aside(self._page, self._output, self._environment):
+            if depth == len(self._scratches):
+                self._scratches.append(Scratch(os.path.join(self._base, f"below-{depth}"), self._page.words, LOOK))  # noqa: PTH118
+            self._scratch = self._use(self._scratches[depth])
+            os.chdir(self._scratch.here)
+            self._inside.below += 1
+            try:
+                below(self._run, number, job, context, [Segment(*segment) for segment in segments])
+            finally:
+                self._inside.below -= 1
+                self._scratch = self._use(scratch)
 
     def _shared(self) -> WorkerObjects:
         """Return what this child shares with others; the first time its modules are imported."""
@@ -109,12 +160,16 @@ class Worker:
                 self._functions.add(code_id, union)
             case messages.W_BLOB, [job, key, data]:
                 self._blobs.put((job, key), Items(data))
-            case messages.W_RUN, [number, job, context, segments]:
+            case messages.W_RUN, [number, job, _, segments, [_, _]]:  # below a task that does not wait any more
+                self._give_back(number, job, [Segment(*segment) for segment in segments])
+            case messages.W_RUN, [number, job, context, segments, *_]:
                 self._run(number, job, context, [Segment(*segment) for segment in segments])
-            case messages.W_TREE, [_, folder, packed]:
-                from p2pgrid.node.worker_trees import take_up  # noqa: PLC0415 - for those that have one
+            case messages.W_TREE, [tree, folder, packed]:
+                from p2pgrid.node.worker_trees import names_in, take_up  # noqa: PLC0415 - for those that have one
 
                 self._functions.folder, self._functions.no_tree = folder, take_up(folder, packed)
+                if not self._functions.no_tree:
+                    self._inside.served = tree, names_in(folder)
             case messages.W_AT, _:
                 pass  # whoever waited for it was interrupted
             case kind, _:
@@ -122,11 +177,12 @@ class Worker:
 
     def _run(self, number: int, job: bytes, context: Mapping[str, Any], segments: Sequence[Segment]) -> None:
         self._functions.touch([segment.fn for segment in segments])
-        self._blobs.touch((job, segment.key) for segment in segments if segment.key and segment.data is None)
+        self._touch_blobs(job, segments)
         values = Values(self._store, as_ref=context.get("keep") == "ref")
         report = Report(number, self._sock.sendall, values)
         attempt = int(context.get("attempt", 0))
-        work = Work(self._page, self._output, report, self._scratch, self._forked, number, attempt)
+        work = Work(self._page, self._output, report, self._scratch, self._forked, number, attempt, job)
+        self._inside.reports.append(report)
         self._page.words[RUN] = number
         current.enter(self._context(job, context, attempt))
         self._limit_threads(context.get("cpu", 1))
@@ -138,11 +194,15 @@ class Worker:
                 self._objects.tell()  # before the results: whoever has them may put the next
             # Before the page is cleared: what pickles the values is the user's code, and a crash in it needs a culprit.
             report.finish(returned, unfit)
+        self._inside.reports.pop()
         current.enter(None)
         self._page.clear()
         self._restore_signals()
         if self._objects is not None:
             self._objects.tell()
+
+    def _touch_blobs(self, job: bytes, segments: Sequence[Segment]) -> None:
+        self._blobs.touch((job, segment.key) for segment in segments if segment.key and segment.data is None)
 
     def _limit_threads(self, cpus: float) -> None:
         """Before the first task: let numerical libraries have as many threads as it asked for `cpu`s."""
@@ -150,6 +210,7 @@ class Worker:
         if threads != self._threads:
             assert not self._ran, "the daemon gives such a run to a fresh child"
             os.environ.update(dict.fromkeys(THREADS, str(threads)))
+            self._environment = dict(os.environ)
             self._threads = threads
         self._ran = True
 
@@ -223,6 +284,7 @@ class Worker:
             scratches=self._scratch.folders,
             index=index,
             say=say,
+            nested=int(context.get("nested", 0)),
         )
 
     def _restore_signals(self) -> None:
@@ -232,9 +294,9 @@ class Worker:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run as a worker child: socket, output files and page as descriptor numbers, the daemon's pid, a title."""
-    sock_fd, out_fd, err_fd, page_fd, daemon = (int(argument) for argument in arguments[:5])
-    for fd in (sock_fd, out_fd, err_fd, page_fd):
+    """Run as a worker child: socket, output files, page and door as descriptor numbers, the daemon's pid, a title."""
+    sock_fd, out_fd, err_fd, page_fd, door_fd, daemon = (int(argument) for argument in arguments[:6])
+    for fd in (sock_fd, out_fd, err_fd, page_fd, door_fd):
         os.set_inheritable(fd, False)  # noqa: FBT003 - the function's own signature
     _die_with(daemon, sock_fd)
     _be_modest()
@@ -249,7 +311,7 @@ def main(arguments: Sequence[str]) -> None:
     faulthandler.enable(file=2, all_threads=False)
     gc.collect()
     gc.freeze()  # what is loaded now lives as long as the child: the collector need not look at it again
-    Worker(socket.socket(fileno=sock_fd), page, output).serve()
+    Worker(socket.socket(fileno=sock_fd), socket.socket(fileno=door_fd), page, output).serve()
     os._exit(0)  # not by way of the interpreter's end: it would wait for threads that a task left
 
 

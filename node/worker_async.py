@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from time import monotonic, process_time
 from typing import Any
 
-from p2pgrid.core import current
+from p2pgrid.core import current, inside
 from p2pgrid.core.segments import Segment
 from p2pgrid.node import worker_results as results
 from p2pgrid.node.page import INDEX, MANY, START
@@ -85,9 +86,18 @@ class _Lanes:
 
     async def _one(self, index: int, call: Call, place: int) -> bytes | results.Placed | BaseException:
         current.task_index.set(index)
+        failed = True
         try:
-            return self._work.report.encoded(await call(place))
+            value = await call(place)
+            failed = False
         except BaseException as error:  # noqa: BLE001 - the task's outcome; asyncio would let SystemExit stop the loop
+            value = error
+        if inside.open_tasks:
+            task = inside.Task(self._work.job, index, self._work.attempt)
+            await _loop.run_in_executor(None, partial(inside.over, task, failed=failed))
+        try:
+            return value if failed else self._work.report.encoded(value)
+        except BaseException as error:  # noqa: BLE001 - as above: it cannot be pickled
             return error
 
     def _started(self, index: int) -> None:

@@ -71,6 +71,11 @@ class Report:
             self._leave(final=False, returned=(), unfit="")
             self._sent_at = now
 
+    def flush(self) -> None:
+        """Send what there is, before a task that waits."""
+        if self._outcomes or self._pickles or self._values:
+            self._leave(final=False, returned=(), unfit="")
+
     def finish(self, returned: Sequence[tuple[int, int]], unfit: str = "") -> None:
         """End the run: send the rest, and what is given back."""
         self._leave(final=True, returned=returned, unfit=unfit)
@@ -93,6 +98,8 @@ class Report:
 
     def _leave(self, *, final: bool, returned: Sequence[tuple[int, int]], unfit: str) -> None:
         self._close_range()
-        body = [self._run, self._outcomes, final, returned, self.busy_s, (), unfit]
-        self._outcomes, self.busy_s, self._bytes = [], 0.0, 0
+        # The time that a task waits for others is taken off before the time it took is put on.
+        busy_s, rest_s = max(self.busy_s, 0.0), min(self.busy_s, 0.0)
+        body = [self._run, self._outcomes, final, returned, busy_s, (), unfit]
+        self._outcomes, self.busy_s, self._bytes = [], rest_s, 0
         self._send(frame(W_DONE, body))

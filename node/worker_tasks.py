@@ -17,6 +17,8 @@ from os import stat
 from time import monotonic
 from typing import Any
 
+from p2pgrid.core import inside
+from p2pgrid.core.inside import open_tasks
 from p2pgrid.core.segments import Segment
 from p2pgrid.node import worker_deps
 from p2pgrid.node import worker_results as results
@@ -48,6 +50,12 @@ class Work:
     forked: list[bool]
     number: int
     attempt: int
+    job: bytes = b""
+
+    def over(self, index: int, *, failed: bool) -> None:
+        """A task is over: what it has started in the grid, if anything, is waited for, or cancelled."""
+        self.page.words[INDEX] = index
+        inside.over(inside.Task(self.job, index, self.attempt), failed=failed)
 
     def recalled(self) -> bool:
         """Whether the daemon wants back what is not started."""
@@ -161,10 +169,15 @@ def _calls(work: Work, lo: int, call: Callable[..., Any], inputs: Sequence[Any],
         try:
             if data:
                 args, kwargs = loads(data)
-                result = encoded(call(*args, **kwargs))
+                result = call(*args, **kwargs)
             else:
-                result = encoded(call())
+                result = call()
+            if open_tasks:
+                work.over(index, failed=False)
+            result = encoded(result)
         except BaseException as error:
+            if open_tasks:
+                work.over(index, failed=True)
             if unfit := unfit_at(error, index):
                 work.tidy(index)
                 raise unfit from error
@@ -193,6 +206,8 @@ def _packed(work: Work, segment: Segment, call: Callable[..., Any], items: Seque
         floats[START] = started = now
         place = at - segment.lo
         values, error = loop(call, items[place : place + size], at, words)
+        if open_tasks:  # such a task is the last of its slice
+            work.over(at + len(values) - (error is None), failed=error is not None)
         damaged = work.tidy(at)
         one_by_one = one_by_one or damaged
         if values:

@@ -31,7 +31,7 @@ def take_up(folder: str, packed: bytes | None) -> str:
                 return "the source tree of the function did not arrive"
             _unpack(place, packed)
         os.utime(place)  # the daemon removes first what was used longest ago
-        names = {entry.name.partition(".")[0] for entry in place.iterdir()}
+        names = names_in(folder)
     except (OSError, PeerError) as error:
         return f"the source tree of the function cannot be unpacked: {error}"
     # What is installed here under the same names, and was imported by tasks that came without a tree, is not meant.
@@ -40,6 +40,11 @@ def take_up(folder: str, packed: bytes | None) -> str:
     sys.path.insert(BEHIND_OURS, folder)
     importlib.invalidate_caches()
     return ""
+
+
+def names_in(folder: str) -> frozenset[str]:
+    """Return the names of the modules that can be imported from the tree in a folder. Raises OSError."""
+    return frozenset(entry.name.partition(".")[0] for entry in Path(folder).iterdir())
 
 
 def _unpack(place: Path, packed: bytes) -> None:

@@ -17,9 +17,11 @@ in the same slot, which only this file knows of: the spare, or the run waits in 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import secrets
 import shutil
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -45,6 +47,10 @@ WATCH_S = 0.1
 WATCH_IDLE_S = 5.0
 TAKE_BACK_S = 0.005
 LAST_WORDS_MAX = 4096
+LENT_MAX = 16
+"""Children besides, while as many tasks wait for others that they have started."""
+LENT_IDLE_S = 10.0
+"""Such a child that has had nothing to do for so long ends."""
 SPARE = -1
 """Stands for the slot of a child that has none yet."""
 CLOSED_S = 0.5
@@ -90,6 +96,8 @@ class WorkerPool:
         self.on_asks: Callable[[Child, list[Frame]], None] = self._share_nothing
         """Takes what a child says about objects."""
         self.on_buried: Callable[[Child], None] = lambda _: None
+        self.on_visitor: Callable[[Child, socket.socket], None] = lambda _, visitor: visitor.close()
+        """Takes a socket by which a task of a child speaks with the node."""
         self._python = list(python)
         self._packages = dir / "python"
         self._name = node_name
@@ -101,8 +109,12 @@ class WorkerPool:
         self._budget = options.memory_budget or workers_memory.total_bytes() * 8 // 10
         self._token = secrets.token_hex(8)
         self._births = 0
-        self._children: list[Child | None] = [None] * slots
-        self._place = [worker % len(self._python) for worker in range(slots)]
+        self._own = slots
+        self._children: list[Child | None] = [None] * (slots + (LENT_MAX if slots else 0))
+        """Those from `slots` on are lent: they have a child while there is need."""
+        self._lent: dict[int, float] = {}
+        """Lent slots that are filled, and when they had something to do last."""
+        self._place = [worker % len(self._python) for worker in range(len(self._children))]
         """Which interpreter each slot has."""
         self._living: list[Child] = []
         self._spares: dict[int, Child] = {}
@@ -130,11 +142,16 @@ class WorkerPool:
             return
         child = self._children[effect.worker]
         if child is None:  # it died meanwhile; WorkerDied is on its way, or was delivered just now
-            if self._rest.end(effect.worker):
+            if effect.worker >= self._own:
+                self._lend(effect)
+            elif self._rest.end(effect.worker):
                 self._place[effect.worker] = effect.python
                 self._waiting[effect.worker] = [effect]
             return
         if not child.serves(effect):
+            if effect.inside is not None:
+                self._nursery_of().start_soon(self._give_back, effect.worker, [effect])
+                return
             child = self._replaced(child, effect)
             if child is None:
                 self._waiting[effect.worker] = [effect]
@@ -149,6 +166,18 @@ class WorkerPool:
         child.queue(effect)
         self.dirty[effect.worker] = None
         self._busy.set()
+
+    def _nursery_of(self) -> trio.Nursery:
+        assert self._nursery is not None, "a run before there are children"
+        return self._nursery
+
+    def _lend(self, effect: Run) -> None:
+        """Give a run to a slot that has no child so far, or not any more."""
+        self._place[effect.worker] = effect.python
+        self._waiting[effect.worker] = [effect]
+        if effect.worker not in self._lent:
+            self._lent[effect.worker] = math.inf
+            self._nursery_of().start_soon(self._lent_slot, effect.worker)
 
     def show(self, effect: Show) -> None:
         """From now on somebody watches what the tasks of a job print, or nobody does."""
@@ -179,8 +208,11 @@ class WorkerPool:
             self.recall(effect.worker)
             return
         running = child.running()
-        if running is not None and _is_meant(running, effect):
-            child.condemn(Verdict("killed", f"killed while it ran task {running[1]}", None))
+        busy = [] if running is None else [running]
+        busy += [run.inside for run in child.runs.values() if run.inside is not None]  # these wait below it
+        meant = next((one for one in busy if _is_meant(one, effect)), None)
+        if meant is not None:
+            child.condemn(Verdict("killed", f"killed while it ran task {meant[1]}", None))
         else:
             self.recall(effect.worker)
 
@@ -228,7 +260,11 @@ class WorkerPool:
 
     def states(self) -> list[WorkerState]:
         """What each worker does now."""
-        return [state_of(worker, child, rests=worker in self._rest) for worker, child in enumerate(self._children)]
+        return [
+            state_of(worker, child, rests=worker in self._rest)
+            for worker, child in enumerate(self._children)
+            if worker < self._own or child is not None
+        ]
 
     # ---- life -----------------------------------------------------------------------------------------------------
 
@@ -247,7 +283,7 @@ class WorkerPool:
                     watch.start_soon(self._watch)
                     async with trio.open_nursery() as slots:
                         self._slots = slots
-                        for worker in range(len(self._children)):
+                        for worker in range(self._own):
                             await slots.start(self._slot, worker)
                         task_status.started()
                     self._nursery = self._slots = None
@@ -299,6 +335,21 @@ class WorkerPool:
             if self._stop.is_set():
                 return
             born = await self._bear(worker)
+
+    async def _lent_slot(self, worker: int) -> None:
+        """Fill a lent slot while there are runs for it."""
+        while worker in self._waiting:
+            born = await self._bear(worker)
+            if isinstance(born, OSError):
+                if self._waiting.pop(worker, None):
+                    self._deliver([WorkerDied(worker, None, None, "killed", str(born))])
+                break
+            self._lent[worker] = monotonic()
+            child: Child | None = born
+            while child is not None:
+                await child.vacated.wait()
+                child = self._children[worker]
+        del self._lent[worker]
 
     async def _bear(self, worker: int) -> Child | OSError:
         """Start the child of a slot, and give it what waits there; or say why that is not possible."""
@@ -363,6 +414,7 @@ class WorkerPool:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._read, child)
             nursery.start_soon(self._write, child)
+            nursery.start_soon(self._open_door, child)
             await ended(child.process)
             nursery.cancel_scope.cancel()
         died = await self._bury(child)
@@ -386,6 +438,15 @@ class WorkerPool:
         # The pipe ended: the process is about to, or a task closed what was not its own.
         await trio.sleep(CLOSED_S)
         child.condemn(Verdict("exit", "closed its pipe to the node", child.page.running()))
+
+    async def _open_door(self, child: Child) -> None:
+        """Let in the sockets that tasks pass."""
+        with contextlib.suppress(OSError):  # the end
+            while True:
+                await trio.lowlevel.wait_readable(child.door)
+                visitor = child.visitor()
+                if visitor is not None:
+                    self.on_visitor(child, visitor)
 
     async def _write(self, child: Child) -> None:
         """Send on where an inline send found the socket full."""
@@ -465,6 +526,8 @@ class WorkerPool:
                     spare.condemn(None)
             if self._rest.due(children, now):
                 self._go_to_rest()
+            if self._lent:
+                self._end_lent(now)
             for child in children:
                 if not child.runs:
                     recycle(child, self._options.grown_max)
@@ -475,12 +538,23 @@ class WorkerPool:
                 with trio.move_on_after(WATCH_IDLE_S if self._living or self._rest.after_s is None else math.inf):
                     await self._busy.wait()
 
+    def _end_lent(self, now: float) -> None:
+        """End children of lent slots that have had nothing to do for a while."""
+        for worker, since_s in list(self._lent.items()):
+            child = self._children[worker]
+            if child is None or child.runs or not child.ready:
+                self._lent[worker] = now
+            elif now - since_s > LENT_IDLE_S:
+                self._children[worker] = None
+                child.step_down()
+
     def _go_to_rest(self) -> None:
         """End all children: there is no work, and the next run has new ones born."""
         for worker, child in enumerate(self._children):
             if child is not None:
                 self._children[worker] = None
-                self._rest.begin(worker)
+                if worker < self._own:
+                    self._rest.begin(worker)
                 child.step_down()
         spares, self._spares = self._spares, {}
         for spare in spares.values():

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -123,18 +124,24 @@ class Child:
         os.ftruncate(page_fd, shared.SIZE)
         self.page = Page(page_fd)
         self.page.clear()
+        self.starts: dict[tuple[int, int], float] = {}
+        """When tasks began that wait, and below which others run."""
+        self.door, their_door = socket.socketpair()
+        """Brings sockets by which its tasks speak with the daemon."""
         self.sock, theirs = socket.socketpair()
         self.sock.settimeout(0)
+        self.door.settimeout(0)
         for end in (self.sock, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
         try:
             files = self.output.out_fd, self.output.err_fd
-            self.process = _spawn(birth, (theirs.fileno(), *files, page_fd))
+            self.process = _spawn(birth, (theirs.fileno(), *files, page_fd, their_door.fileno()))
         except OSError:
             self.close()
             raise
         finally:
             theirs.close()
+            their_door.close()
             os.close(page_fd)
 
     # ---- to the child ---------------------------------------------------------------------------------------------
@@ -143,6 +150,8 @@ class Child:
         """Queue a run, before it the functions and blobs that the child does not have."""
         assert self.serves(run)
         self.runs[run.run] = run
+        if run.inside is not None:
+            self.starts.setdefault(run.inside, self.page.floats[shared.START])
         self.show(run.run, run.context.get("show", 0))
         self.last_run = max(self.last_run, run.run)
         self.threads = _threads(run)
@@ -159,7 +168,7 @@ class Child:
         kept = self._queue_blobs(run)
         segments = [s._replace(data=None) if s.key and s.key in kept else s for s in run.segments]
         self._blobs.touch((run.job, segment.key) for segment in segments if segment.key and segment.data is None)
-        self._out.append(frame(W_RUN, [run.run, run.job, run.context, segments]))
+        self._out.append(frame(W_RUN, [run.run, run.job, run.context, segments, run.inside]))
 
     def serves(self, run: Run) -> bool:
         """Whether this child can take the run: by its interpreter, its source tree, and its number of threads."""
@@ -328,7 +337,9 @@ class Child:
         self.output.tasks_ended(self.page.words)
         captured = self.output.logs(run, outcomes, final=final)
         if final:
-            del self.runs[run]
+            inside = self.runs.pop(run).inside
+            if inside is not None and all(one.inside != inside for one in self.runs.values()):
+                self.starts.pop(inside, None)
             self.shown.pop(run, None)
             self._said.pop(run, None)
             taken = self._taken.pop(run, None)
@@ -400,9 +411,20 @@ class Child:
         running = self.page.running()
         return running if running is not None and running[0] in self.runs else None
 
+    def visitor(self) -> socket.socket | None:
+        """Return a socket that a task has passed by the door; None if there is none yet. Raises OSError at the end."""
+        try:
+            data, fds, _, _ = socket.recv_fds(self.door, 1, 1)
+        except BlockingIOError:
+            return None
+        if not data:
+            raise OSError(errno.EPIPE, "the child has closed its door")
+        return socket.socket(fileno=fds[0]) if fds else None
+
     def close(self) -> None:
         """Let go of the descriptors."""
         self.sock.close()
+        self.door.close()
         self.page.close()
         self.output.close()
 

@@ -13,11 +13,13 @@ from p2pgrid.node.workers_child import Child, Verdict
 def check_time(child: Child, now: float) -> None:
     """Kill a child whose task runs longer than it may."""
     running = child.running()
-    if running is None:
-        return
-    limit_s = child.runs[running[0]].timeout_s
-    if limit_s is not None and now - child.page.floats[START] > limit_s:
-        child.condemn(Verdict("timeout", f"task {running[1]} ran longer than {limit_s:g} s", running))
+    since = dict(child.starts)  # of those that wait for others, which may run below them
+    if running is not None:
+        since.setdefault(running, child.page.floats[START])
+    for (run, index), start_s in since.items():
+        limit_s = child.runs[run].timeout_s if run in child.runs else None
+        if limit_s is not None and now - start_s > limit_s:
+            child.condemn(Verdict("timeout", f"task {index} ran longer than {limit_s:g} s", (run, index)))
 
 
 def check_memory(children: Sequence[Child], budget: int) -> None:

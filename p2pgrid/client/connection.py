@@ -154,6 +154,16 @@ def connect(path: Path, hello: dict[str, Any], timeout_s: float) -> Connection:
     try:
         sock.settimeout(timeout_s)
         sock.connect(str(path))
+    except BaseException:
+        sock.close()
+        raise
+    return greet(sock, hello, timeout_s, f"what listens at {path}")
+
+
+def greet(sock: socket.socket, hello: dict[str, Any], timeout_s: float, who: str) -> Connection:
+    """Greet over a connected socket, which belongs to the connection from now on. Raises as `connect`."""
+    try:
+        sock.settimeout(timeout_s)
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
         sock.sendall(frame(HELLO, hello))
@@ -169,7 +179,7 @@ def connect(path: Path, hello: dict[str, Any], timeout_s: float) -> Connection:
         return Connection(sock, welcome, splitter, frames[1:])
     except (PeerError, TimeoutError) as error:
         sock.close()
-        msg = f"what listens at {path} does not speak as a node does: {error}"
+        msg = f"{who} does not speak as a node does: {error}"
         raise ConnectionLost(msg) from error
     except BaseException:
         sock.close()

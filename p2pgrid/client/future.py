@@ -15,6 +15,7 @@ from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from typing import Any, Protocol, TypeVar
 
 from p2pgrid.client.notebook import shell
+from p2pgrid.core import inside
 from p2pgrid.core.errors import TaskCancelled
 from p2pgrid.core.ids import job_name
 from p2pgrid.core.ref import Ref
@@ -87,7 +88,7 @@ class Future(concurrent.futures.Future[Any]):
             with births:
                 guard = self._guard
                 if guard is None:
-                    self._waiters: list[Any] = []
+                    self._waiters: list[Any] = [] if inside.host is None else self._in_task()
                     self._done_callbacks: list[Any] = []
                     guard = self._guard = threading.Condition()
             if self._state is PENDING:
@@ -188,15 +189,32 @@ class Future(concurrent.futures.Future[Any]):
             self._tasks.may_wait()
         guard = self._condition
         try:
-            with guard:
-                if not guard.wait_for(self.done, timeout):
-                    raise TimeoutError
+            if inside.host is not None:
+                self._wait_in_task(guard, timeout)
+            else:
+                self._block(guard, timeout)
         except KeyboardInterrupt:
             if shell() is not None:  # the cell is over, and the program goes on: nobody else would cancel it
                 self.cancel()
             raise
         if self._state is CANCELLED_AND_NOTIFIED:
             raise self._exception or TaskCancelled(f"task {self.id} was cancelled")
+
+    def _block(self, guard: threading.Condition, timeout: float | None) -> None:
+        with guard:
+            if not guard.wait_for(self.done, timeout):
+                raise TimeoutError
+
+    def _wait_in_task(self, guard: threading.Condition, timeout: float | None) -> None:
+        from p2pgrid.client.waiting import waiting
+
+        with waiting([(*self.task, self._index + 1)], self.done, timeout) as left_s:
+            self._block(guard, left_s)
+
+    def _in_task(self) -> list[Any]:
+        from p2pgrid.client.waiting import Waiters
+
+        return Waiters(lambda: self.task)
 
     def set_running_or_notify_cancel(self) -> bool:
         """Not for us: the grid alone decides."""
@@ -329,6 +347,17 @@ async def until_done(future: "concurrent.futures.Future[Any]", timeout_s: float 
         TimeoutError: it is not done after `timeout_s`.
         RuntimeError: neither asyncio nor trio runs in this thread.
     """
+    if inside.host is not None:
+        from p2pgrid.client.waiting import waiting
+
+        tasks = [(*future.task, future.index + 1)] if isinstance(future, Future) else []
+        with waiting(tasks, future.done, timeout_s, blocks=False):
+            await _until_done(future, timeout_s)
+    else:
+        await _until_done(future, timeout_s)
+
+
+async def _until_done(future: "concurrent.futures.Future[Any]", timeout_s: float | None) -> None:
     trio = sys.modules.get("trio")
     if trio is not None and _runs(trio):
         await _in_trio(future, timeout_s, trio)

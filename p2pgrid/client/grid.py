@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from types import TracebackType
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, Literal, Self
 
 from p2pgrid.client.calls import Calls, JobOver
 from p2pgrid.client.discovery import LocalFinder
@@ -20,7 +20,7 @@ from p2pgrid.client.embedded import invite_text
 from p2pgrid.client.feed import Feed
 from p2pgrid.client.future import Future
 from p2pgrid.client.job import Job, find, future_of
-from p2pgrid.client.mapping import MapWay, not_yet, total_of
+from p2pgrid.client.mapping import MapWay, total_of
 from p2pgrid.client.members import Member, call_of, chosen, connected, members_from, only
 from p2pgrid.client.notebook import shell
 from p2pgrid.client.pickling import Call, Functions, Packed, pickled_call, seen
@@ -28,8 +28,8 @@ from p2pgrid.client.results import NoResults, Results
 from p2pgrid.client.session import LEAVE_S, Session, sessions
 from p2pgrid.client.stream import Stream
 from p2pgrid.client.upload import Upload
+from p2pgrid.core import inside
 from p2pgrid.core.batch import CALLS, ITEMS, TUPLES, encode_batch
-from p2pgrid.core.current import current
 from p2pgrid.core.errors import GridError
 from p2pgrid.core.options import TaskOptions
 from p2pgrid.core.record import Spec
@@ -42,7 +42,7 @@ JOIN_S = 60.0
 """How long joining may take: the network is started for it, and every address of the invite is tried."""
 
 
-class _Shared:
+class Shared:
     """What a grid and its views share."""
 
     def __init__(self, session: Session) -> None:
@@ -60,6 +60,14 @@ class Grid(Executor):
 
     Use it in a `with`: leaving waits for everything submitted; an exception or Ctrl-C cancels it.
     """
+
+    def __new__(cls, *_: Any, **__: Any) -> "Grid":  # noqa: PYI034 - inside a task it is of another class
+        """Make one; inside a task it is the grid that runs it, which needs no node to be found."""
+        if inside.host is not None and cls is Grid:
+            from p2pgrid.client.inside import TaskGrid
+
+            return object.__new__(TaskGrid)
+        return object.__new__(cls)
 
     def __init__(
         self,
@@ -92,8 +100,6 @@ class Grid(Executor):
         if unpickle not in ("members", "never"):
             msg = f"unpickle={unpickle!r}: expected 'members' or 'never'"
             raise ValueError(msg)
-        if current() is not None:
-            not_yet("Grid() inside a task", "At home")
         finder = LocalFinder(dir, embedded=embedded, timeout_s=timeout, invite=invite)
         session = Session(finder, timeout_s=timeout, reconnect=reconnect, unpickles=unpickle == "members")
         if invite is not None:
@@ -102,9 +108,9 @@ class Grid(Executor):
             except BaseException:
                 session.leave()
                 raise
-        self._share(_Shared(session), TaskOptions(), is_view=False)
+        self._share(Shared(session), TaskOptions(), is_view=False)
 
-    def _share(self, shared: _Shared, options: TaskOptions, *, is_view: bool) -> None:
+    def _share(self, shared: Shared, options: TaskOptions, *, is_view: bool) -> None:
         self._shared = shared
         self._session = shared.session
         self._functions = shared.functions
@@ -334,7 +340,7 @@ class Grid(Executor):
             TypeError: no such option; the nearest is named.
             ValueError: a value that is out of range.
         """
-        view = object.__new__(Grid)
+        view = object.__new__(type(self))
         view._share(self._shared, self._options.replace(**options), is_view=True)
         return view
 
@@ -549,10 +555,11 @@ class Grid(Executor):
             self._shut = True
             self._cancel_and_leave()
 
-    def __reduce__(self) -> NoReturn:
-        """Refuse to be pickled."""
-        msg = "a Grid cannot be an argument: it holds a connection of this process"
-        raise TypeError(msg)
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be, in a task that uses this Grid as an argument or by a name, the grid that runs the task."""
+        from p2pgrid.client.inside import unpickled
+
+        return unpickled, (self._options.chosen(),)
 
     def _repr_html_(self) -> str:
         """Show in a notebook who is there."""
@@ -590,7 +597,7 @@ def _at_exit() -> None:
     crashed = hasattr(sys, "last_type") and not hasattr(sys, "ps1")
     for session in sessions():
         grid = object.__new__(Grid)
-        shared = _Shared(session)
+        shared = Shared(session)
         shared.calls = {(calls.job,): calls for calls in session.held if isinstance(calls, Calls)}
         grid._share(shared, TaskOptions(), is_view=False)
         with contextlib.suppress(KeyboardInterrupt):

@@ -100,6 +100,12 @@ class Ledger:
         self.kept -= freed
         return hi
 
+    def drop(self, job: bytes, why: GridError) -> None:
+        """Know nothing more of a job of our own, whatever the node has not acknowledged."""
+        upload = self.uploads.pop(job, None)
+        if upload is not None:
+            self.kept -= upload.give_up(why)
+
     def forget(self, upload: Upload) -> None:
         """Know nothing more of a job of our own, unless its results are expected."""
         if not self.receivers.get(upload.job):

@@ -1,9 +1,7 @@
 """How a map is to be done, as its caller said; checked before anything is sent."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
-
-from p2pgrid.core.errors import GridError
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +31,3 @@ def total_of(iterables: tuple[Any, ...]) -> int | None:
         return min((len(one) for one in iterables), default=0)
     except TypeError:
         return None
-
-
-def not_yet(what: str, version: str) -> NoReturn:
-    """Raise the error of what a later version brings."""
-    msg = f'{what} comes with "{version}"'
-    raise GridError(msg, code="not-yet", next='see README, "Not yet"')

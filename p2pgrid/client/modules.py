@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+from p2pgrid.core import inside
+
 _INSTALLED_FOLDERS = frozenset({"site-packages", "dist-packages"})
 _OWN = __name__.partition(".")[0]
 _EXTENSIONS = tuple(importlib.machinery.EXTENSION_SUFFIXES)
@@ -42,7 +44,10 @@ class Place:
 
 
 def is_own(name: str) -> bool:
-    """Say whether a module goes along with the work as a file."""
+    """Say whether a module goes along with the work as a file; in a task, whether it has come along with it."""
+    if inside.host is not None:
+        tree = inside.host.tree()
+        return tree is not None and name.partition(".")[0] in tree[1]
     known = _known.get(name)
     if known is None:
         if name == "__main__" or is_everywhere(name):

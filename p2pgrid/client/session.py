@@ -195,6 +195,11 @@ class Session:
         if self._waiting:
             self._changed.notify_all()
 
+    def drop(self, job: bytes) -> None:
+        """Forget what was said of a job of our own: the node forgets it as well."""
+        with self.lock:
+            self.ledger.drop(job, GridError(f"job {job_name(job)} is over with the task that has started it"))
+
     def cancel(self, job: bytes, flat: list[int] | None) -> None:
         """Cancel tasks of a job of our own, or all of it."""
         with self.lock:
@@ -332,8 +337,12 @@ class Session:
                     held.flush()
                 if self._waiting:
                     self._changed.notify_all()
+            self.moved()
             if self._leaves_when_idle and self.ledger.idle:
                 self.leave()
+
+    def moved(self) -> None:
+        """Frames were taken in, or none will be; called by the reader."""
 
     # ---- losing and finding the node ---------------------------------------------------------------------------------
 
@@ -382,6 +391,7 @@ class Session:
         self._requests.give_up(gone)
         with self.lock:
             self._changed.notify_all()
+        self.moved()
 
     def _of_job(self, error: GridError, job: bytes) -> GridError:
         if not isinstance(error, NodeGone):

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, Protocol
 from p2pgrid.client.bars import Bar
 from p2pgrid.client.receiver import FAILED, Segment, failure, size_of, values, why_none
 from p2pgrid.client.session import Session
+from p2pgrid.core import inside
+from p2pgrid.core.batch import TASKS_MAX
 from p2pgrid.core.errors import TaskCancelled
 from p2pgrid.core.prints import PRINTS, PROGRESS, Said
 from p2pgrid.core.ranges import RangeSet
@@ -231,16 +233,30 @@ class Stream:
         """Wait until something new may be there. Raises TimeoutError after `deadline` (monotonic)."""
         self._session.may_wait()
         self._say_what_is_missing()
+        self._waiting += 1
+        try:
+            if inside.host is None:
+                self._block(deadline)
+                return
+            from p2pgrid.client.waiting import waiting
+
+            left_s = None if deadline is None else deadline - time.monotonic()
+            first = self.at if self._ordered else 0
+            with waiting([(self.job, first, TASKS_MAX - 1)], self._is_news, left_s):
+                self._block(deadline)
+        finally:
+            self._waiting -= 1
+
+    def _is_news(self) -> bool:
+        return self._has_next() or self.idle
+
+    def _block(self, deadline: float | None) -> None:
         with self._arrived:
-            self._waiting += 1
-            try:
-                while not (self._has_next() or self.idle):
-                    left = None if deadline is None else deadline - time.monotonic()
-                    if left is not None and left <= 0:
-                        raise TimeoutError
-                    self._arrived.wait(left)
-            finally:
-                self._waiting -= 1
+            while not self._is_news():
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise TimeoutError
+                self._arrived.wait(left)
 
     def call_when_new(self, waker: Any) -> None:
         """Set the result of the future `waker` once something new may be there."""

@@ -5,6 +5,7 @@ Whoever submits holds on to a tree; a job that is under way keeps the one it beg
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from p2pgrid.client.gathering import Gathered, contents, gather, stamp_of
 from p2pgrid.client.imports import reached
 from p2pgrid.client.modules import Place, locate
+from p2pgrid.core import inside
 from p2pgrid.core.batch import content_id
 from p2pgrid.core.tree import pack_tree
 from p2pgrid.core.units import format_size
@@ -70,6 +72,8 @@ def tree_of(names: Iterable[str], *, look: bool = True) -> Tree | None:
         NotSerializable: a file cannot be read, changes meanwhile, or is a link out of its package.
     """
     key = frozenset(names)
+    if inside.host is not None:
+        return _served(inside.host.tree(), key)
     with _lock:
         known = _trees.get(key)
         if (
@@ -93,6 +97,13 @@ def tree_of(names: Iterable[str], *, look: bool = True) -> Tree | None:
             _trees.popitem(last=False)
     _tell(tree, gathered)
     return tree
+
+
+def _served(tree: tuple[bytes, frozenset[str]] | None, names: frozenset[str]) -> Tree | None:
+    """Return the tree that this task has come with, for what it starts; the node has what is in it."""
+    if tree is None:
+        return None
+    return Tree(tree[0], b"", dict.fromkeys(names, Place("", None)), Gathered(), math.inf)
 
 
 def _tell(tree: Tree, gathered: Gathered) -> None:

@@ -35,6 +35,8 @@ class RunContext:
     scratches: str
     index: Callable[[], int | None]
     say: Callable[[int, float, float | None, str], None]
+    nested: int = 0
+    """How many tasks are above this one, each started by the one before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,11 @@ def enter(run: RunContext | None) -> None:
     """Say which run is worked on from now on (the child does, once per run)."""
     global _run  # noqa: PLW0603 - a child does one run at a time; a context variable would miss the task's own threads
     _run = run
+
+
+def entered() -> RunContext | None:
+    """Return the run that is worked on."""
+    return _run
 
 
 def running_index() -> int | None:

@@ -23,6 +23,10 @@ REQUEST = 9  # [verb, {arguments}]             see REQUESTS
 GOODBYE = 10  # []                             the client leaves on purpose
 UNWATCH = 11  # [job16]
 REFS = 12  # [job16, [[id, size, [holder, …]], …]]   Refs in batches after it: the job needs them until it has ended
+# only from a worker's process, by way of its door: its task `index` of that job waits for tasks [lo, hi, …] of others
+# that it has started; may_run: it runs some of these itself meanwhile, as W_RUN with the fifth element
+WAIT = 13  # [number, job16, index, may_run, [[job16, [lo, hi, …]], …]]
+WAITED = 14  # [number]                        it waits no longer
 
 # ---- daemon -> client -----------------------------------------------------------------------------------------------
 WELCOME = 32  # {"v", "id", "name", "grid", "slots", "nodes", "version", "python": [major, minor], "embedded", "pid"}
@@ -72,7 +76,9 @@ REQUESTS = {
 # ---- daemon -> worker child -----------------------------------------------------------------------------------------
 W_CODE = 64  # [code_id16, union bytes]
 W_BLOB = 65  # [job16, key, bytes]             a packed list of inputs; child keeps the last W_BLOBS of them
-W_RUN = 66  # [run, job16, context, [segment, …]]   segment: [lo, hi, fn, shape, data or None (blob), offset, key]
+# segment: [lo, hi, fn, shape, data or None (blob), offset, key]; inside: nil, or [run, index] of a task of this child
+# that waits (WAIT) and below which it is to run: given back unstarted where that does not wait any more
+W_RUN = 66  # [run, job16, context, [segment, …], inside]
 W_AT = 67  # [number of the W_NEED or W_PLACE, offset, size, None or {"code", "message", "next"}, size of the memory]
 W_BLOBS = 4
 W_TREE = 72  # [tree id, folder, union bytes or None: it is there]      once in a child's life, before what needs it

@@ -18,6 +18,8 @@ from p2pgrid.core.units import format_size, parse_duration, parse_size
 RETRIES_MAX = 1000
 PRIORITY_MAX = 1000
 COPIES_MAX = 16
+NESTED_MAX = 1000
+"""As deep as tasks may start tasks."""
 RESOURCES_MAX = 32
 RETRY_ON_MAX = 32
 NAME_LENGTH_MAX = 64
@@ -65,13 +67,17 @@ class TaskOptions:
         checked: dict[str, Any] = {name: _CHECKS[name](name, value) for name, value in options.items()}
         return dataclasses.replace(self, **checked)
 
-    def to_wire(self) -> dict[str, Any]:
-        """Return only what differs from the defaults, msgpack-able, under the names of `WireOptions`."""
-        wire: dict[str, Any] = {
+    def chosen(self) -> dict[str, Any]:
+        """Return only what differs from the defaults."""
+        return {
             option.name: getattr(self, option.name)
             for option in dataclasses.fields(self)
             if getattr(self, option.name) != getattr(_DEFAULTS, option.name)
         }
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return only what differs from the defaults, msgpack-able, under the names of `WireOptions`."""
+        wire = self.chosen()
         if "retry_on" in wire:
             wire["retry_on"] = [[kind.__module__, kind.__qualname__] for kind in self.retry_on]
         if "timeout" in wire:
@@ -101,6 +107,8 @@ class WireOptions:
     copies: int | None = None
     prints: bool = True
     strict: bool = False
+    nested: int = 0
+    """How many tasks are above one that was started by a task, each started by the one before it."""
 
     @classmethod
     def from_wire(cls, wire: object) -> "WireOptions":
@@ -352,5 +360,6 @@ _WIRE_CHECKS: dict[str, Check] = _SHARED_CHECKS | {
     "retry_on": _retry_on_names,
     "timeout_s": _or_none(_seconds),
     "keep_for_s": _seconds,
+    "nested": _whole(0, NESTED_MAX),
 }
 _DEFAULTS = TaskOptions()

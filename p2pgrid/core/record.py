@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from p2pgrid.core.batch import content_id
+from p2pgrid.core.batch import ID_BYTES, content_id
 from p2pgrid.core.errors import PeerError
 from p2pgrid.core.ranges import RangeMap, RangeSet, Span
 from p2pgrid.core.wire import pack, unpack
@@ -42,6 +42,14 @@ class State(IntEnum):
     FINISHED = 1
     CANCELLED = 2
     FORGOTTEN = 3
+
+
+class TaskOf(NamedTuple):
+    """One attempt of a task."""
+
+    job: bytes
+    task: int
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +70,15 @@ class Spec:
     owner: bytes = b""
     defaults: tuple[tuple[str, Any], ...] = ()
     program: str = ""
+    parent: TaskOf | None = None
+    """The task that has started this job: it is kept where that attempt of it runs, and ends with it."""
 
     def packed(self) -> bytes:
         """Return the spec as bytes, ready to be signed."""
         return pack(
             [
                 1, self.kind, self.name, self.session, self.submitted_s, self.ttl_s, self.detach, self.copies,
-                self.owner, dict(self.defaults), self.program,
+                self.owner, dict(self.defaults), self.program, self.parent,
             ]
         )  # fmt: skip
 
@@ -77,7 +87,7 @@ def unpack_spec(data: bytes) -> Spec:
     """Return the spec that `data` holds. Raises PeerError if it is malformed or of an unknown kind or version."""
     match unpack(data):
         case [1, str(kind), str(name), bytes(session), int() | float() as at, int() | float() as ttl, bool(detach),
-              int(copies), bytes(owner), dict(defaults), str(program), *_]:  # fmt: skip
+              int(copies), bytes(owner), dict(defaults), str(program), *rest]:  # fmt: skip
             if kind not in KINDS:
                 msg = f"a job of kind {kind!r}, which this version does not know"
                 raise PeerError(msg)
@@ -87,8 +97,19 @@ def unpack_spec(data: bytes) -> Spec:
             return Spec(
                 kind, name[:200], session, float(at), float(ttl), detach, copies, owner,
                 tuple((key, defaults[key]) for key in sorted(defaults)), program[:200],
+                _parent(rest[0] if rest else None),
             )  # fmt: skip
     msg = "a malformed job spec"
+    raise PeerError(msg)
+
+
+def _parent(value: Any) -> TaskOf | None:
+    match value:
+        case None:
+            return None
+        case [bytes(job), int(index), int(attempt), *_] if len(job) == ID_BYTES and index >= 0 and attempt >= 0:
+            return TaskOf(job, index, attempt)
+    msg = "a malformed parent in a job spec"
     raise PeerError(msg)
 
 

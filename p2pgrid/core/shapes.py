@@ -323,6 +323,15 @@ def _refs(value: Any) -> list[Large]:
     ]
 
 
+WAITED_FOR_MAX = 4096
+
+
+def _waited_for(value: Any) -> list[tuple[bytes, RangeSet]]:
+    if len(_list(value)) > WAITED_FOR_MAX:
+        raise malformed("list of jobs (too long)")
+    return [(job_id(job), _ranges(spans)) for job, spans in (_fields(one, 2) for one in value)]
+
+
 def _nothing(body: Any) -> tuple[()]:
     return ()
 
@@ -498,6 +507,8 @@ _CLIENT: dict[int, Callable[[Any], Any]] = {
     m.GOT: _credit(job_id),
     m.REQUEST: _request,
     m.GOODBYE: _nothing,
+    m.WAIT: _array(_whole, job_id, _whole, lambda value: value is True, _waited_for),
+    m.WAITED: _array(_whole),
 }
 _PEER: dict[int, Callable[[Any], Any]] = {
     m.P_WANT: _want,

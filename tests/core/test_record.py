@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from p2pgrid.core.errors import PeerError
 from p2pgrid.core.ranges import RangeSet
-from p2pgrid.core.record import BatchId, Claim, Inputs, Record, Results, Spec, State, Try, merge, unpack_spec
+from p2pgrid.core.record import BatchId, Claim, Inputs, Record, Results, Spec, State, TaskOf, Try, merge, unpack_spec
 from p2pgrid.core.wire import pack, unpack
 
 TOP = 12
@@ -197,6 +197,7 @@ specs = st.builds(
     submitted_s=st.floats(0, 1e10), ttl_s=st.floats(0, 1e7), detach=st.booleans(), copies=small,
     owner=st.binary(max_size=8), program=st.text(max_size=8),
     defaults=st.dictionaries(st.text(max_size=4), small, max_size=2).map(lambda d: tuple(sorted(d.items()))),
+    parent=st.none() | st.builds(TaskOf, st.binary(min_size=16, max_size=16), small, small),
 )  # fmt: skip
 
 

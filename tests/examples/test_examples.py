@@ -37,8 +37,8 @@ def test_example_is_right(path: Path, tmp_path: Path) -> None:
     assert until(lambda: alive(tmp_path) == [], 20.0), alive(tmp_path)
 
 
-def test_there_are_seven() -> None:
+def test_there_are_eight() -> None:
     """The ones the README names."""
-    stems = ["hello", "julia", "machines", "monte_carlo", "pipeline", "shared_array", "wordcount"]
+    stems = ["adaptive", "hello", "julia", "machines", "monte_carlo", "pipeline", "shared_array", "wordcount"]
 
     assert [path.stem for path in EXAMPLES] == stems
