@@ -83,6 +83,7 @@ class Neighbours(Handler):
 
     def belongs(self, event: e.Belongs, now: float) -> None:
         self.parts.grid_name = event.name
+        self.parts.regrouped |= self.parts.own_roles != event.roles  # it may be a keeper no more, or from now on
         self.parts.own_roles = event.roles
         if event.grid == self.grid:
             if self.view is not None:

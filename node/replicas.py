@@ -132,7 +132,9 @@ class Replicas(Handler):
                 self._members = self._candidates()
             found = self._groups[kept.id] = keepers(kept.id, kept.accepted, self._members)
             ids = {one.id for one in found}
-            for peer in ids - self._former.get(kept.id, ids):  # what was new meanwhile it was not told
+            before = self._former.get(kept.id, ids)
+            left = self.config.node_id in before - ids  # who lets go must know what others have, not who served it
+            for peer in ids if left else ids - before:  # what was new meanwhile it was not told
                 self.copying.unlevel(peer, kept.id)
             self._former[kept.id] = ids
         return found
@@ -140,6 +142,10 @@ class Replicas(Handler):
     def others(self, kept: Kept) -> list[str]:
         """Return the other nodes that should hold a record."""
         return [one.id for one in self.group(kept) if one.id != self.config.node_id]
+
+    def _is_outside(self, kept: Kept) -> bool:
+        """Whether others should hold a record, and not this node."""
+        return all(one.id != self.config.node_id for one in self.group(kept))
 
     def first(self, kept: Kept) -> str:
         """Return who should serve a job."""
@@ -197,10 +203,14 @@ class Replicas(Handler):
         """Be called again while anybody may lack something of these jobs."""
         if any(kept.listening is not None for kept in jobs):
             self._wake_at(now + LISTEN_ROUND_S)
-        elif self._announced or self._mending or any(self._unlevel(kept) for kept in jobs):
+        elif self._announced or self._mending or any(self._waits(kept) for kept in jobs):
             self._wake_at(now + ROUND_S)
         elif self.copying.is_sending:
             self._wake_at(now + self.copying.options.wait_s)
+
+    def _waits(self, kept: Kept) -> bool:
+        """Whether somebody may lack something of a copy, or it need not be here any more."""
+        return bool(self._unlevel(kept)) or self._is_surplus(kept)
 
     def _wake_at(self, at_s: float) -> None:
         if at_s < self.parts.timers.get((TIMER,), float("inf")):
@@ -347,6 +357,8 @@ class Replicas(Handler):
     def tick(self, now: float) -> None:
         """Ask those whose copies may differ; see whether a listener has heard enough."""
         self.copying.overdue(now)
+        for peer in list(self._supplies):  # what waited behind a frame that was lost
+            self._supply(peer)
         self._mended(now)
         asks: dict[str, list[Kept]] = {}
         for kept in list(self.keeping.jobs.values()):
@@ -497,7 +509,7 @@ class Replicas(Handler):
     def _is_surplus(self, kept: Kept) -> bool:
         """Whether others keep a job, and all of those that live have all that is here."""
         group = self.group(kept)
-        if not group or kept.listening or any(one.id == self.config.node_id for one in group):
+        if not group or kept.listening or not self._is_outside(kept):
             return False
         living = [one.id for one in group if one.lives]
         read = kept.watches or kept.id in self.outcomes.watched
@@ -732,7 +744,7 @@ class Replicas(Handler):
             draw()
         for job, kept in opened.items():
             self._mark_copied(kept)
-            if job in told and kept.answers:
+            if job in told and (kept.answers or self._is_outside(kept)):
                 self.copying.behind(job, peer)
                 self.touched[job] = None
             for watch in list(kept.watches.values()) if job in told else ():

@@ -3,7 +3,9 @@
 A safety checker is a class with some of these methods, each of which raises by `Safety.fail`:
 
     replied(node, effect)   a node tells a client something
-    said(node, effect)      a node sends a frame
+    said(node, effect)      a node sends a frame of a kind that `Safety` watches
+    handled(node, peer, …)  a node has taken in a frame of a member that may neither submit nor work
+    storing(node, effect)   a node asks for a commit that deletes a job
     looked(node)            a sample: one live node every `check_every` steps
     lived(node)             a life begins
 
@@ -12,13 +14,16 @@ The names in front are those of ALGORITHMS §7.2.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from p2pgrid.core import messages as m
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.record import BatchId, Record, State, merge
 from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node import events as e
+from p2pgrid.simulations.checking import Checker
+from p2pgrid.simulations.checks_of_copies import Last
+from p2pgrid.simulations.checks_of_rights import Lookers, OneOwner, Taken
 from p2pgrid.simulations.world import Violation
 
 if TYPE_CHECKING:
@@ -46,7 +51,8 @@ class Safety:
         self._turn = 0
         world.observers.append(self)
         world.check = self.look
-        world.network.watch[m.P_RESULTS_ACK] = self.said
+        for kind in (m.P_RESULTS_ACK, m.P_WANT, m.P_GRANT, m.P_HANDOVER):
+            world.network.watch.setdefault(kind, []).append(self.said)
 
     def look(self) -> None:
         """Sample one live node, each in its turn, and what clients were told."""
@@ -70,6 +76,16 @@ class Safety:
         for checker in self._all:
             checker.said(node, effect)
 
+    def handled(self, node: Node, peer: Node, kind: int, effects: list[Any]) -> None:
+        """A node has taken in a frame of a member that may neither submit nor work."""
+        for checker in self._all:
+            checker.handled(node, peer, kind, effects)
+
+    def storing(self, node: Node, effect: e.Store) -> None:
+        """A node deletes a job."""
+        for checker in self._all:
+            checker.storing(node, effect)
+
     def lived(self, node: Node) -> None:
         """A life begins."""
         for checker in self._all:
@@ -77,31 +93,6 @@ class Safety:
 
     def died(self, node: Node) -> None:
         """Nothing is checked of a node that ends."""
-
-
-class Checker:
-    """One invariant."""
-
-    name = ""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-
-    def fail(self, what: str, *nodes: Node) -> NoReturn:
-        """Say what does not hold."""
-        raise Violation(self.name, what, nodes)
-
-    def replied(self, node: Node, effect: e.Reply) -> None:
-        """Look at what a client is told."""
-
-    def said(self, node: Node, effect: e.Send) -> None:
-        """Look at a frame."""
-
-    def looked(self, node: Node) -> None:
-        """Look at a node."""
-
-    def lived(self, node: Node) -> None:
-        """Know that a life begins."""
 
 
 class Promises(Checker):
@@ -279,7 +270,17 @@ class Bounded(Checker):
             self.fail(f"{node.name} has {timers} timers with {open_jobs} jobs", node)
 
 
-CHECKERS: tuple[type[Checker], ...] = (Promises, Delivered, Grows, Apart, Bounded)
+CHECKERS: tuple[type[Checker], ...] = (
+    Promises,
+    Delivered,
+    Grows,
+    Apart,
+    Bounded,
+    OneOwner,
+    Taken,
+    Last,
+    Lookers,
+)
 
 
 # ---- liveness, once the faults have ended ---------------------------------------------------------------------------
@@ -363,6 +364,8 @@ def _left(world: World) -> list[tuple[Node, str]]:
             found.append((node, "still has something ready"))
         elif any(child.runs for child in node.workers.values()):
             found.append((node, "has a worker that its machine forgot"))
+        elif node.name in world.revoked:
+            continue  # what it held before it lost its role it keeps as long as it is connected
         elif any(work.keeper is not None for work in machine.pool.works.values()):
             found.append((node, "still keeps inputs of others"))
     return found

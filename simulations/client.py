@@ -62,8 +62,10 @@ class Job:
     acks: dict[tuple[str, Any], float] = field(default_factory=dict)
     cancelled: RangeSet = field(default_factory=RangeSet)
     refused: list[Any] = field(default_factory=list)
-    is_ours: bool = True
-    """Whether its client submitted it; else it reads what another did."""
+    of: Job | None = None
+    """As the program sees it that submitted it; None: it is this one."""
+    forgotten: bool = False
+    """Whether its client asked for it to be forgotten, and was told that it is."""
     shall_end: bool = True
     """Whether its client is there to hear the end."""
     wrong: list[str] = field(default_factory=list)
@@ -80,7 +82,8 @@ class Job:
     @property
     def settled(self) -> bool:
         """Whether nothing more is to be waited for: the end was heard, or nobody is there to hear it."""
-        return self.ended or not self.shall_end or bool(self.refused)
+        given_up = self.of is not None and bool(self.of.refused)
+        return self.ended or not self.shall_end or bool(self.refused) or given_up
 
     @property
     def cancelled_tasks(self) -> list[int]:
@@ -100,10 +103,11 @@ class Job:
 
     def send(self) -> None:
         """Open, append, close, watch: what is not acknowledged, byte for byte."""
-        client = self.client
-        if not self.is_ours:
-            self.read()
+        if self.of is not None:
+            if self.watch:
+                self.read()
             return
+        client = self.client
         spec = Spec("map", "", client.session, UNIX_0 + self.began_s, 7 * DAY_S, detach=self.detach).packed()
         client.say(m.OPEN, [self.job, spec])
         if ("code", CODE) not in self.acks:
@@ -156,6 +160,9 @@ class Job:
         return size
 
     def _result(self, index: int, value: bytes | None, truth: Truth) -> None:
+        theirs = None if self.of is None else self.of.got.get(index)
+        if theirs is not None and value is not None and theirs != value:
+            self.wrong.append(f"task {index} is {value[:40]!r} here, and {theirs[:40]!r} for who submitted it")
         self.delivered[index] += 1
         if self.delivered[index] > 1:
             self.wrong.append(f"task {index} was delivered {self.delivered[index]} times")
@@ -263,7 +270,7 @@ class Client:
                     self.take_in(job.job)
             case m.STATE if job is not None:
                 job.state, job.reason = body[1], body[2]
-                if job.state == "unknown" and not job.is_ours:  # nobody was there who knows it
+                if job.state == "unknown" and job.of is not None:  # nobody was there who knows it
                     self.world.at(READ_AGAIN_S, job.read)
                 if job.ended and job.ended_s is None:
                     job.ended_s = self.world.now
@@ -305,7 +312,7 @@ class Client:
 
     def reads(self, other: Job) -> Job:
         """Return a job that another program submitted, to be read here."""
-        job = self.jobs[other.job] = Job(self, other.job, other.count, is_ours=False, watch=False)
+        job = self.jobs[other.job] = Job(self, other.job, other.count, of=other, watch=False)
         job.began_s = self.world.now
         self.world.jobs.append(job)
         return job

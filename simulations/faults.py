@@ -11,13 +11,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from p2pgrid.core.chains import WORK
+from p2pgrid.node import events as e
 from p2pgrid.simulations.clock import UNIX_0
 from p2pgrid.simulations.forging import Forger
+from p2pgrid.simulations.node import CHAIN, GRID
 from p2pgrid.simulations.world import Violation
 
 if TYPE_CHECKING:
     from p2pgrid.simulations.node import Node
     from p2pgrid.simulations.world import World
+
+
+HEARD_S = 3.0
+"""All that run have heard within that a role was taken."""
 
 
 @dataclass(frozen=True)
@@ -352,6 +359,31 @@ def forge(fault: Fault, storm: Storm) -> None:
         Forger(node, storm.world, random.Random(storm.rng.random()), storm.end_s).begin(fault.rate)
 
 
+def revoke(fault: Fault, storm: Storm) -> None:
+    """Take the role `work` from some members for good; they and the others hear of it within `HEARD_S`."""
+    world = storm.world
+
+    def strike() -> None:
+        able = [node for node in storm.victims(fault) if node.name not in world.revoked]
+        if len(able) < 2:  # noqa: PLR2004 - somebody has to work
+            return
+        node = storm.rng.choice(able)
+        world.revoked[node.name] = world.now
+        node.roles &= ~WORK
+        for other in world.nodes.values():
+            world.at(storm.rng.uniform(0, HEARD_S), heard, other, node)
+
+    def heard(other: Node, node: Node) -> None:
+        if not other.alive:
+            return  # it is told when they meet
+        if other is node:
+            other.handle(e.Belongs(GRID, "sim", node.roles, CHAIN))
+        else:
+            other.handle(e.PeerRoles(node.name, node.roles))
+
+    storm.often(fault, strike)
+
+
 KINDS: dict[str, Kind] = {
     "crash": crash,
     "blackout": blackout,
@@ -367,4 +399,5 @@ KINDS: dict[str, Kind] = {
     "disk-slow": disk_slow,
     "liar": liar,
     "forge": forge,
+    "revoke": revoke,
 }

@@ -48,7 +48,7 @@ class Figures:
         """All work has ended."""
         self.ended_s = self.world.now
         world = self.world
-        tasks = sum(job.count for job in world.jobs)
+        tasks = sum(job.count for job in world.jobs if job.of is None)
         if tasks:
             self._results["bytes_per_task"] = (sum(world.network.bytes.values()) - self._bytes_met) / tasks
             self._results["steal_requests"] = (self._steals() - self._steals_met) / len(world.nodes)
@@ -104,7 +104,7 @@ class Figures:
         touched = sum(len(truth.runs) for truth in truths)
         if touched:
             found["executions"] = begun / touched
-        done = [job for job in world.jobs if job.state == "done" and job.ended_s is not None]
+        done = [job for job in world.jobs if job.state == "done" and job.ended_s is not None and job.of is None]
         if done and self.ended_s is not None:
             began_s = min(job.began_s for job in done)
             ended_s = max(job.ended_s for job in done if job.ended_s is not None)

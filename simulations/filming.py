@@ -61,7 +61,7 @@ class Film:
         self._down_s: dict[str, float] = {}
         world.watched = True
         world.observers.append(self)
-        world.network.watch.setdefault(m.P_HANDOVER, self._handed_over)
+        world.network.watch.setdefault(m.P_HANDOVER, []).append(self._handed_over)
         self._look()
 
     # ---- what it is told --------------------------------------------------------------------------------------------
@@ -79,6 +79,12 @@ class Film:
     def replied(self, node: Node, effect: object) -> None:
         """What clients are told is not in the picture."""
 
+    def handled(self, node: Node, peer: Node, kind: int, effects: list[object]) -> None:
+        """Nor is this."""
+
+    def storing(self, node: Node, effect: object) -> None:
+        """Nor this."""
+
     def _handed_over(self, node: Node, effect: Send) -> None:
         _, _, job, _, ranges, *_ = effect.body
         stolen = self._stolen.setdefault((effect.peer, job), RangeSet())
@@ -90,7 +96,7 @@ class Film:
         self.at_s.append(world.now)
         self.sent.append(sum(world.network.sent.values()))
         alive = [node for node in world.nodes.values() if node.alive]
-        for job in world.jobs:
+        for job in [job for job in world.jobs if job.of is None]:
             copies = sum(job.job in node.machine.keeping.jobs for node in alive)
             self.copies.setdefault(job.job, []).append((world.now, copies))
         world.at(self.every_s, self._look)

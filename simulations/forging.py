@@ -39,6 +39,7 @@ class Forger:
     def begin(self, rate: float) -> None:
         """Send so many frames per second until the storm is over."""
         self._rate = rate
+        self.world.forgers[self.node.name] = None
         self.world.at(self.rng.expovariate(rate), self._again)
 
     def _again(self) -> None:

@@ -96,7 +96,7 @@ class Network:
         self.sent: Counter[int] = Counter()
         self.bytes: Counter[int] = Counter()
         """By kind of frame."""
-        self.watch: dict[int, Callable[[Node, Any], None]] = {}
+        self.watch: dict[int, list[Callable[[Node, Any], None]]] = {}
         """Who looks at frames of which kind as they are sent."""
         self._cuts: Counter[tuple[str, str]] = Counter()
         """By sender and receiver."""

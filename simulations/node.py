@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
-from p2pgrid.core.chains import ALL_ROLES
+from p2pgrid.core.chains import ALL_ROLES, SUBMIT, WORK
 from p2pgrid.core.member import Card, said
 from p2pgrid.node import events as e
 from p2pgrid.node.machine import Machine, MachineConfig
@@ -38,6 +38,8 @@ MISSED_MIN_S, MISSED_MAX_S = 15.0, 300.0
 """Between attempts to find one whom nobody has spoken of (`node/seeking.py`)."""
 WORKERS_S = (0.05, 0.2)
 """Until a worker child has started."""
+CHANGERS = SUBMIT | WORK
+"""Who has neither of these roles may only look."""
 RECENT = 48
 """Events kept of each node, for whoever reads a failure."""
 
@@ -95,6 +97,8 @@ class Node:
         self.is_gone = False
         """Whether it never comes back."""
         self.life = 0
+        self.began_s = 0.0
+        """When this life began."""
         self.card: Card | None = None
         self.links: dict[str, Link] = {}
         self.wanted: dict[str, tuple[str, ...]] = {}
@@ -157,6 +161,7 @@ class Node:
             return
         self.life += 1
         self.alive = self.present = True
+        self.began_s = self.world.now
         self.frozen = None
         self.stopped = None
         rng = self.world.rng("machine", self.name, self.life)
@@ -284,13 +289,16 @@ class Node:
     def _send(self, effect: e.Send) -> None:
         network = self.world.network
         if effect.kind in network.watch:
-            network.watch[effect.kind](self, effect)
+            for watcher in network.watch[effect.kind]:
+                watcher(self, effect)
         network.send(self, effect.peer, effect.kind, effect.body)
 
     def receive(self, link: Link, source: str, kind: int, body: Any, mark: int) -> None:
         """Take in a frame."""
         if self.links.get(source) is link and (not link.cut or source not in link.cut):
             self.handle(e.PeerSent(source, kind, body), mark)
+            if not self.world.nodes[source].roles & CHANGERS and self.frozen is None and self.recent:
+                self.world.handled(self, self.world.nodes[source], kind)
 
     def met(self, peer: Node, link: Link, card: Card | None, roles: int) -> None:
         """A connection was made and introductions were exchanged."""
@@ -413,6 +421,8 @@ class Node:
     # ---- disk -------------------------------------------------------------------------------------------------------
 
     def _store(self, effect: e.Store) -> None:
+        if any(row.kind == "*" for row in effect.rows):
+            self.world.storing(self, effect)
         self.world.at(self.disk.store(effect, self.world.now) - self.world.now, self._stored, self.life)
 
     def _stored(self, life: int) -> None:

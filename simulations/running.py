@@ -10,8 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from p2pgrid import __version__
+from p2pgrid.core.chains import OBSERVE
 from p2pgrid.simulations import checkers, faults, workloads
 from p2pgrid.simulations.checkers import Safety
+from p2pgrid.simulations.checks_of_copies import must_be_copied
 from p2pgrid.simulations.clock import Standstill
 from p2pgrid.simulations.faults import Storm
 from p2pgrid.simulations.figures import Figures
@@ -164,6 +166,7 @@ class Run:
         checkers.must_be_right(world)
         checkers.must_agree(world, course.agree_s)
         checkers.must_be_idle(world, course.idle_s)
+        must_be_copied(world, course.copies_s)
         self._last_acts(course)
 
     def _last_acts(self, course: Course) -> None:
@@ -179,6 +182,7 @@ class Run:
         nodes: list[Node] = []
         owners = min(grid.owners, grid.nodes)
         leaves, nat = (round(share * (grid.nodes - owners)) for share in (grid.leaves, grid.nat))
+        lookers = round(grid.lookers * (grid.nodes - owners))
         slow = round(grid.slow_share * grid.nodes)
         for number in range(grid.nodes):
             late = number >= owners
@@ -191,6 +195,8 @@ class Run:
             }  # fmt: skip
             if late and number >= grid.nodes - leaves:
                 config["preset"] = "edge"
+            if owners <= number < owners + lookers:
+                config["roles"] = OBSERVE
             node = world.join(*nodes[:1], start=False, **config)
             nodes.append(node)
             world.at(rng.uniform(0.1, max(grid.join_s, 0.1)) if number else 0.0, node.start)

@@ -61,6 +61,8 @@ class Grid:
     leaves: float = 0.0
     """Share of nodes, not of owners, with the preset `edge`."""
     speculate: bool = True
+    lookers: float = 0.0
+    """Share of nodes, not of owners, that may only look: their certificate gives them the role `observe` alone."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class Course:
     """After the storm all work has to end within."""
     agree_s: float = 180.0
     """And then all nodes have to see the same members."""
+    copies_s: float = 120.0
+    """And all records have to have their copies, alike and on disk."""
     idle_s: float = 700.0
     """And nothing may be left over; holders forget jobs of a vanished node after ten minutes."""
     calm_s: float = 0.0

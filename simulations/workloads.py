@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from p2pgrid.simulations.node import Node
     from p2pgrid.simulations.world import World
 
+AGAIN_S = 2.0
+"""Who asked for something that has to be answered asks again after that."""
 PARETO = 1.5
 LONGEST = 0.05
 """No task of an uneven job is a larger part of all its work."""
@@ -57,7 +59,9 @@ class Work:
     fickle: float = 0.0
     """So often a job's tasks return another value each time."""
     wait_s: float = 20.0
-    """late: until the results are read; cancel, dying: until it happens, at random within it."""
+    """late, readers: until the results are read; cancel, dying: until it happens, at random within it."""
+    least_s: float = 0.0
+    """readers: not earlier than that."""
 
 
 class Scene:
@@ -171,6 +175,39 @@ def late(work: Work, scene: Scene) -> None:
     _each(work, scene, begin)
 
 
+def readers(work: Work, scene: Scene) -> None:
+    """Submit jobs that a second program reads as well, at any other node, later: it has to get the same."""
+
+    def begin() -> None:
+        job = _submit(work, scene, scene.client())
+        others = [node for node in scene.world.nodes.values() if node is not job.client.node]
+        reader = scene.world.client(scene.rng.choice(others or [job.client.node]))
+        scene.world.at(work.least_s + scene.rng.uniform(0, work.wait_s), reader.reads(job).read)
+
+    _each(work, scene, begin)
+
+
+def forget(work: Work, scene: Scene) -> None:
+    """Submit jobs and have them forgotten once they have ended."""
+
+    def begin() -> None:
+        job = _submit(work, scene, scene.client())
+
+        def look(asked: int = 0) -> None:
+            client = job.client
+            job.forgotten = asked in client.answers
+            if job.forgotten or asked in client.errors or not client.alive:
+                return
+            if job.ended and client.connected:
+                scene.world.forgotten[job.job] = None
+                asked = client.ask("forget", target=job.job.hex())
+            scene.world.at(AGAIN_S, look, asked)
+
+        look()
+
+    _each(work, scene, begin)
+
+
 def cancel(work: Work, scene: Scene) -> None:
     """Submit jobs and cancel them, or some of their tasks, while they run."""
 
@@ -269,6 +306,8 @@ KINDS: dict[str, Kind] = {
     "poison": poison,
     "killer": killer,
     "late": late,
+    "readers": readers,
+    "forget": forget,
     "cancel": cancel,
     "dying": dying,
     "orphan": orphan,

@@ -87,6 +87,12 @@ class World(Clock):
         self.busy: list[Busy] = []
         """Every execution, in order of its begin, if `watched`."""
         self.watched = False
+        self.forgers: dict[str, None] = {}
+        """Members that send what no machine would."""
+        self.forgotten: dict[bytes, None] = {}
+        """Jobs that some program has asked to be forgotten."""
+        self.revoked: dict[str, float] = {}
+        """Since when members have not had the role `work` any more."""
         self.restart_s = (1.0, 10.0)
         """A node that a task brought down is back after that."""
         self.fallen: Counter[str] = Counter()
@@ -94,7 +100,7 @@ class World(Clock):
         """Seconds that workers were busy."""
         self._running: dict[tuple[int, int], Busy] = {}
         self.observers: list[Any] = []
-        """Whoever wants to know what happens: objects with `lived`, `died` or `replied`."""
+        """Whoever wants to know what happens: objects with `lived`, `died`, `replied`, `handled`, `storing`."""
 
     # ---- nodes and clients ------------------------------------------------------------------------------------------
 
@@ -181,6 +187,16 @@ class World(Clock):
         """Note what a node tells a client."""
         for observer in self.observers:
             observer.replied(node, effect)
+
+    def handled(self, node: Node, peer: Node, kind: int) -> None:
+        """Note what a node did at a frame of a member that may only look."""
+        for observer in self.observers:
+            observer.handled(node, peer, kind, node.recent[-1][2])
+
+    def storing(self, node: Node, effect: e.Store) -> None:
+        """Note that a node deletes a job."""
+        for observer in self.observers:
+            observer.storing(node, effect)
 
     def broken(self, invariant: str, what: str, node: Node, event: Any = None) -> Violation:
         """Return the violation to raise."""

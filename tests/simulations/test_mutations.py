@@ -17,10 +17,10 @@ from p2pgrid.node.leases import Leases
 from p2pgrid.node.liveness import Liveness
 from p2pgrid.node.replicas import Replicas
 from p2pgrid.node.stealing import Victim
-from p2pgrid.simulations.running import Outcome, run_seed
+from p2pgrid.simulations.running import run_seed
 from p2pgrid.simulations.scenario import parse
+from tests.simulations.broken import barks, renew
 
-SEEDS = 200
 HARSH = """
 [grid]
 nodes = 5
@@ -65,16 +65,6 @@ OWNERS = HARSH.replace("gone = 1.0", "owners = true\nlasts_s = 4\noptional = fal
 """Nodes that took jobs are killed as well; all come back."""
 
 
-def barks(text: str) -> Outcome:
-    """Return the first seed that fails."""
-    scenario = parse("mutation", text)
-    for seed in range(SEEDS):
-        outcome = run_seed(scenario, seed)
-        if outcome.failed:
-            return outcome
-    pytest.fail(f"no checker barked in {SEEDS} seeds")
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_the_machine_as_it_is_passes(seed: int) -> None:
     """What barks at mutants does not bark at the machine."""
@@ -83,24 +73,16 @@ def test_the_machine_as_it_is_passes(seed: int) -> None:
     assert not outcome.failed, f"{outcome.invariant}: {outcome.what}"
 
 
-def _renew(self: Leases, now: float) -> list[Any]:
-    """Take every claim that is about to lapse for renewed."""
-    for holder in self.holders.values():
-        holder.heard_s = holder.alive_s = now
-        holder.lapses_s = None
-    return []
-
-
 def test_claims_that_never_lapse(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a dead node held would wait for it for ever."""
-    monkeypatch.setattr(Leases, "lapse", _renew)
+    monkeypatch.setattr(Leases, "lapse", renew)
 
     assert barks(HARSH).invariant == "L1 every job ends"
 
 
 def test_a_hand_over_without_acknowledgement_and_no_claims(monkeypatch: pytest.MonkeyPatch) -> None:
     """A range whose hand-over is lost would be nobody's: the victim forgot it, the keeper believes it is held."""
-    monkeypatch.setattr(Leases, "lapse", _renew)
+    monkeypatch.setattr(Leases, "lapse", renew)
     hand: Callable[..., Any] = Victim.hand
 
     def forget(self: Victim, peer: str, rid: Any, *rest: Any) -> None:
