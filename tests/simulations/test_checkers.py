@@ -12,6 +12,7 @@ from p2pgrid.node.parts import Parts
 from p2pgrid.simulations import World, running
 from p2pgrid.simulations.checkers import Safety
 from p2pgrid.simulations.checks_of_copies import must_be_copied
+from p2pgrid.simulations.filming import Film
 from p2pgrid.simulations.node import Node
 from p2pgrid.simulations.running import Less, Run
 from p2pgrid.simulations.scenario import parse
@@ -107,7 +108,7 @@ def test_a_copy_too_few() -> None:
     machine = nodes[2].machine
     machine.keeping.jobs.pop(job)
 
-    with pytest.raises(Violation, match="L4 as many copies as there should be: .* is at n0, n1, n3; 4 nodes"):
+    with pytest.raises(Violation, match=r"L4 as many copies as there should be: .* is at n0, n1, n3; 4 nodes"):
         must_be_copied(world, 5)
 
 
@@ -131,7 +132,7 @@ def test_values_that_nobody_can_read() -> None:
     for node in nodes[1:]:
         assert node.disk.damage(1.0)
 
-    with pytest.raises(Violation, match="L5 every value is on two disks: .* can be read at 1 of 4"):
+    with pytest.raises(Violation, match=r"L5 every value is on two disks: .* can be read at 1 of 4"):
         must_be_copied(world, 5)
 
 
@@ -170,7 +171,6 @@ reset = 0.0
 
 def test_a_run_does_the_same_when_it_is_filmed() -> None:
     """The picture of a run is of that run: filming draws nothing and changes nothing."""
-    from p2pgrid.simulations.filming import Film
 
     def digest(*, filmed: bool) -> str:
         run = Run(parse("mine", TWICE), 3, Less())
