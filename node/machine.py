@@ -111,7 +111,7 @@ class Machine(Handler):
         self.replicas = Replicas(parts, self.outcomes, self.members, self.restoring, self._candidates)
         self.logs = Logs(parts, self.inquiries, self.replicas.others)
         self.replicas.tell_facts = self.neighbours.tell_facts
-        self.replicas.is_somebody_away = self.neighbours.is_somebody_away
+        self.replicas.mending.is_somebody_away = self.neighbours.is_somebody_away
         self.replicas.is_gone = self.neighbours.is_gone
         self.draining = Draining(parts, self.members, self.neighbours, self._on_stop)
         self.door.drain = self.draining.request

@@ -7,6 +7,9 @@ the serving node is gone, the next in rank *listens*: it says to all that it ser
 results come to it, compares its copy with the others', and after three seconds at most it makes ready what nobody
 claims. A node that serves and hears one do so that stands before it in rank gives way, and tells its holders.
 
+What comes of another keeper's rows stands in `adopting`, what it takes to go on with a job in `succession`, what is
+done about a damaged disk in `mending`.
+
 A keeper does not ask whether it may: two that serve at once, on the two sides of a cut, cost work and lose nothing.
 """
 
@@ -20,20 +23,20 @@ from typing import Any
 from p2pgrid.core import messages as m
 from p2pgrid.core.chains import SUBMIT, may
 from p2pgrid.core.keeper_shapes import Copy, from_keeper
-from p2pgrid.core.ranges import RangeSet
-from p2pgrid.core.record import BatchId, unpack_spec
-from p2pgrid.core.shapes import failure_text
+from p2pgrid.core.record import unpack_spec
 from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node import events as e
+from p2pgrid.node.adopting import Adopting
 from p2pgrid.node.copying import Copying, CopyOptions
 from p2pgrid.node.keepers import Candidate, keepers
-from p2pgrid.node.keeping import REASONS_MAX
-from p2pgrid.node.kept import ABANDONED, CANCELLED, RUNNING, Fresh, Job, Kept, Listening, Promise, Source
+from p2pgrid.node.kept import Job, Kept, Listening, Promise
 from p2pgrid.node.members import Members
+from p2pgrid.node.mending import Mending
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, Parts
 from p2pgrid.node.restoring import Restoring
-from p2pgrid.node.rows import LOCAL, SMALL, Name
+from p2pgrid.node.rows import SMALL, Name
+from p2pgrid.node.succession import Succession
 
 TIMER = "copies"
 ALONE = "alone"
@@ -45,8 +48,6 @@ ROUND_S = 1.0
 LISTEN_S = 3.0
 """How long a keeper that became first in rank waits for the others."""
 LISTEN_ROUND_S = 0.3
-MEND_S = 10.0
-"""How long what is damaged on disk is hoped for from others; longer (`away_s`) while a member is away."""
 ANNOUNCED_S = 10.0
 """How long it goes on saying that it serves: some may notice late that the former keeper is gone."""
 DIGESTS_MAX = 512
@@ -102,14 +103,11 @@ class Replicas(Handler):
         """Rows that keepers lack, still to be read."""
         self.keeping.spread = self._spread
         self.keeping.spread_logs = self._spread_logs
-        self.keeping.readers.mend = self._mend
-        restoring.mend = self._may_mend
-        self.is_somebody_away: Callable[[], bool] = lambda: False
-        """Whether a member is away that may have what nobody else has."""
+        self.adopting = Adopting(parts, outcomes, restoring)
+        self.succession = Succession(parts, outcomes, members, restoring, self._living)
+        self.mending = Mending(parts, outcomes, restoring, self._wake_at)
         self.is_gone: Callable[[str], bool] = lambda _: False
         """Whether a member is known to be dead or to have left."""
-        self._mending: dict[Job, tuple[float, float]] = {}
-        """Jobs of which something is missing here, since when it is hoped for, and until when."""
         self.keeping.deleted = self._deleted
         self.keeping.copies_pending = lambda job: job in self.copying.waiting
 
@@ -146,6 +144,10 @@ class Replicas(Handler):
     def _is_outside(self, kept: Kept) -> bool:
         """Whether others should hold a record, and not this node."""
         return all(one.id != self.config.node_id for one in self.group(kept))
+
+    def _living(self, kept: Kept) -> set[str]:
+        """Return who of those lives."""
+        return {one.id for one in self.group(kept) if one.lives}
 
     def first(self, kept: Kept) -> str:
         """Return who should serve a job."""
@@ -203,7 +205,7 @@ class Replicas(Handler):
         """Be called again while anybody may lack something of these jobs."""
         if any(kept.listening is not None for kept in jobs):
             self._wake_at(now + LISTEN_ROUND_S)
-        elif self._announced or self._mending or any(self._waits(kept) for kept in jobs):
+        elif self._announced or self.mending.jobs or any(self._waits(kept) for kept in jobs):
             self._wake_at(now + ROUND_S)
         elif self.copying.is_sending:
             self._wake_at(now + self.copying.options.wait_s)
@@ -223,7 +225,7 @@ class Replicas(Handler):
         outside = not any(one.id == me for one in group)
         if not (kept.answers or outside or (group and kept.server != group[0].id)):
             return self._untold(kept)  # for the others whoever serves it does
-        if kept.id in self._mending:
+        if kept.id in self.mending.jobs:
             return [one.id for one in group if one.id != me and one.id in self.peers]
         if kept.serving and group and group[0].id != me and group[0].id in self.peers:
             return [group[0].id]  # one of us gives way
@@ -359,7 +361,7 @@ class Replicas(Handler):
         self.copying.overdue(now)
         for peer in list(self._supplies):  # what waited behind a frame that was lost
             self._supply(peer)
-        self._mended(now)
+        self.mending.look(now)
         asks: dict[str, list[Kept]] = {}
         for kept in list(self.keeping.jobs.values()):
             for peer in self._unlevel(kept):
@@ -412,41 +414,10 @@ class Replicas(Handler):
         meanwhile; and as long as more come that it knew before, for each may have results that no other has.
         """
         assert kept.listening is not None
-        living = {one.id for one in self.group(kept) if one.lives and one.id != self.config.node_id}
+        living = self._living(kept) - {self.config.node_id}
         waited = now >= kept.listening.until_s and (bool(self.peers) or now >= self._alone_s)
         if waited or (living and living <= kept.listening.heard and not self._expects(kept)):
-            self._serve(kept, now)
-
-    def _serve(self, kept: Kept, now: float) -> None:
-        kept.listening = None
-        kept.serving = True
-        if kept.objects:
-            self.outcomes.needs(kept, kept.objects)
-        if kept.ended and not kept.is_whole:
-            kept.state = RUNNING  # nobody has the rest: it runs again
-        if kept.ended:
-            self.restoring.release(kept.id, now)
-            return
-        if kept.refs:
-            self.outcomes.needs(kept, kept.refs.values(), inputs=True)
-        work = self.pool.works.get(kept.id)
-        if work is not None and work.keeper is not None:
-            before = work.keeper
-            self.pool.convert(work, (kept.spec.owner, kept.spec.session), None)
-            for entry in self.holding.settle(before, kept.id):
-                self._own(kept, entry)
-        if kept.accepted != self.config.node_id:
-            self.out.append(e.Log("info", f"{kept.name}: its keeper is gone, this node goes on with it"))
-        if not kept.taken_over:
-            self.out.append(self.keeping.note(kept, "taken"))
-        self._charge(kept)
-        if kept.ended:
-            self.restoring.release(kept.id, now)
-            return
-        if kept.accepted != self.config.node_id and not kept.spec.detach:
-            self.parts.timer(("orphan", kept.spec.session), now + self.config.orphan_after_s)
-        self.restoring.begin(kept)
-        self.parts.hungry = True
+            self.succession.serve(kept, now)
 
     def name_running(self, fed: Sequence[e.Effect]) -> None:
         """Tell the other keepers what this node is about to run of jobs of which a keeper has vanished.
@@ -460,51 +431,6 @@ class Replicas(Handler):
                 continue
             flat = self.running.spans(job).flat()
             self.out += [e.Send(peer, m.P_RUNS, [[job, flat]]) for peer in self.others(kept) if peer in self.peers]
-
-    def _charge(self, kept: Kept) -> None:
-        """Whoever served a job is gone: what it ran itself is charged, and runs alone from now on."""
-        group = {one.id for one in self.group(kept) if one.lives}
-        for node, spans in kept.named.items():
-            if node in group or node == self.config.node_id:
-                continue
-            for lo, hi in (spans & kept.open_tasks) - self.leases.covered(kept.id):
-                for task in range(lo, hi):
-                    self.members.granting.charge(kept, task, node)
-        kept.named.clear()
-
-    def _own(self, kept: Kept, entry: list[Any]) -> None:
-        """Results of this node that were on their way to the former keeper."""
-        _, (incarnation, number), attempt, outcomes, logs, _ = entry
-        parsed = [e.Outcome(*one) for one in outcomes]
-        source = Source(self.config.node_id, self.config.name, incarnation, number)
-        effect = self.keeping.log(kept, [(index, text) for index, text in logs])
-        if effect is not None:
-            self.out.append(effect)
-        self.outcomes.accept(kept, parsed, attempt, source)
-
-    def _give_way(self, kept: Kept, peer: str, now: float) -> None:
-        """Another node serves a job that stands before this one in rank."""
-        kept.serving = False
-        kept.listening = None
-        kept.server = peer
-        self._announced.pop(kept.id, None)
-        work = self.pool.works.get(kept.id)
-        for holder in self.leases.forget(kept.id):
-            self.out.append(e.Send(holder, m.P_KEEPER, [[kept.id, peer]]))
-        self.outcomes.on_out(kept.id, kept.open_tasks)
-        if work is not None:
-            running = self.running.spans(kept.id)
-            for lane in list(work.lanes.values()):
-                for lo, hi in list(lane.ready):
-                    self.pool.remove(work, lo, hi)
-            if running and not kept.ended:
-                self.pool.convert(work, (peer.encode(), kept.id), peer)
-                self.holding.take(peer, kept.id, list(running))
-                self.out += self.members.claim(peer)
-                self.parts.timer_unless_set(("beat",), now + self.config.holding.beat_s)
-            else:
-                self.pool.close(kept.id)
-        self.restoring.release(kept.id, now)
 
     def _is_surplus(self, kept: Kept) -> bool:
         """Whether others keep a job, and all of those that live have all that is here."""
@@ -595,7 +521,8 @@ class Replicas(Handler):
         self.leases.inherited.add(kept.id)  # what it granted nobody here knows
         mine, theirs = self._rank(kept, self.config.node_id), self._rank(kept, peer)
         if theirs < mine:
-            self._give_way(kept, peer, now)
+            self._announced.pop(kept.id, None)
+            self.succession.give_way(kept, peer, now)
         elif mine < theirs:
             self._say(peer, [kept], asks=False)
 
@@ -682,40 +609,6 @@ class Replicas(Handler):
         self._supply(peer)
         return True
 
-    # ---- what is damaged here ---------------------------------------------------------------------------------------
-
-    def _mend(self, kept: Kept, batch: BatchId) -> bool:
-        """A result here is damaged: have it from another keeper, if there is one."""
-        if not self._may_mend(kept):
-            return False
-        kept.rows.put(e.Row(kept.id, "result", pack(batch), b"", None))
-        return True
-
-    def _may_mend(self, kept: Kept) -> bool:
-        """Something that should be here is not: ask the other keepers for it, if there are any."""
-        if not kept.copied or not (self.peers or self.is_somebody_away()):  # who just came may be a keeper in a moment
-            return False
-        if kept.id not in self._mending:
-            text = f"{kept.name}: something of it is not on disk here; it is had from another node"
-            self.out.append(e.Log("warning", text))
-            self._mending[kept.id] = self.parts.now, self.parts.now + MEND_S
-        self._wake_at(self.parts.now + LISTEN_ROUND_S)
-        return True
-
-    def _mended(self, now: float) -> None:
-        """See which damages are mended; what nobody else has is lost."""
-        for job, (since_s, until_s) in list(self._mending.items()):
-            kept = self.keeping.jobs.get(job)
-            if kept is None or not (kept.torn or job in self.restoring.lacking):
-                del self._mending[job]
-            elif now < since_s + self.config.away_s and self.is_somebody_away():
-                self._mending[job] = since_s, now + MEND_S  # once everybody is here, they are asked
-            elif until_s <= now:
-                del self._mending[job]
-                self.outcomes.on_damaged(kept, list(kept.torn))
-                self.out += self.keeping.readers.give_up(kept)
-                self.restoring.give_up(kept)
-
     # ---- rows of others ---------------------------------------------------------------------------------------------
 
     def _rows(self, peer: str, number: int, rows: list[tuple[bytes, str, bytes, bytes, bytes]]) -> None:
@@ -730,7 +623,7 @@ class Replicas(Handler):
             kept = self.keeping.jobs.get(job) or self._opened(job, those)
             if kept is not None:
                 opened[job] = kept
-                fresh += self._merge(kept, those, then)
+                fresh += self.adopting.merge(kept, those, then)
                 logs += self.keeping.logs_of(kept, those)
         self.parts.hungry = any(kept.serving for kept in opened.values())  # else it is no work of this node
         whole = len(opened) == len(lots)
@@ -770,80 +663,6 @@ class Replicas(Handler):
         if not kept.copied:
             kept.copied = True
             self.out.append(e.Store(0, [e.Row(kept.id, "copied", b"", b"", b"")]))
-
-    def _merge(self, kept: Kept, rows: Sequence[e.Row], then: list[Callable[[], None]]) -> list[e.Row]:
-        """Take in what is new of these rows; return them, to be stored, and note what is to be done `then`."""
-        fresh = []
-        done: list[tuple[int, int]] = []
-        batches: list[tuple[BatchId, e.Outcome]] = []
-        before = kept.state
-        for row in rows:
-            if row.kind in LOCAL or not kept.rows.wants(row):
-                continue
-            fresh.append(row)
-            kept.rows.put(row)
-            if row.kind == "spec":
-                continue
-            if row.kind == "result":
-                node, incarnation, number, lo, hi, failed = unpack(row.meta)[:6]
-                shape, data = unpack(row.value or b"")
-                batch = BatchId(node, incarnation, number)
-                if batch not in kept.record.results:
-                    kept.order.sort()
-                    self.out += self.keeping.seal_given(kept, lo, hi)
-                done += kept.done.missing(lo, hi)
-                if kept.done.missing(lo, hi) or batch in kept.torn:
-                    batches.append((batch, e.Outcome(lo, hi, shape, data)))
-                if failed and len(kept.reasons) < REASONS_MAX:
-                    kept.reasons[lo] = failure_text(data)
-            was = kept.cancelled.copy() if row.kind == "cancel" else None
-            self.keeping.merge(kept, row)
-            if was is not None:
-                self._cancelled(kept, row, was)
-        kept.order.sort()
-        if fresh:
-            then.append(lambda: self._follow(kept, rows, done, before))
-        if batches and kept.id in self.outcomes.watched:  # tasks wait for some of these
-            self.parts.later.append(lambda: self.outcomes.on_results(kept, Fresh(0, seal=False, batches=batches)))
-        return fresh
-
-    def _cancelled(self, kept: Kept, row: e.Row, was: RangeSet) -> None:
-        """Somebody cancelled tasks at another keeper: whoever serves them stops them, readers are told."""
-        flat, reason = unpack(row.meta)[:2]
-        if not kept.serving:
-            fresh = kept.cancelled - was
-            if fresh:
-                self.out += [e.Reply(one, m.CANCELLED, 0, [kept.id, fresh.flat()]) for one in kept.watches]
-                self._will_not_end(kept, fresh)
-            return
-        spans = None if flat is None else RangeSet.from_flat(flat)
-        self.restoring.door.stop_tasks(kept, spans, reason)
-
-    def _will_not_end(self, kept: Kept, spans: RangeSet | None) -> None:
-        """Tasks (None: all) were cancelled at another keeper: whoever waits for one of them here fails."""
-        if kept.id in self.outcomes.watched:
-            spans = self.outcomes.watched[kept.id] if spans is None else spans
-            spans = spans - kept.done
-            self.parts.later.append(lambda: self.outcomes.on_cancelled(kept.id, spans))
-
-    def _follow(self, kept: Kept, rows: Sequence[e.Row], done: Sequence[tuple[int, int]], before: str) -> None:
-        """Draw the consequences of what another keeper has told."""
-        has_ended = kept.ended and before != kept.state
-        if has_ended:
-            self.out += self.keeping.let_go(kept, inputs=True)
-            if kept.state in (CANCELLED, ABANDONED):
-                self._will_not_end(kept, None)
-        if not kept.serving:
-            return
-        if has_ended:
-            self.outcomes.ended_elsewhere(kept)
-            return
-        self.outcomes.take_out(kept.id, RangeSet(done))
-        for lo, hi in done:
-            self.outcomes.stop_copies(kept.id, lo, hi, None)
-        if any(row.kind in ("code", "input") for row in rows) and not kept.ended:
-            self.restoring.begin(kept)
-        self.outcomes.settle(kept)
 
     # ---- as a holder ------------------------------------------------------------------------------------------------
 
