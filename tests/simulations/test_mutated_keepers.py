@@ -141,7 +141,7 @@ def test_a_copy_that_is_dropped_before_all_keepers_have_it(monkeypatch: pytest.M
 
 def test_a_first_in_rank_that_does_not_listen(monkeypatch: pytest.MonkeyPatch) -> None:
     """What holders claim it would hand out again."""
-    monkeypatch.setattr(Replicas, "_listen", lambda self, kept, now: self._serve(kept, now))
+    monkeypatch.setattr(Replicas, "_listen", lambda self, kept, now: self.succession.serve(kept, now))
 
     assert barks(OWNERS).what.startswith("executions is ")
 
