@@ -5,6 +5,8 @@ job leave a node, and what a slow reader does not take is thrown away and counte
 *kept* of a task (its last 64 KiB) comes with its result; of tasks that are killed, and of long ones now and then, it
 comes this way.
 
+What a task has started prints as that task does: its lines go up to the one that a program has submitted.
+
 A keeper tells holders what is watched (`P_SHOW`) when they get or claim tasks of a job, and when that changes.
 """
 
@@ -46,6 +48,8 @@ class Prints(Handler):
         what = 0
         for watch in kept.watches.values():
             what |= watch.show
+        if kept.spec.parent is not None and (above := self.pool.works.get(kept.spec.parent.job)) is not None:
+            what |= above.shown & PRINTS
         if work is None or work.shown == what:
             return
         self._show(work, what)
@@ -116,6 +120,8 @@ class Prints(Handler):
         effect = self.keeping.log(kept, logs)
         if effect is not None:
             self.out.append(effect)
+        if kept.spec.parent is not None and (lot.lines or lot.more):
+            self._pass_up(kept, lot)
         lines, said = _plain(lot.lines), _plain(lot.said)
         if not (lines or said or lot.more):
             return
@@ -124,6 +130,18 @@ class Prints(Handler):
             if (prints and (lines or lot.more)) or (progress and said):
                 body = [kept.id, node, lines if prints else [], lot.more if prints else 0, said if progress else []]
                 self.out.append(e.Reply(watch.client, m.PRINTED, 0, body))
+
+    def _pass_up(self, kept: Kept, lot: Lot) -> None:
+        """Show what a task has printed that another has started as lines of the one that a program has submitted."""
+        job, task = kept.id, 0
+        above: Kept | None = kept
+        while above is not None and above.spec.parent is not None:
+            job, task, _ = above.spec.parent
+            above = self.keeping.jobs.get(job)
+        work = self.pool.works.get(job)
+        if work is not None and work.shown & PRINTS:
+            lines = [line._replace(task=task) for line in lot.lines]
+            self._take(work, Lot(job, lines, lot.more, [], []), self.parts.now)
 
     # ---- between nodes -----------------------------------------------------------------------------------------------
 
@@ -158,7 +176,7 @@ class Prints(Handler):
             said=[one for one in lot.said if one.task in mine],
             logs=[one for one in lot.logs if one[0] in mine],
         )
-        if lot.lines and not any(watch.show for watch in kept.watches.values()):
+        if lot.lines and kept.spec.parent is None and not any(watch.show for watch in kept.watches.values()):
             self._told.pop((peer, lot.job), None)
             self.out.append(e.Send(peer, m.P_SHOW, [lot.job, 0]))
         self._hand_out(kept, self.parts.name_of(peer), self._throttled(lot, now))

@@ -69,16 +69,22 @@ def show(setting: Setting, target: str) -> None:
     found = ask(setting, "show", target=target)
     job, states = mapping(found.get("job")), mapping(found.get("tasks"))
     tasks = rows(found.get("listed", [found.get("task")]))
+    started = {one: whole(mapping(found.get("started")).get(one)) for one in ("jobs", "tasks", "done")}
     if setting.json:
         moves = [{"node": text(row.get("node")), **_moved(row)} for row in rows(found.get("moves"))]
         body: dict[str, Any] = {"job": job_json(job), "tasks": {one: whole(states.get(one)) for one in TASK_STATES}}
         body["moves"] = moves
+        body["started"] = started
         listed = [task_json(task) for task in tasks]
         emit_found(found, body | ({"task": listed[0], "listed": listed} if listed else {}))
     elif tasks:
         click.echo("\n".join(_task_line(job, task) for task in tasks))
     else:
         click.echo(_job_text(job, {state: whole(states.get(state)) for state in TASK_STATES}))
+        if started["jobs"]:
+            click.echo(
+                f"its tasks have started {started['tasks']} others that are not listed, {started['done']} are done"
+            )
 
 
 @click.command("explain", cls=Verb, example="p2pgrid explain last\np2pgrid explain calm-river-42/3-9")

@@ -9,6 +9,7 @@ import pytest
 from p2pgrid.core import messages as m
 from p2pgrid.core.chains import WORK
 from p2pgrid.core.failure import decode_exception
+from p2pgrid.core.prints import PRINTS, Line
 from p2pgrid.core.record import Spec, TaskOf
 from p2pgrid.core.wire import unpack
 from p2pgrid.node import events as e
@@ -261,6 +262,22 @@ def test_listings_name_what_programs_have_submitted() -> None:
     assert desk.answer("show", target=CHILD.hex())["job"]["known"] == 2
     assert desk.answer("show", target="last")["job"]["hex"] == JOB.hex()
     assert CHILD not in desk.machine.listing.list.jobs
+
+
+def test_what_it_has_started_prints_as_the_task_itself() -> None:
+    """However far up it is: whoever submitted that sees its lines."""
+    desk, _ = busy()
+    desk.say(m.WATCH, [JOB, [], 10.0, PRINTS])
+    start(desk, 1)
+    (child,) = runs(wait(desk))
+    start(desk, 1, TaskOf(CHILD, 0, 1), GRANDCHILD)
+    (grandchild,) = runs(wait(desk, 0, [[GRANDCHILD, ALL]], job=CHILD, number=2))
+    out = desk.do(e.WorkerPrinted(0, grandchild.run, [Line(0, 1, "deep down")]))
+
+    assert (child.context["show"], grandchild.context["show"]) == (PRINTS, PRINTS)
+    assert [(one.client, one.body[:3]) for one in out if isinstance(one, e.Reply)] == [
+        (1, [JOB, "n", [[0, 1, "deep down", 0, ""]]])
+    ]
 
 
 def test_a_task_has_the_rights_of_its_job() -> None:

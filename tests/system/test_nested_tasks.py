@@ -281,6 +281,26 @@ def test_a_grid_that_a_function_uses_is_that_of_its_task(one_slot: Grid) -> None
     assert one_slot.submit(through, 3).result(SOON_S) == 3
 
 
+def says(text: str) -> None:
+    print(text)
+
+
+def says_below(text: str) -> None:
+    pg.Grid().submit(says, text).result()
+
+
+def test_what_a_task_has_started_prints_in_the_program(grid: Grid, capfd: pytest.CaptureFixture[str]) -> None:
+    """As lines of the task that the program has submitted, wherever that runs."""
+    grid.options(where="name == 'n1'").submit(says_below, "from far down").result(SOON_S)
+    out: list[str] = []
+
+    def seen() -> bool:
+        out.append(capfd.readouterr().out)
+        return "n1#0 from far down" in "".join(out)
+
+    wait_until(seen)
+
+
 def test_listings_are_not_cluttered(grid: Grid) -> None:
     """What tasks have started is theirs."""
     before = {job.id for job in grid.jobs()}
