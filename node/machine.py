@@ -4,7 +4,7 @@ It composes policies that do not know each other: `pool` (what is ready, in whic
 node), `keeping` (records, promises, readers), `leases` (what others hold of ours), `holding` (what we hold of theirs),
 `stealing` (what goes from holder to holder). Above them stand `fitness` (who may run what), `outcomes` (what becomes of
 tasks), `members` (what other nodes send), `thieves` (what goes between holders) and `clients` (what local programs
-send); they share `parts`.
+send), `working` (what workers tell); they share `parts`.
 The shells that drive it are the daemon and the heap driver of the tests.
 
 Rules: time comes in as `now` (monotonic seconds), chance as a `random.Random`. No promise leaves before `Stored`.
@@ -21,8 +21,7 @@ from p2pgrid.core import messages as m
 from p2pgrid.core.errors import PeerError
 from p2pgrid.core.member import ALIVE
 from p2pgrid.core.ranges import RangeSet
-from p2pgrid.core.shapes import CRASH, from_peer
-from p2pgrid.core.wire import pack
+from p2pgrid.core.shapes import from_peer
 from p2pgrid.node import answers
 from p2pgrid.node import events as e
 from p2pgrid.node.awaiting import TIMER as AWAIT
@@ -45,7 +44,6 @@ from p2pgrid.node.locating import TIMER as LOCATING
 from p2pgrid.node.locating import Locating
 from p2pgrid.node.logs import Logs
 from p2pgrid.node.members import Members
-from p2pgrid.node.moves import RERUN
 from p2pgrid.node.neighbours import CLONED, GUESTS, Neighbours
 from p2pgrid.node.neighbours import TIMER as NEIGHBOURS
 from p2pgrid.node.nesting import LEND, STUCK, Nesting
@@ -61,8 +59,8 @@ from p2pgrid.node.replicas import TIMER as COPIES
 from p2pgrid.node.restoring import Restoring
 from p2pgrid.node.rounds import TIMER as INQUIRY
 from p2pgrid.node.rounds import Rounds
-from p2pgrid.node.running import RunInfo
 from p2pgrid.node.thieves import HANDS, SERVE, STEAL, WAKE, Thieves
+from p2pgrid.node.working import Working
 
 __all__ = ["Machine", "MachineConfig"]
 
@@ -95,6 +93,7 @@ class Machine(Handler):
         )  # fmt: skip
         self.prints = Prints(parts)
         self.door.watched = self.prints.watches_changed
+        self.working = Working(parts, self.fitness, self.outcomes, self.members, self.prints, self.nesting, self._feed)
         self.doubling = Doubling(parts, self.fitness, self.members.granting)
         self.naming = self.members.granting.gathering.arriving
         self.thieves = Thieves(parts, self.fitness, self.outcomes, self.members)
@@ -177,10 +176,10 @@ class Machine(Handler):
             e.ClientJoined: self.door.joined,
             e.ClientSent: self.door.sent,
             e.ClientGone: self.door.gone,
-            e.WorkerReady: self._on_worker_ready,
-            e.WorkerDone: self._on_worker_done,
+            e.WorkerReady: self.working.ready,
+            e.WorkerDone: self.working.done,
             e.WorkerPrinted: self.prints.printed,
-            e.WorkerDied: self._on_worker_died,
+            e.WorkerDied: self.working.died,
             e.Named: self.naming.named,
             e.Pulled: self.naming.pulled,
             e.Secured: self.door.secured,
@@ -446,103 +445,6 @@ class Machine(Handler):
         if self.peers:
             self.thieves.feed(now)
             self.members.feed(now)
-
-    # ---- workers of this node ---------------------------------------------------------------------------------------
-
-    def _on_worker_ready(self, event: e.WorkerReady, now: float) -> None:
-        self.running.worker_ready(event.worker)
-
-    def _on_worker_done(self, event: e.WorkerDone, now: float) -> None:
-        info = self.running.find(event.worker, event.run)
-        if info is None:
-            return  # of a run that was taken from it meanwhile
-        self.running.progressed(info, event.outcomes, event.busy_s, self.pool, now)
-        if info.taken.attempt > 1:
-            known = self.keeping.jobs.get(info.job)
-            fresh = (one for one in event.outcomes if known is None or known.is_again(one.lo, info.taken.attempt))
-            again = sum(outcome.hi - outcome.lo for outcome in fresh)
-            self.parts.counts["rerun"] += again
-            if info.taken.work.keeper is None:
-                self.parts.moves.count(info.job, self.config.node_id, RERUN, again)
-        returned = list(event.returned)
-        for lo, hi in returned:
-            info.left.discard(lo, hi)
-        if event.final:
-            assert not info.left, "a worker ended a run and kept tasks"
-            self.running.ended(event.worker, info, now)
-            if info.waited:
-                self.nesting.ended([info])
-        work = info.taken.work
-        if returned:
-            self.pool.put_back(info.taken, self.outcomes.wanted(work, returned))
-        if event.unfit:
-            self._unfit(info, event.unfit)
-        if work.job in self.nesting.children:
-            self.nesting.over(work.job, [(one.lo, one.hi) for one in event.outcomes])
-        self._feed(now)  # the next grain leaves before the results are looked at
-        if event.logs and work.keeper is None and work.job in self.keeping.jobs:
-            effect = self.keeping.log(self.keeping.jobs[work.job], event.logs)
-            if effect is not None:
-                self.out.append(effect)
-        outcomes = self.naming.sorted_out(info.taken, event.outcomes)
-        if work.keeper is not None:
-            self.outcomes.owe(work, outcomes, info.taken.attempt, now, event.logs, event.busy_s)
-        elif outcomes:
-            self.outcomes.report(work, outcomes, info.taken.attempt)
-
-    def _unfit(self, info: RunInfo, why: str) -> None:
-        lane, work = info.taken.lane, info.taken.work
-        lane.cannot[info.python] = why
-        lane.fits = None
-        if self.fitness.eligible(lane):
-            return  # by another interpreter
-        lane.unfit[self.config.node_id] = "; ".join(lane.cannot.values())
-        if work.keeper is not None:
-            self.members.unfit(work, lane, why)
-        else:
-            self.outcomes.unfit_everywhere(work, lane)
-
-    def _on_worker_died(self, event: e.WorkerDied, now: float) -> None:
-        runs = self.running.died(event.worker, now)
-        self.nesting.ended(runs)
-        for info in reversed(runs):  # the outermost first: what it has started ends with it, and need not run again
-            self.nesting.over(info.job, info.left)
-        for position, info in enumerate(runs):
-            left = info.left
-            printed = {index: text for run, index, text in event.logs if run == info.run}
-            culprit = None
-            if event.cause != "killed":
-                if event.index is not None and event.run == info.run and event.index in left:
-                    culprit = event.index
-                elif position == 0 and left.size == 1:
-                    culprit = left.first()[0]  # type: ignore[index]
-            if culprit is not None:
-                left.discard(culprit, culprit + 1)
-            work = info.taken.work
-            wanted = self.outcomes.wanted(work, list(left))
-            unknown = position == 0 and culprit is None and event.cause != "killed"
-            if info.at is not None and info.at in left and event.cause != "killed":
-                unknown = True  # what ran below it has taken it along: now it has a process of its own
-            kept = None if work.keeper else self.keeping.jobs.get(work.job)
-            if culprit is not None and event.stderr:  # its last words are its log: nobody else can send it any more
-                printed.setdefault(culprit, event.stderr.encode() + b"\n")
-            last = [(culprit, printed.pop(culprit))] if culprit is not None and culprit in printed else []
-            self.prints.left(work, list(printed.items()), now)
-            if unknown and kept is not None and wanted:
-                self.outcomes.reissue(kept, wanted, alone=True)  # one of them has begun
-                continue
-            for lo, hi in wanted:
-                self.pool.make_ready(work, lo, hi, alone=unknown or info.taken.alone)
-            if culprit is not None:
-                data = pack([event.cause, event.detail, event.stderr[-4096:]])
-                crash = e.Outcome(culprit, culprit + 1, CRASH, data)
-                if kept is not None:
-                    effect = self.keeping.log(kept, last)
-                    self.out += [effect] if effect is not None else []
-                if work.keeper is not None:
-                    self.outcomes.owe(work, [crash], info.taken.attempt, now, last)
-                else:
-                    self.outcomes.report(work, [crash], info.taken.attempt)
 
     # ---- time -------------------------------------------------------------------------------------------------------
 
