@@ -15,6 +15,7 @@ them into an environment of their own that sees this one's packages.
 
 from __future__ import annotations
 
+import argparse
 import collections
 import contextlib
 import importlib.util
@@ -283,8 +284,25 @@ def far(rounds: int) -> tuple[list[float], list[float]]:
     return objects, streams
 
 
-def run(rounds: int) -> dict[str, Any]:
-    """Run all and return the medians; prints the table on stderr."""
+def add_arguments(parser: argparse.ArgumentParser) -> tuple[str, ...]:
+    """Add what this benchmark can be told; return the names."""
+    parser.add_argument("--only", choices=("tables", "node"), help="one machine beside others, or node to node")
+    return ("only",)
+
+
+def run(rounds: int, only: str | None = None) -> dict[str, Any]:
+    """Run all, or one part, and return the medians; prints the table on stderr."""
+    medians = {} if only == "node" else tables(rounds)
+    objects, streams = ([], []) if only == "tables" else far(rounds)
+    _print(medians, objects, streams)
+    return {
+        "workers": WORKERS, "rounds": rounds, "python": sys.version.split()[0], "cpus": os.cpu_count(),
+        "medians": medians, "objects_mb_s": objects, "streams_mb_s": streams,
+    }  # fmt: skip
+
+
+def tables(rounds: int) -> dict[str, dict[str, float]]:
+    """Return the medians of each system on one machine."""
     context = multiprocessing.get_context("fork")
     figures: dict[str, dict[str, list[float]]] = {}
     with contextlib.ExitStack() as stack:
@@ -304,26 +322,22 @@ def run(rounds: int) -> dict[str, Any]:
                 array = array + 1  # another one each time: joblib would know this one again
                 for what, value in measure(system, array, paths, count).items():
                     figures.setdefault(system.name, {}).setdefault(what, []).append(value)
-    objects, streams = far(rounds)
-    medians = {s: {what: statistics.median(v) for what, v in rows.items()} for s, rows in figures.items()}
-    ratio = statistics.median(ours / stream for ours, stream in zip(objects, streams, strict=True))
-    node = {"object_mb_s": statistics.median(objects), "stream_mb_s": statistics.median(streams), "ratio": ratio}
-    _print(medians, node)
-    return {
-        "workers": WORKERS, "rounds": rounds, "python": sys.version.split()[0], "cpus": os.cpu_count(),
-        "medians": medians, "node_to_node": node, "objects_mb_s": objects, "streams_mb_s": streams,
-    }  # fmt: skip
+    return {s: {what: statistics.median(v) for what, v in rows.items()} for s, rows in figures.items()}
 
 
-def _print(medians: dict[str, dict[str, float]], node: dict[str, float]) -> None:
-    print(f"{'':22}{'200 tasks':>11}{'copies':>9}{'256 MB result':>16}{'words':>10}", file=sys.stderr)
+def _print(medians: dict[str, dict[str, float]], objects: list[float], streams: list[float]) -> None:
+    if medians:
+        print(f"{'':22}{'200 tasks':>11}{'copies':>9}{'256 MB result':>16}{'words':>10}", file=sys.stderr)
     for name, row in medians.items():
         print(
             f"{name:22}{row['tasks_s']:9.3f} s{row['copies']:9.2f}{row['result_s']:14.3f} s{row['words_s']:8.2f} s",
             file=sys.stderr,
         )
-    print(
-        f"node to node {node['object_mb_s']:.0f} MB/s verified, a libp2p stream alone {node['stream_mb_s']:.0f} MB/s: "
-        f"{node['ratio']:.2f} ×\n{GOALS}",
-        file=sys.stderr,
-    )
+    if objects:
+        ratio = statistics.median(ours / stream for ours, stream in zip(objects, streams, strict=True))
+        print(
+            f"node to node {statistics.median(objects):.0f} MB/s verified, a libp2p stream alone "
+            f"{statistics.median(streams):.0f} MB/s: {ratio:.2f} ×",
+            file=sys.stderr,
+        )
+    print(GOALS, file=sys.stderr)

@@ -37,6 +37,7 @@ SECURE_S = 60.0
 """So long what a detached job refers to may take to get here."""
 SECURE_BEAT_S = 0.02
 PULL: Owner = ("pull", b"")
+INPUTS = b"in"
 SPENT_S = 5.0
 """A taken result that nobody looks at is moved to disk after that."""
 
@@ -56,8 +57,16 @@ class Need:
 class Belongings:
     """What the results and jobs of one node need."""
 
-    def __init__(self, hands: Hands, visitors: Visitors, deliver: Callable[[Sequence[e.Event]], None]) -> None:
+    def __init__(
+        self,
+        hands: Hands,
+        visitors: Visitors,
+        deliver: Callable[[Sequence[e.Event]], None],
+        progress: Callable[[bytes], tuple[int, int]],
+    ) -> None:
+        """`progress`: the first task of a job that is not over, and how many are known."""
         self.hands = hands
+        self._progress = progress
         self.visitors = visitors
         self.shelf = hands.shelf
         self._deliver = deliver
@@ -67,6 +76,8 @@ class Belongings:
         self._needs: dict[bytes, dict[ObjectId, Need]] = {}
         self._needed: dict[ObjectId, dict[bytes, None]] = {}
         """The jobs that need an object."""
+        self._ending: dict[tuple[bytes, ObjectId], int] = {}
+        """Inputs to which their program has no Ref any more: once all tasks below that number are over, they may go."""
         self._early: dict[Key, bytes] = {}
         """Results that a program has mapped before they had a name, and the session of that program."""
         self._spent: OrderedDict[Key, float] = OrderedDict()
@@ -135,6 +146,7 @@ class Belongings:
             id_ = ObjectId(large.name)
             copies = effect.copies or (COPIES if effect.session else COPIES_UNCOLLECTED)
             job = _needy(effect.job, inputs=effect.inputs)
+            self._ending.pop((job, id_), None)  # it is named again
             if id_ in self._needs.get(job, ()):
                 continue
             need = Need(large, effect.session, copies, now if effect.session else now - SAFE_S, effect.inputs)
@@ -214,6 +226,7 @@ class Belongings:
 
     def _drop_need(self, job: bytes, id_: ObjectId) -> None:
         needs = self._needs.get(job, {})
+        self._ending.pop((job, id_), None)
         if needs.pop(id_, None) is None:
             return
         if not needs:
@@ -274,6 +287,20 @@ class Belongings:
         """A program lets go of Refs (None: it left): what they stand for lives no longer than its Grid."""
         for id_ in list(self._needed) if ids is None else ids:
             self._let_go(process.session, id_, is_ref=True)
+        for id_ in ids or ():
+            for job in self._needed.get(id_, ()):
+                need = self._needs[job][id_]
+                if need.inputs and need.session and need.session == process.session:
+                    self._ending[job, id_] = self._progress(job[: -len(INPUTS)])[1]
+        self._end_needs()
+        if self._ending:
+            self._watch()
+
+    def _end_needs(self) -> None:
+        """Let go of inputs to which no Ref is left, and which no task will need."""
+        first = {job: self._progress(job[: -len(INPUTS)])[0] for job, _ in self._ending}
+        for job, id_ in [key for key, until in self._ending.items() if first[key[0]] >= until]:
+            self._drop_need(job, id_)
 
     def _unlooked(self, key: Key) -> None:
         """Nobody may need an object any more: results stay while there is room, others go."""
@@ -287,7 +314,8 @@ class Belongings:
             self.hands.unneeded(key)
 
     def make_way(self, size: int) -> None:
-        """Drop taken results, so that the next one finds warm memory."""
+        """Drop taken results, so that the next one finds warm memory; and inputs that were let go of."""
+        self._end_needs()
         while size > 0 and self._spent:
             key, _ = self._spent.popitem(last=False)
             item = self.shelf.items.get(key)
@@ -304,8 +332,9 @@ class Belongings:
 
     async def _look_after(self) -> None:
         """Bring what jobs need to disk and to other members, and taken results to disk."""
-        while self._spent or any(not need.safe for needs in self._needs.values() for need in needs.values()):
+        while self._spent or self._ending or any(not n.safe for needs in self._needs.values() for n in needs.values()):
             await trio.sleep(SAFE_S / 2)
+            self._end_needs()
             now = time.monotonic()
             for job, needs in list(self._needs.items()):
                 for id_, need in list(needs.items()):
@@ -348,4 +377,4 @@ class Belongings:
 
 def _needy(job: bytes, *, inputs: bool) -> bytes:
     """Return under which name a job needs its results, or what its inputs name."""
-    return job + b"in" if inputs else job
+    return job + INPUTS if inputs else job

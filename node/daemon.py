@@ -86,6 +86,9 @@ class Mind(Protocol):
     def is_apart(self) -> bool:
         """Whether a live member is not connected, and so cannot ask this node for anything."""
 
+    def progress(self, job: bytes) -> tuple[int, int]:
+        """Return the first task of a job that is not over, and the end of those that are known."""
+
 
 MakeMind = Callable[[MachineConfig, random.Random], Mind]
 
@@ -320,13 +323,11 @@ class Node:
         from p2pgrid.node.sharing import Sharing  # noqa: PLC0415 - a node whose programs put nothing needs none
 
         assert self._nursery is not None, "a request before the loop runs"
+        assert self.mind is not None, "a request before there is a machine"
         return Sharing(
             self.config, self.identity.id, self.server, self.network, self._nursery, self.talk.log, self.deliver,
-            self._is_apart,
+            self.mind,
         )  # fmt: skip
-
-    def _is_apart(self) -> bool:
-        return self.mind is not None and self.mind.is_apart()
 
     def _rows(self) -> list[dict[str, Any]]:
         """Return the members as the machine sees them."""

@@ -283,6 +283,15 @@ class Machine(Handler):
         """Whether a live member is not connected, and so cannot ask this node for anything."""
         return self.neighbours.is_apart()
 
+    def progress(self, job: bytes) -> tuple[int, int]:
+        """Return the first task of a job that is not over, and the end of those that are known; of no job: zeros."""
+        kept = self.keeping.jobs.get(job)
+        last = None if kept is None else kept.known.last()
+        if kept is None or last is None:
+            return 0, 0
+        first = next(iter(kept.open_tasks), None)
+        return last[1] if first is None else first[0], last[1]
+
     def _candidates(self) -> list[Candidate]:
         """Return who might keep records, this node among them; nobody while it belongs to no grid."""
         return self.neighbours.candidates()

@@ -12,7 +12,7 @@ a node whose programs share nothing has neither the memory nor the modules.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
@@ -28,22 +28,32 @@ from p2pgrid.node.visitors import Visitors
 Deliver = Callable[[Sequence[e.Event]], None]
 
 
+class Mind(Protocol):
+    """What the objects want to know of the machine."""
+
+    def is_apart(self) -> bool:
+        """Whether a live member is not connected, and so cannot ask this node for anything."""
+
+    def progress(self, job: bytes) -> tuple[int, int]:
+        """Return the first task of a job that is not over, and the end of those that are known."""
+
+
 class Sharing:
     """The objects of one node, as its daemon sees them."""
 
     def __init__(
         self, config: NodeConfig, me: str, server: LocalServer, network: Network, nursery: trio.Nursery,
-        log: Callable[[e.Log], None], deliver: Deliver, is_apart: Callable[[], bool],
+        log: Callable[[e.Log], None], deliver: Deliver, mind: Mind,
     ) -> None:  # fmt: skip
-        """Make the shared memory; `is_apart`: whether a live member is not connected.
+        """Make the shared memory.
 
         Raises:
             OSError: the system has none, or the disk is full.
         """
         self.hands = Hands(config, me, network, nursery, log)
         self.visitors = Visitors(self.hands, server, adapts=config.quota is None)
-        self.belongings = Belongings(self.hands, self.visitors, deliver)
-        self.beyond = Beyond(self.hands, is_apart)
+        self.belongings = Belongings(self.hands, self.visitors, deliver, mind.progress)
+        self.beyond = Beyond(self.hands, mind.is_apart)
         self._by_effect: dict[type, Callable[[Any], None]] = {
             e.Name: self.belongings.name,
             e.Pull: self.belongings.pull,

@@ -5,12 +5,12 @@ held back until the next frame arrives from the node (each batch is answered wit
 until somebody waits for one. So a lone call costs one round trip and 10,000 of them some hundred frames.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future as PlainFuture
 from typing import Any
 
 from p2pgrid.client.future import Future
-from p2pgrid.client.pickling import Function, refs_seen
+from p2pgrid.client.pickling import Function
 from p2pgrid.client.session import Session
 from p2pgrid.client.table import FutureTable
 from p2pgrid.client.upload import Upload
@@ -18,6 +18,7 @@ from p2pgrid.core.batch import CALLS, encode_batch
 from p2pgrid.core.deps import DEPENDENT, TaskId, table
 from p2pgrid.core.prints import PRINTS
 from p2pgrid.core.record import Spec
+from p2pgrid.core.ref import Ref
 
 HELD_TASKS_MAX = 256
 HELD_BYTES_MAX = 1 << 20
@@ -53,14 +54,20 @@ class Calls(FutureTable):
         self._run_lo = 0
         session.held.append(self)
 
-    def submit(self, function: Function, options: Mapping[str, Any], data: bytes) -> Future:
-        """Add a task; equal options are the same object. Raises JobOver if the job takes none any more."""
+    def submit(self, function: Function, options: Mapping[str, Any], data: bytes, refs: Collection[Ref] = ()) -> Future:
+        """Add a task, with the Refs among its arguments; equal options are the same object.
+
+        Raises:
+            JobOver: the job takes none any more.
+        """
         session = self.session
         with session.lock:
             if self.over:
                 raise JobOver
             if self._held_bytes and self._held_bytes + len(data) > HELD_BYTES_MAX:
                 self.flush()
+            if refs:
+                session.say(self.upload.refs(refs))
             index = self._run_lo + len(self._run)
             future = self.futures[index] = Future(self, index)
             if function is not self._function or options is not self._options or not self._runs:
@@ -76,12 +83,6 @@ class Calls(FutureTable):
                 self.flush()
         return future
 
-    def refer(self) -> None:
-        """Tell the node first what Refs are in the arguments that this thread has pickled."""
-        refs = refs_seen()
-        with self.session.lock:
-            self.session.say(self.upload.refs(refs))
-
     def let_go_before(self, futures: Iterable[Future]) -> None:
         """See to it that the grid knows what a task here waits for; what is in one job leaves in its order anyway."""
         for one in futures:
@@ -89,7 +90,12 @@ class Calls(FutureTable):
                 one.sent()
 
     def submit_after(
-        self, function: Function, options: Mapping[str, Any], data: bytes, deps: Sequence[TaskId]
+        self,
+        function: Function,
+        options: Mapping[str, Any],
+        data: bytes,
+        deps: Sequence[TaskId],
+        refs: Collection[Ref] = (),
     ) -> Future:
         """Add a task with the results of others in its arguments; whoever holds these back has sent them."""
         with self.session.lock:
@@ -97,6 +103,8 @@ class Calls(FutureTable):
                 raise JobOver
             if self._held_bytes and self._held_bytes + len(data) > HELD_BYTES_MAX:
                 self.flush()
+            if refs:
+                self.session.say(self.upload.refs(refs))
             index = self._next
             future = self.futures[index] = Future(self, index)
             if self._after != (function, options) or not self._runs:

@@ -209,7 +209,8 @@ class Feed:
         lo = self.sent
         self.sent = lo + count
         if self._unsure is None:
-            self._send(lo, self.sent, batch, functions.values())
+            refs, self._refs = self._refs, []
+            self._send(lo, self.sent, batch, functions.values(), refs)
             return
         self._unsure.append((lo, self.sent, batch, list(functions.values())))
         self._unsure_bytes += len(batch)
@@ -222,14 +223,14 @@ class Feed:
         if unsure is None:
             return
         self._begin()
+        refs, self._refs = self._refs, []
         for lo, hi, batch, functions in unsure:
-            self._send(lo, hi, batch, functions)
+            self._send(lo, hi, batch, functions, refs)
 
-    def _send(self, lo: int, hi: int, batch: bytes, functions: Iterable[Function]) -> None:
+    def _send(self, lo: int, hi: int, batch: bytes, functions: Iterable[Function], refs: list[Ref]) -> None:
         session = self._session
         session.wait_for_room()
         with session.lock:
             session.keep(len(batch))
-            refs, self._refs = self._refs, []
             named = self._upload.refs(refs)
             session.say(b"".join(map(self._upload.code, functions)) + named + self._upload.append(lo, hi, batch))

@@ -23,7 +23,7 @@ from p2pgrid.client.job import Job, find, future_of
 from p2pgrid.client.mapping import MapWay, total_of
 from p2pgrid.client.members import Member, call_of, chosen, connected, members_from, only
 from p2pgrid.client.notebook import shell
-from p2pgrid.client.pickling import Call, Functions, Packed, pickled_call, seen
+from p2pgrid.client.pickling import Call, Functions, Packed, pickled_call, refs_seen, seen
 from p2pgrid.client.results import NoResults, Results
 from p2pgrid.client.session import LEAVE_S, Session, sessions
 from p2pgrid.client.stream import Stream
@@ -147,6 +147,7 @@ class Grid(Executor):
             if data.futures:
                 after = data
             data = data.data
+        refs = list(refs_seen()) if seen else ()
         while True:
             calls = self._calls
             if calls is None or calls.over:
@@ -154,12 +155,10 @@ class Grid(Executor):
             if after is not None:
                 calls.let_go_before(after.futures)
             try:
-                if seen:
-                    calls.refer()
                 if after is None:
-                    future = calls.submit(function, self._wire, data)
+                    future = calls.submit(function, self._wire, data, refs)
                 else:
-                    future = calls.submit_after(function, self._wire, data, after.tasks)
+                    future = calls.submit_after(function, self._wire, data, after.tasks, refs)
             except JobOver:
                 continue
             break

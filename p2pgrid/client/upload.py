@@ -8,13 +8,14 @@ from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import Any
+from weakref import WeakValueDictionary
 
 from p2pgrid.client.pickling import Function
 from p2pgrid.core.errors import GridError
 from p2pgrid.core.messages import CANCEL, CLOSE, CODE, INPUT, OPEN, REFS
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.record import Spec
-from p2pgrid.core.ref import Ref
+from p2pgrid.core.ref import Hold, Ref
 from p2pgrid.core.wire import frame
 
 
@@ -31,8 +32,14 @@ class Upload:
         self._codes: dict[bytes, bytes] = {}
         self._codes_sent: set[bytes] = set()
         self._code_queue: deque[bytes] = deque()
-        self._refs_sent: set[bytes] = set()
+        self._refs_sent: WeakValueDictionary[bytes, Hold] = WeakValueDictionary()
+        """What the node knows that the job needs, as long as this program has a Ref to it."""
         self._ref_queue: deque[list[Any]] = deque()
+        self._referred: list[Ref] = []
+        """In the batch to come."""
+        self._referring: dict[int, list[Ref]] = {}
+        """In batches that are not acknowledged. Once the last Ref to an object has gone, the node takes it that no more
+        tasks will need it: so this must not be before it has those that do."""
         self._batches: dict[int, tuple[int, bytes]] = {}
         self._acked = RangeSet()
         self._closed: int | None = None
@@ -64,17 +71,23 @@ class Upload:
         return frame(CODE, [self.job, id_, union])
 
     def refs(self, refs: Iterable[Ref]) -> bytes:
-        """Name the Refs in batches to come, each once per job."""
-        fresh = [ref for ref in refs if ref.raw not in self._refs_sent]
+        """Name the Refs in the next batch, each once as long as there is one; those that nobody counts each time."""
+        refs = list(refs)
+        self._referred += refs
+        fresh = [ref for ref in refs if ref.hold is None or self._refs_sent.get(ref.raw) is not ref.hold]
         if not fresh:
             return b""
-        self._refs_sent |= {ref.raw for ref in fresh}
+        for ref in fresh:
+            if ref.hold is not None:
+                self._refs_sent[ref.raw] = ref.hold
         self._ref_queue.append([[ref.raw, ref.size, list(ref.holders)] for ref in fresh])
         return frame(REFS, [self.job, self._ref_queue[-1]])
 
     def append(self, lo: int, hi: int, batch: bytes) -> bytes:
         """Send the tasks [lo, hi)."""
         self._batches[lo] = (hi, batch)
+        if self._referred:
+            self._referring[lo], self._referred = self._referred, []
         return frame(INPUT, [self.job, lo, hi, batch])
 
     def close(self, count: int) -> bytes:
@@ -113,6 +126,7 @@ class Upload:
                 self._ref_queue.popleft()
             case "input" if lo in self._batches:
                 hi, batch = self._batches.pop(lo)
+                self._referring.pop(lo, None)
                 self._acked.add(lo, hi)
                 settled = [self._durable.pop(index) for index in list(self._durable) if lo <= index < hi]
                 return len(batch), settled
@@ -126,6 +140,7 @@ class Upload:
         """Take one REFUSED; return the bytes freed, and where the refused tasks end (None: the job as a whole)."""
         if what == "input" and lo in self._batches:
             hi, batch = self._batches.pop(lo)
+            self._referring.pop(lo, None)
             return len(batch), hi
         return 0, None
 
@@ -134,6 +149,8 @@ class Upload:
         self.refusal = error
         freed = sum(len(batch) for _, batch in self._batches.values())
         self._batches.clear()
+        self._referring.clear()
+        self._referred.clear()
         for future in self._durable.values():
             future.set_exception(error)
         self._durable.clear()

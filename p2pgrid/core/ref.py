@@ -48,6 +48,11 @@ class Ref:
         return self._id
 
     @property
+    def hold(self) -> Hold | None:
+        """What counts this Ref; None: it came from elsewhere, and nobody does."""
+        return self._hold
+
+    @property
     def holders(self) -> tuple[str, ...]:
         """Nodes that had it when this was made, by id."""
         return self._holders

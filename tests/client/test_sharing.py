@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,10 @@ def shared() -> Iterator[LocalGrid]:
     """One node with little room for objects."""
     with LocalGrid(slots=1, quota="64MB") as grid:
         yield grid
+
+
+def pinned(grid: Grid) -> int:
+    return int(grid._session.request("status", {})["objects"].get("pinned", 0))
 
 
 def is_lost(grid: Grid, ref: Any) -> bool:
@@ -303,6 +308,33 @@ def test_a_task_whose_object_is_lost_says_so(grid: Grid, shared: LocalGrid) -> N
     wait_until(lambda: is_lost(grid, ref), SOON_S)  # before a job needs it, which would keep it
     assert isinstance(grid.submit(total, ref).exception(SOON_S), pg.ObjectLost)
     assert grid.submit(total, grid.put(np.ones(10))).result(SOON_S) == 10
+
+
+def test_values_of_single_submits_make_room_when_their_tasks_are_over(grid: Grid) -> None:
+    """Five times what the node has room for goes through it in one session, as nobody keeps a Ref."""
+    for _ in range(40):
+        assert grid.submit(total, grid.put(np.ones(MB))).result(SOON_S) == MB
+
+
+def test_a_value_without_a_ref_is_there_for_tasks_that_wait(grid: Grid) -> None:
+    """It is let go of after the last of them, however late that begins; and a new Ref to it counts from then on."""
+
+    def slow_total(array: Any, seconds: float) -> float:
+        time.sleep(seconds)
+        return total(array)
+
+    before = pinned(grid)  # by sessions that have ended without a word
+    futures = [grid.submit(slow_total, grid.put(np.full(100_000, float(number))), 0.1) for number in range(10)]
+    assert [future.result(SOON_S) for future in futures] == [number * 100_000.0 for number in range(10)]
+    ref = grid.put(np.full(MB, 0.5))
+    first = grid.submit(total, ref)
+    assert first.result(SOON_S) == MB / 2
+    again = ref
+    del ref
+    assert grid.submit(total, again).result(SOON_S) == MB / 2
+    del again
+    wait_until(lambda: pinned(grid) <= before, SOON_S)
+    assert grid.submit(total, grid.put(np.full(MB, 0.5))).result(SOON_S) == MB / 2
 
 
 def test_a_worker_that_is_killed_lets_go(grid: Grid) -> None:

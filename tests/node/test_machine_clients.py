@@ -20,6 +20,26 @@ def kills(effects: list[e.Effect]) -> list[e.Kill]:
     return [one for one in effects if isinstance(one, e.Kill)]
 
 
+# ---- how far a job is ------------------------------------------------------------------------------------------------
+
+
+def test_how_far_a_job_is() -> None:
+    """The first task that is not over, and how many are known: by that what no Ref names any more is let go of."""
+    desk = Desk(slots=2)
+    desk.ready()
+    desk.join()
+    assert desk.machine.progress(JOB) == (0, 0)
+    first, second = runs(desk.submit(4, close=False))
+    assert desk.machine.progress(JOB) == (0, 4)
+    desk.finish(second, busy_s=1.0)
+    assert desk.machine.progress(JOB) == (0, 4)
+    desk.finish(first, busy_s=1.0)
+    desk.say(m.CANCEL, [JOB, [3, 4]])
+    assert desk.machine.progress(JOB) == (2, 4)
+    desk.say(m.CANCEL, [JOB, [2, 3]])
+    assert desk.machine.progress(JOB) == (4, 4)
+
+
 # ---- cancelling ------------------------------------------------------------------------------------------------------
 
 
