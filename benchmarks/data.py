@@ -320,7 +320,9 @@ def tables(rounds: int) -> dict[str, dict[str, float]]:
         for _ in range(rounds):
             for system in systems:
                 array = array + 1  # another one each time: joblib would know this one again
-                for what, value in measure(system, array, paths, count).items():
+                found = measure(system, array, paths, count)
+                _print_row(system.name, found)
+                for what, value in found.items():
                     figures.setdefault(system.name, {}).setdefault(what, []).append(value)
     return {s: {what: statistics.median(v) for what, v in rows.items()} for s, rows in figures.items()}
 
@@ -329,10 +331,7 @@ def _print(medians: dict[str, dict[str, float]], objects: list[float], streams: 
     if medians:
         print(f"{'':22}{'200 tasks':>11}{'copies':>9}{'256 MB result':>16}{'words':>10}", file=sys.stderr)
     for name, row in medians.items():
-        print(
-            f"{name:22}{row['tasks_s']:9.3f} s{row['copies']:9.2f}{row['result_s']:14.3f} s{row['words_s']:8.2f} s",
-            file=sys.stderr,
-        )
+        _print_row(name, row)
     if objects:
         ratio = statistics.median(ours / stream for ours, stream in zip(objects, streams, strict=True))
         print(
@@ -341,3 +340,11 @@ def _print(medians: dict[str, dict[str, float]], objects: list[float], streams: 
             file=sys.stderr,
         )
     print(GOALS, file=sys.stderr)
+
+
+def _print_row(name: str, row: dict[str, float]) -> None:
+    print(
+        f"{name:22}{row['tasks_s']:9.3f} s{row['copies']:9.2f}{row['result_s']:14.3f} s{row['words_s']:8.2f} s",
+        file=sys.stderr,
+        flush=True,
+    )

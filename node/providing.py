@@ -9,6 +9,7 @@ Rule: names and sizes only; the DHT renews what was announced (every ten minutes
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import islice
 
@@ -24,6 +25,8 @@ class ProvidingOptions:
     per_look: int = 8
     announced_max: int = 256
     """Each costs some twenty messages in ten minutes."""
+    apart_s: float = 120.0
+    """So long after the last member that was not connected: to announce something connects with some for a moment."""
     scanned_max: int = 4096
     """Objects looked at in one turn; of more, the next ones in the next."""
 
@@ -37,11 +40,14 @@ class Providing:
         self.announced: dict[ObjectId, None] = {}
         self._since_s: dict[ObjectId, float] = {}
         """Objects in use that may be announced: since when they are known here."""
+        self._apart_s = -math.inf
         self._at = 0
 
     def look(self, now: float, *, apart: bool) -> list[Announce | Unsay]:
         """Return what to say now; `apart`: a live member is not connected. To be called every few seconds."""
-        if not apart:
+        if apart:
+            self._apart_s = now
+        elif now - self._apart_s > self.options.apart_s:
             self._since_s.clear()
             return self._unsay(list(self.announced))
         out = self._unsay([id_ for id_ in self.announced if not self._is_used(id_)])

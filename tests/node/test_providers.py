@@ -203,7 +203,9 @@ def test_what_is_in_use_for_a_while_is_announced_and_unsaid_at_its_end() -> None
     assert providing.look(8.0, apart=True) == []
     shelf.unpin(id_, ("job", b"j"))
     assert providing.look(10.0, apart=True) == [Unsay(id_)]
-    assert providing.look(12.0, apart=False) == [Unsay(other)]
+    assert providing.look(12.0, apart=False) == []  # whom it has told this is connected for a while
+    assert providing.look(130.0, apart=False) == []
+    assert providing.look(131.0, apart=False) == [Unsay(other)]
     assert not providing.announced
 
 
