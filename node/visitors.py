@@ -242,6 +242,8 @@ class Visitors:
 
     def _let_go(self, _client: int, _id: int, arguments: dict[str, Any]) -> dict[str, Any]:
         process = self._process(arguments)
+        if "session" in arguments:
+            process.session = _bytes(arguments, "session", SESSION_BYTES)
         views, refs, keys = (arguments.get(name, []) for name in ("views", "refs", "keys"))
         if not all(isinstance(one, list) for one in (views, refs, keys)):
             raise PeerError("malformed names of objects")

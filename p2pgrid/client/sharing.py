@@ -295,7 +295,7 @@ class Sharing:
             if memory is not None and any(ended.values()):
                 views = [[id_, times] for id_, times in ended["view"].items()]
                 said = {"token": memory.token, "views": views, "refs": list(ended["ref"]), "keys": list(ended["key"])}
-                self._session.tell("let_go", said)
+                self._session.tell("let_go", {**said, "session": self._session.id})
 
     def _taken(self) -> list[_Ended]:
         taken: list[_Ended] = []

@@ -69,7 +69,7 @@ REQUESTS = {
     "written": "{token, key, id, manifest} -> {}: it is whole, and pinned until `let_go` or the end of that connection",
     "attach": "{token} -> {}: results that are objects come with their place (core.large) over this connection",
     "want": "{token, id (or key), holders} -> {offset, size}: it stays there until `let_go` says that its view ended",
-    "let_go": "{token, views: [[id, times], …], refs: [id, …], keys: [key, …] of writers that gave up, leave} -> {}",
+    "let_go": "{token, views: [[id, times], …], refs: [id, …], keys: [key, …] given up, leave, session} -> {}",
     "workers": "{} -> [{worker, pid, state, job, index}]",
 }
 

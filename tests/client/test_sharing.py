@@ -312,8 +312,9 @@ def test_a_task_whose_object_is_lost_says_so(grid: Grid, shared: LocalGrid) -> N
 
 def test_values_of_single_submits_make_room_when_their_tasks_are_over(grid: Grid) -> None:
     """Five times what the node has room for goes through it in one session, as nobody keeps a Ref."""
-    for _ in range(40):
-        assert grid.submit(total, grid.put(np.ones(MB))).result(SOON_S) == MB
+    for number in range(40):
+        value = np.full(MB, float(number))
+        assert grid.submit(total, grid.put(value)).result(SOON_S) == number * MB
 
 
 def test_a_value_without_a_ref_is_there_for_tasks_that_wait(grid: Grid) -> None:
