@@ -43,7 +43,9 @@ RECALL_S = 0.1
 AHEAD = 0.3
 """What part of the time that a job will still take a member is given work for, at most `ahead_s`: fewer requests."""
 FAR_S = 0.02
-"""A member whose round trip takes longer is given a second task at once, while nobody knows how long they take."""
+"""A member whose round trip takes longer is given some more at once, while nobody knows how long tasks take."""
+FAR_TASKS = 4
+"""So many per slot, if that is no more than its part of them."""
 HINTS = 8
 """Members named to one that asks in vain, because work waits there."""
 NAMED_S = 1.0
@@ -243,7 +245,7 @@ class Granting(Handler):
         if each is not None:
             wanted = min(seconds / (max(each, 1e-7) * cpus), most)
         else:
-            wanted = free / cpus * (2 if (self.parts.round_trip_s(peer) or 0.0) > FAR_S else 1)
+            wanted = free / cpus * (FAR_TASKS if (self.parts.round_trip_s(peer) or 0.0) > FAR_S else 1)
         guided = math.ceil(left * slots / (self.config.guided * everywhere))
         begun = min(int(free / cpus), -(-left * slots // everywhere))
         return max(1, begun, min(int(wanted), guided))
