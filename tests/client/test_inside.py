@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -185,3 +187,14 @@ def test_a_task_that_returns_waits_for_what_it_has_started(host: FakeHost, node:
         assert grid.submit(abs, -5).result(10) == 5
 
     assert [unpack_spec(bytes(spec)).parent for _, spec in bodies(node, m.OPEN)] == [TaskOf(*TASK), TaskOf(*host.now)]  # type: ignore[call-overload]
+
+
+def test_nothing_has_to_be_built_for_its_interpreter() -> None:
+    """The one of `--python` has nothing installed but msgpack and cloudpickle, which come along."""
+    program = (
+        "import sys; sys.modules['blake3'] = None; import p2pgrid.client.inside; "
+        "from p2pgrid.core.batch import content_id; print(len(content_id(b'x')))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+    assert (done.stdout, done.stderr) == ("16\n", "")
