@@ -24,11 +24,12 @@ from p2pgrid.core.record import TaskOf, unpack_spec
 from p2pgrid.core.wire import pack
 from p2pgrid.node import events as e
 from p2pgrid.node.fitness import Fitness
+from p2pgrid.node.grains import RunInfo, Worker
 from p2pgrid.node.kept import Kept
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, Parts
 from p2pgrid.node.pool import Lane, Work
-from p2pgrid.node.running import LEND_AFTER_S, LENT_MAX, RunInfo, Worker
+from p2pgrid.node.running import LEND_AFTER_S, LENT_MAX
 
 LEND = "lend"
 STUCK = "stuck-wait"

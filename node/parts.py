@@ -21,13 +21,14 @@ from p2pgrid.core.interpreters import offered
 from p2pgrid.core.member import Seal
 from p2pgrid.core.ranges import RangeSet, Span
 from p2pgrid.node import events as e
+from p2pgrid.node.grains import RunningOptions
 from p2pgrid.node.holding import Holding, HoldingOptions
 from p2pgrid.node.keeping import Keeping
 from p2pgrid.node.kept import KeepingOptions
 from p2pgrid.node.leases import LeaseOptions, Leases
 from p2pgrid.node.moves import Moves
 from p2pgrid.node.pool import Lane, Pool, Work
-from p2pgrid.node.running import Running, RunningOptions
+from p2pgrid.node.running import Running
 from p2pgrid.node.stealing import StealOptions, Thief, Victim
 
 SAID_MAX = 1024

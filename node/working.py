@@ -12,13 +12,13 @@ from p2pgrid.core.shapes import CRASH
 from p2pgrid.core.wire import pack
 from p2pgrid.node import events as e
 from p2pgrid.node.fitness import Fitness
+from p2pgrid.node.grains import RunInfo
 from p2pgrid.node.members import Members
 from p2pgrid.node.moves import RERUN
 from p2pgrid.node.nesting import Nesting
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, Parts
 from p2pgrid.node.prints import Prints
-from p2pgrid.node.running import RunInfo
 
 LAST_WORDS_BYTES = 4096
 
