@@ -55,6 +55,8 @@ class Adopting(Handler):
                     batches.append((batch, e.Outcome(lo, hi, shape, data)))
                 if failed and len(kept.reasons) < REASONS_MAX:
                     kept.reasons[lo] = failure_text(data)
+            if row.kind == "try":
+                self._charged(kept, *unpack(row.meta)[:3])
             was = kept.cancelled.copy() if row.kind == "cancel" else None
             self.keeping.merge(kept, row)
             if was is not None:
@@ -65,6 +67,12 @@ class Adopting(Handler):
         if batches and kept.id in self.outcomes.watched:  # tasks wait for some of these
             self.parts.later.append(lambda: self.outcomes.on_results(kept, Fresh(0, seal=False, batches=batches)))
         return fresh
+
+    @staticmethod
+    def _charged(kept: Kept, task: int, kind: str, node: str) -> None:
+        """Another keeper has charged a task with the end of a node: once is enough."""
+        if kind == "n" and node in kept.named:
+            kept.named[node].discard(task, task + 1)
 
     def _cancelled(self, kept: Kept, row: e.Row, was: RangeSet) -> None:
         """Somebody cancelled tasks at another keeper: whoever serves them stops them, readers are told."""

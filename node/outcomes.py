@@ -30,6 +30,9 @@ from p2pgrid.node.kept import Fresh, Kept, Promise, Source
 from p2pgrid.node.parts import Handler, Parts
 from p2pgrid.node.pool import Lane, Work
 
+PUT_OFF_MAX = 1024
+"""Reports of failed executions of one job that wait for its inputs."""
+
 
 class Outcomes(Handler):
     """Decides about the tasks of the jobs kept here, whoever ran them."""
@@ -37,6 +40,8 @@ class Outcomes(Handler):
     def __init__(self, parts: Parts, fitness: Fitness) -> None:
         super().__init__(parts)
         self.fitness = fitness
+        self._put_off: dict[bytes, list[tuple[Sequence[e.Outcome], int, Source | None, Sequence[Promise]]]] = {}
+        """Failed executions that came while the inputs of their job were being read."""
         self.watched: dict[bytes, RangeSet] = {}
         """Tasks that others wait for (`depending`)."""
         self.on_results: Callable[[Kept, Fresh], None] = lambda *_: None
@@ -175,6 +180,12 @@ class Outcomes(Handler):
         if kept.ended:
             self.out += self.keeping.when_ended(kept, promises)
             return
+        failed = any(one.shape in (FAILURE, CRASH) and one.lo not in kept.done for one in outcomes)
+        if failed and kept.id in self.parts.reading:
+            waiting = self._put_off.setdefault(kept.id, [])
+            if len(waiting) < PUT_OFF_MAX and (outcomes, attempt, source, promises) not in waiting:
+                waiting.append((outcomes, attempt, source, promises))
+            return  # what is not put off is said again, for nobody acknowledged it
         for position, outcome in enumerate(outcomes):
             if outcome.shape in (FAILURE, CRASH):
                 outcomes = self._judge(kept, outcomes, position, source)
@@ -187,6 +198,13 @@ class Outcomes(Handler):
         if kept.id in self.watched:
             self.on_results(kept, fresh)
         self.parts.later.append(lambda: self._keep(kept, fresh, source, promises))
+
+    def resume(self, job: bytes) -> None:
+        """The inputs of a job have been read: judge what failed meanwhile."""
+        kept = self.keeping.jobs.get(job)
+        for outcomes, attempt, source, promises in self._put_off.pop(job, ()):
+            if kept is not None and kept.serving:  # else whoever serves it hears of it
+                self.accept(kept, outcomes, attempt, source, promises)
 
     def _keep(self, kept: Kept, fresh: Fresh, source: Source | None, promises: Sequence[Promise]) -> None:
         """The readers have the results; now they leave for the disk."""

@@ -137,6 +137,8 @@ class Parts:
         """Whether this node takes no work and hands over what it has."""
         self.hungry = False
         """Whether workers may have something new to do."""
+        self.reading: set[bytes] = set()
+        """Jobs served here whose inputs are being read: how often one of their tasks may be tried is not known yet."""
         self.regrouped = False
         """Whether members came, went, or are seen in another light: then other nodes may be keepers."""
         self._said: dict[tuple[str, str], None] = {}

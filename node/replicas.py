@@ -420,14 +420,14 @@ class Replicas(Handler):
             self.succession.serve(kept, now)
 
     def name_running(self, fed: Sequence[e.Effect]) -> None:
-        """Tell the other keepers what this node is about to run of jobs of which a keeper has vanished.
+        """Tell the other keepers what this node is about to run of jobs that have cost a keeper, a holder or a worker.
 
         If it vanishes as well, they know which tasks to charge: one that kills its node must not kill them all.
         """
         jobs = {one.job for one in fed if isinstance(one, e.Run)}
         for job in sorted(jobs):
             kept = self.keeping.jobs.get(job)
-            if kept is None or not kept.serving or not kept.taken_over:
+            if kept is None or not kept.serving or not (kept.taken_over or kept.record.tries):
                 continue
             flat = self.running.spans(job).flat()
             self.out += [e.Send(peer, m.P_RUNS, [[job, flat]]) for peer in self.others(kept) if peer in self.peers]

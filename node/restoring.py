@@ -49,6 +49,7 @@ class Restoring(Handler):
                 keys.append((kept.id, "input", lo.to_bytes(8, "big")))
         token = self.parts.token()
         self._reading[token] = kept.id, keys
+        self.parts.reading.add(kept.id)
         self.door.held_back.setdefault(kept.id, [])
         self.out.append(e.Fetch(token, keys))
 
@@ -68,7 +69,10 @@ class Restoring(Handler):
         return True
 
     def release(self, job: bytes, now: float) -> None:
-        """Let clients go on whose frames had to wait."""
+        """Let clients go on whose frames had to wait, and judge the failures that had to."""
+        if not any(job == one for one, _ in self._reading.values()):
+            self.parts.reading.discard(job)
+            self.outcomes.resume(job)
         for held_back in self.door.held_back.pop(job, ()):
             self.door.sent(held_back, now)
 

@@ -44,6 +44,7 @@ class Succession(Handler):
             return
         if kept.refs:
             self.outcomes.needs(kept, kept.refs.values(), inputs=True)
+        self.parts.reading.add(kept.id)
         work = self.pool.works.get(kept.id)
         if work is not None and work.keeper is not None:
             before = work.keeper
