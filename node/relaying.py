@@ -254,7 +254,8 @@ class Relays(Handler):
     def _give_up_if_nobody_has_it(self, relay: Relay, now: float) -> None:
         """Whoever could have it says no, and nobody else is to come: no need to wait for the end of all patience."""
         places = self._places.get(relay.job, ())
-        away = any(peer not in relay.without and not self.is_lost(peer, now) for peer in places)
+        hasty = relay.patience_s <= m.WATCH_S  # who has more than that waits for a dead node to come back
+        away = any(peer not in relay.without and not (hasty and self.is_lost(peer, now)) for peer in places)
         if not self.peers.keys() <= relay.without:
             return
         away = self.seeks(relay.job, now) or away
