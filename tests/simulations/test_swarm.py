@@ -13,7 +13,7 @@ import pytest
 from p2pgrid.simulations.running import Outcome, run_seed
 from p2pgrid.simulations.scenario import load
 
-LOTS, PER_LOT = 2, 5
+LOTS, PER_LOT = 20, 25
 REGRESSIONS = [
     line.split(maxsplit=2)
     for line in (Path(__file__).parent / "regressions.txt").read_text().splitlines()
