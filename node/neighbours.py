@@ -127,6 +127,7 @@ class Neighbours(Handler):
         """Say something of this node in its card."""
         if self.view is not None:
             self.view.show(now, facts={**self.view.card.facts, **facts})
+            self.parts.regrouped = True  # by these, too, a node is a keeper or is not
             self._settle(now)
 
     def wall_clock(self, event: e.WallClock, now: float) -> None:

@@ -29,7 +29,7 @@ class OneOwner(Checker):
         super().__init__(world)
         self._asked: dict[tuple[str, tuple[int, int]], tuple[int, str]] = {}
         """Which life of a node asked whom."""
-        self._granted: dict[tuple[str, tuple[int, int]], tuple[bytes, RangeSet]] = {}
+        self._granted: dict[tuple[str, tuple[int, int]], tuple[bytes, RangeSet, Any]] = {}
 
     def said(self, node: Node, effect: e.Send) -> None:
         """Note who asks; see who answers."""
@@ -47,11 +47,12 @@ class OneOwner(Checker):
             if asked != node.name:
                 self.fail(f"{node.name} grants {effect.peer} under {rid} what it has asked {asked or 'nobody'}", node)
             given = RangeSet((one[0], one[1]) for one in ranges)
-            was, before = self._granted.get(key, (job, given))
-            self._granted[key] = (job, given)
-            held = node.machine.leases.held(effect.peer, was) & before  # what lapsed meanwhile may be granted anew
+            holder = node.machine.leases.holders.get(effect.peer)
+            was, before, then = self._granted.get(key, (job, given, holder))
+            self._granted[key] = (job, given, holder)
+            held = node.machine.leases.held(effect.peer, was) & before
             both = held - given if was == job else held
-            if both:
+            if both and holder is then:  # else all that it held has lapsed meanwhile, and its keeper has forgotten it
                 self.fail(f"{node.name} grants {effect.peer} {given} under {rid}, and before that {both}", node)
 
 
