@@ -100,7 +100,7 @@ class GridTime:
         return effects
 
     def received(self, peer: NodeId, kind: int, body: Any, now: float) -> list[Effect]:
-        """Take in a frame of 117 or 118, as read by `core.shapes.from_neighbour`."""
+        """Take in a frame of 117 or 118, as read by `core.member_shapes.from_neighbour`."""
         if kind == m.P_CLOCK:
             return [Send(peer, m.P_CLOCK_IS, [body[0], now + self._wall_offset_s])]
         asked, sent_s = self._asked.pop(body[0], ("", 0.0))

@@ -219,7 +219,7 @@ class Liveness:
     # ---- frames -----------------------------------------------------------------------------------------------------
 
     def received(self, peer: NodeId, kind: int, body: Any, now: float) -> list[Effect]:
-        """Take in a frame of 110 to 113, as read by `core.shapes.from_neighbour`."""
+        """Take in a frame of 110 to 113, as read by `core.member_shapes.from_neighbour`."""
         self.heard(peer, now)
         return self._frames[kind](peer, body, now)
 

@@ -17,7 +17,7 @@ from typing import Any
 from p2pgrid.core import messages as m
 from p2pgrid.core.chains import ALL_ROLES, SUBMIT, role_names
 from p2pgrid.core.member import ALIVE, DEAD, LEFT, STATUS_NAMES, SUSPECT, Card, Known, Update, Verdict
-from p2pgrid.core.shapes import from_neighbour
+from p2pgrid.core.member_shapes import from_neighbour
 from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node import events as e
 from p2pgrid.node import pace, patience

@@ -28,7 +28,7 @@ from p2pgrid.core import messages as m
 from p2pgrid.core.chains import Refused
 from p2pgrid.core.errors import GridError, PeerError
 from p2pgrid.core.member import Card, shown
-from p2pgrid.core.shapes import of_objects
+from p2pgrid.core.object_shapes import of_objects
 from p2pgrid.core.wire import frame
 from p2pgrid.dht.records import GRID_NAMESPACE, Namespace, Signed
 from p2pgrid.node import events as e

@@ -440,7 +440,7 @@ class View:
     # ---- frames and time --------------------------------------------------------------------------------------------
 
     def received(self, peer: NodeId, kind: int, body: Any, now: float) -> list[Effect]:
-        """Take in a frame of 114 to 116, as read by `core.shapes.from_neighbour`."""
+        """Take in a frame of 114 to 116, as read by `core.member_shapes.from_neighbour`."""
         return self._frames[kind](peer, body, now)
 
     def stalled(self, seconds: float) -> None:

@@ -24,8 +24,8 @@ from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 
 from p2pgrid.core.errors import PeerError
+from p2pgrid.core.member_shapes import read_card
 from p2pgrid.core.messages import L_GOODBYE, L_HELLO, L_PING, L_PONG, L_UNKNOWN
-from p2pgrid.core.shapes import read_card
 from p2pgrid.core.wire import FRAME_MAX_CONTROL, FRAME_MAX_LOCAL, VERSION, Frame, Splitter, frame
 from p2pgrid.node.net.bulk import Bulk
 from p2pgrid.node.net.membership import close_quietly

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 from p2pgrid.core import messages as m
 from p2pgrid.core.batch import TASKS_MAX, binding, content_id, decode_batch
 from p2pgrid.core.errors import PeerError
+from p2pgrid.core.frame_words import job_id, malformed
 from p2pgrid.core.large import read_large
 from p2pgrid.core.listed import OWNER_MAX, TIME_MAX_S
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.record import Spec, unpack_spec
-from p2pgrid.core.shapes import job_id, malformed, read_outcome
+from p2pgrid.core.shapes import read_outcome
 from p2pgrid.core.wire import pack, unpack
 
 ROWS_MAX = 65_536

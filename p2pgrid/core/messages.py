@@ -139,7 +139,7 @@ P_JOBS = 164  # [[entry, …]]                    news
 P_JOBS_DIGEST = 165  # [8 bytes over all, or 8 bytes for each of core.member.BUCKETS]
 P_JOBS_RECORDS = 166  # [[bucket, …], [entry, …]]   all I know in buckets that differ; send what is newer
 
-# ---- membership (control stream); read by `core.shapes.from_neighbour` ----------------------------------------------
+# ---- membership (control stream); read by `core.member_shapes.from_neighbour` ---------------------------------------
 # `accused`: the incarnation of the receiver that the sender holds for suspect, dead or left, else 0: it can refute.
 # update = [node id, incarnation, status, by, card or None]   status and card: core.member; by: who says so
 P_PING = 110  # [seq, incarnation of the sender, accused]      also a leaf's heartbeat

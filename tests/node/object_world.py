@@ -13,8 +13,8 @@ from typing import Any
 
 from p2pgrid.core import messages as m
 from p2pgrid.core import pieces
+from p2pgrid.core.object_shapes import of_objects
 from p2pgrid.core.pieces import Manifest, ObjectId, manifest_of
-from p2pgrid.core.shapes import of_objects
 from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node.events import Send
 from p2pgrid.node.object_events import (

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from p2pgrid.core.member import ALIVE, DEAD, SUSPECT, Card, Update, Verdict
-from p2pgrid.core.shapes import from_neighbour
+from p2pgrid.core.member_shapes import from_neighbour
 from p2pgrid.node import pace, patience
 from p2pgrid.node.events import Send
 from p2pgrid.node.liveness import Liveness

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from p2pgrid.core import messages as m
 from p2pgrid.core.errors import PeerError
 from p2pgrid.core.member import ALIVE, DEAD, INCARNATION_MAX, LEFT, SUSPECT, Verdict
-from p2pgrid.core.shapes import from_neighbour
+from p2pgrid.core.member_shapes import from_neighbour
 from p2pgrid.node.events import Send
 from p2pgrid.node.liveness import Liveness
 from p2pgrid.node.patience import EDGE, LAN, PRESETS, WAN, LivenessOptions

@@ -10,8 +10,8 @@ import pytest
 from p2pgrid.core import messages as m
 from p2pgrid.core import pieces
 from p2pgrid.core.errors import PeerError
+from p2pgrid.core.object_shapes import of_objects
 from p2pgrid.core.pieces import ObjectId, manifest_of
-from p2pgrid.core.shapes import of_objects
 from p2pgrid.node.copies import CopiesOptions
 from p2pgrid.node.fetching import FetchOptions
 from p2pgrid.node.object_events import Gone, NoRoom, Ready, SendPieces, Suspect

@@ -13,9 +13,9 @@ import pytest
 from p2pgrid.core import messages as m
 from p2pgrid.core.errors import QuotaExceeded
 from p2pgrid.core.mapped import Mapped
+from p2pgrid.core.object_shapes import of_objects
 from p2pgrid.core.objects import load, serialise
 from p2pgrid.core.pieces import ObjectId, manifest_of
-from p2pgrid.core.shapes import of_objects
 from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node.arena import Arena
 from p2pgrid.node.events import Send

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from p2pgrid.core import messages as m
 from p2pgrid.core.errors import PeerError
 from p2pgrid.core.member import ALIVE, DEAD, LEFT, SUSPECT, Card, Known, Update, Verdict, merge
-from p2pgrid.core.shapes import from_neighbour
+from p2pgrid.core.member_shapes import from_neighbour
 from p2pgrid.core.wire import FRAME_MAX_CONTROL, frame, pack, unpack
 from p2pgrid.node.events import Send
 from p2pgrid.node.pace import ViewOptions
