@@ -33,8 +33,9 @@ from p2pgrid.node.net import kad as kad_module
 from p2pgrid.node.net.dial import dial_any
 from p2pgrid.node.net.host import plain_host, running
 from p2pgrid.node.net.kad import Kad
-from tests.node.net.grids import LOOPBACK, OURS, PATIENT, make, run, until
-from tests.node.net.linked import Linked, both_up, grid, happens, linked
+from tests.node.net.grids import LOOPBACK, OURS, PATIENT, run, until
+from tests.node.net.judged import judged, of_one_grid
+from tests.node.net.linked import both_up, happens
 
 pytestmark = pytest.mark.slow
 
@@ -66,36 +67,6 @@ class Peer:
         id_, addresses = other.host.get_id(), other.host.get_transport_addrs()
         self.host.get_peerstore().add_addrs(id_, addresses, 7200)
         await dial_any(self.host, id_, addresses)
-
-
-@dataclass
-class Judged:
-    """A node of a grid with links and DHT, as the daemon has them."""
-
-    one: Linked
-    kad: Kad
-    key: Ed25519PrivateKey
-    released: list[str]
-
-    def knows(self, other: Judged) -> None:
-        self.kad.member_up(other.one.id, other.one.addresses)
-
-
-def judged(number: int) -> Judged:
-    key, released = Ed25519PrivateKey.generate(), list[str]()
-    node = make(key=key)
-    namespaces = {GRID_NAMESPACE: Signed(public_of(OURS), lambda _public: True, key)}
-    kad = Kad(node.host, namespaces, random.Random(number), PATIENT, release=released.append)
-    return Judged(linked(node), kad, key, released)
-
-
-@asynccontextmanager
-async def of_one_grid(*nodes: Judged) -> AsyncIterator[None]:
-    async with grid(*(each.one for each in nodes)), trio.open_nursery() as nursery:
-        for each in nodes:
-            await nursery.start(each.kad.serve)
-        yield
-        nursery.cancel_scope.cancel()
 
 
 @dataclass
