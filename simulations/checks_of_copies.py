@@ -56,8 +56,9 @@ class Last(Checker):
         copies = (one.machine.keeping.jobs.get(job) for one in nodes.values() if one.alive)
         accepted = next((copy.accepted for copy in copies if copy is not None), "")
         group = keepers(job, accepted, node.machine.neighbours.candidates())
-        living = [nodes[one.id] for one in group if one.lives]
-        return [one for one in living if one is not node and one.alive and one.began_s < self.world.now - SETTLED_S]
+        living = [nodes[one.id] for one in group if one.lives and one.id != node.name and nodes[one.id].alive]
+        # Who has just said that it keeps no more has let go itself, and not everybody has heard.
+        return [one for one in living if one.began_s < self.world.now - SETTLED_S and _may_keep(one)]
 
 
 # ---- once the faults have ended -------------------------------------------------------------------------------------
