@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,21 +17,6 @@ from p2pgrid.client.localgrid import LocalGrid
 from tests.waiting import SOON_S, wait_until
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def local() -> Iterator[LocalGrid]:
-    """Two nodes of one slot."""
-    with LocalGrid(nodes=2) as local:
-        yield local
-
-
-@pytest.fixture
-def grid(local: LocalGrid) -> Iterator[Grid]:
-    """A program at the first of them."""
-    grid = local.grid(0)
-    yield grid
-    grid.shutdown(cancel_futures=True)
 
 
 @pytest.fixture
