@@ -60,9 +60,13 @@ class Gathering(Handler):
                 continue
             if not kept.serving and not kept.ended:
                 continue  # not yet, or not any more: they come again, here or to whoever serves it
-            if any(kept.known.missing(lo, hi) for lo, hi, _, _ in outcomes):
-                raise PeerError("results of tasks that nobody submitted")
             given = None if kept.ended else self.leases.given(peer, job)
+            if any(kept.known.missing(lo, hi) for lo, hi, _, _ in outcomes):
+                if given is not None:
+                    raise PeerError("results of tasks that nobody submitted")
+                if kept.ended:
+                    self.out.append(ack)
+                continue  # who granted them is gone, and their inputs had no second copy: they may still come
             spans = [*((lo, hi) for lo, hi, _, _ in outcomes), *((index, index + 1) for index, _ in entry.logs)]
             if given is not None and any(given.missing(lo, hi) for lo, hi in spans):
                 if not RangeSet(spans) - self.leases.covered(job):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from p2pgrid.core import messages as m
+from p2pgrid.core.batch import encode_batch
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.record import BatchId, Spec
 from p2pgrid.core.shapes import FAILURE
@@ -15,7 +16,7 @@ from p2pgrid.node import events as e
 from p2pgrid.node.keepers import K
 from p2pgrid.node.keeping import Keeping
 from p2pgrid.node.kept import KeepingOptions, Kept
-from tests.node.driver import Client, Submitted, Task
+from tests.node.driver import CODE, Client, Submitted, Task
 from tests.node.grid_world import GridNode, GridWorld
 
 
@@ -269,3 +270,43 @@ def test_a_result_beside_one_that_came_before_it_is_read_whole() -> None:
     frames = [one.body[1] for one in told if isinstance(one, e.Reply) and one.kind == m.RESULT]
     spans = [(entry[0], entry[1]) for entries in frames for entry in entries]
     assert RangeSet(spans) >= RangeSet([(10, 64)])
+
+
+def test_results_of_tasks_whose_inputs_died_with_their_keeper_break_nothing() -> None:
+    """They were granted before any other node had their inputs; who has the job now neither takes nor resents them."""
+    assert any([_results_without_inputs(seed) for seed in range(4)]), "the inputs were always there first"
+
+
+def _results_without_inputs(seed: int) -> bool:
+    """Return whether the tasks were granted before a second node had their inputs."""
+    world = GridWorld(seed)
+    nodes = world.grid(3, slots=4)
+    client = Client(nodes[0], 1, b"s" * 16)
+    client.connect()
+    one = client.submit(b"J" * 16, 2, lambda _: Task(0.3), detach=True, close=False)
+    assert world.run(lambda: len([ack for ack in one.acks if ack[0] == "input"]) == 1, 10)
+    _wait(world, 3.0)
+    more = encode_batch([CODE], [{}], [(40, 0, 0, 0, [b"%d" % i for i in range(2, 42)])])
+    client.say(m.INPUT, [b"J" * 16, 2, 42, more])
+
+    def is_granted() -> bool:
+        held = [node.machine.holding.debts.get("n0") for node in nodes[1:]]
+        return any(debt is not None and debt.held.get(b"J" * 16) for debt in held)
+
+    assert world.run(is_granted, 5)
+    if any(_record(node).known.within(2, 42) for node in nodes[1:]):
+        return False
+    nodes[0].crash(with_disk=False, reset=True)
+    _wait(world, 30.0)
+
+    assert len(_served_by(world)) == 1
+    assert not any(node.dropped for node in nodes)
+    assert sum(world.runs.values()) > 2, "none of the others ran"
+    asker = Client(nodes[1], 5, b"")
+    asker.connect()
+    asker.ask("cancel", target=(b"J" * 16).hex(), within=10.0)
+    assert world.run(lambda: bool(asker.answers), 10), asker.errors
+    _wait(world, 5.0)
+    assert not any(node.machine.holding.owes() for node in nodes[1:]), "somebody still owes what nobody wants"
+    assert not any(node.dropped for node in nodes)
+    return True
