@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 
+from p2pgrid.core.record import Spec
 from p2pgrid.node import rows as module
-from p2pgrid.node.events import Row
+from p2pgrid.node.events import Outcome, Row, Store
+from p2pgrid.node.keeping import Keeping
+from p2pgrid.node.kept import KeepingOptions, Source
 from p2pgrid.node.rows import Rows
 
 
@@ -47,3 +50,22 @@ def test_an_empty_copy_is_as_one_that_was_emptied() -> None:
 
     assert rows.digest() == Rows().digest()
     assert not len(rows)
+
+
+def test_what_a_million_tasks_cost_beside_their_results() -> None:
+    """A report of results is one row, whatever the number of its tasks; what describes it is some 150 bytes."""
+    node = "12D3KooW" + "x" * 44
+    keeping = Keeping(node, "quiet-fox", KeepingOptions())
+    kept, _ = keeping.open(b"J" * 16, Spec("map", "", b"s" * 16, 0.0, 1e9).packed(), 1)
+    kept.known.add(0, 1_000_000)
+    described = count = 0
+    for lo in range(0, 1_000_000, 5000):
+        fresh, _ = keeping.deliver(kept, [Outcome(lo, lo + 5000, 1, b"packed")], 1, Source(node, "wren", 1 << 40, lo))
+        for effect in keeping.keep(kept, fresh):
+            assert isinstance(effect, Store)
+            described += sum(len(row.key) + len(row.meta) for row in effect.rows)
+            count += len(effect.rows)
+
+    assert kept.done.size == 1_000_000
+    assert count == 200
+    assert described < 200 * count < 1_000_000
