@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -24,7 +22,6 @@ PAUSE_S = 2.0
 ALIVE_S = 240.0
 STARTING = 3
 WIRE_MBIT_S = 200
-SMALL_DISK_BYTES = 96 << 20
 SMALL_TASKS = 40
 MOMENT_MAX_S = 1.5
 """From the call of `start` on: about as long as the small job takes, and a little longer."""
@@ -56,49 +53,11 @@ def revive(nodes: Nodes) -> None:
     nodes.wait_all_alive(ALIVE_S)
 
 
-class SmallDisk:
-    """A disk of its own for one folder, that can be filled up; `why_not` says why there is none."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.why_not = ""
-        self._ballast = folder / "ballast"
-
-    def fill(self) -> None:
-        """Leave no byte free; what is freed meanwhile is taken as well, so it is called again and again."""
-        with self._ballast.open("ab", buffering=0) as file, suppress(OSError):
-            for size in (1 << 20, 4096, 1):
-                with suppress(OSError):
-                    while True:
-                        file.write(bytes(size))
-
-    def free(self) -> None:
-        self._ballast.unlink()
-
-    def __enter__(self) -> Self:
-        self.folder.mkdir()
-        words = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_BYTES},mode=700", "tmpfs", str(self.folder)]
-        if os.geteuid() != 0 or not shutil.which("mount"):
-            self.why_not = "mounting a disk wants root"
-        elif (done := subprocess.run(words, capture_output=True, text=True, check=False)).returncode:
-            self.why_not = done.stderr.strip()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if not self.why_not:
-            subprocess.run(["umount", "-l", str(self.folder)], check=True)
-
-
 class Halves:
-    """Nodes at the two ends of a wire, in turn; who has no namespaces has them in one place, and `why_not` says why.
+    """Nodes at the two ends of a wire, in turn; who has no namespaces has them in one place, and `why_not` says why."""
 
-    Attributes:
-        disk: of the last of them, if it is to have one of its own.
-    """
-
-    def __init__(self, folder: Path, names: Sequence[str], *, small_disk: bool = False) -> None:
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self.nodes = Nodes(folder)
-        self.disk = SmallDisk(folder / names[-1]) if small_disk else None
         self.names = names
         self.wire = Wire(WIRE_MBIT_S)
         self.why_not = ""
@@ -122,8 +81,6 @@ class Halves:
                     self.nodes.node(name, netns=ends[at % 2][0], listen=f"{ends[at % 2][1]}:0")
                     for at, name in enumerate(self.names)
                 ]
-            if self.disk is not None:
-                stack.enter_context(self.disk)
             stack.enter_context(self.nodes)
             self.nodes.begin(made)
             self._stack = stack.pop_all()
