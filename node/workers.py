@@ -389,6 +389,7 @@ class WorkerPool:
         except OSError as error:
             return error
         self._living.append(child)
+        self._busy.set()  # while nobody lives, the watch of a pool whose slots rest waits for that
         self._reaper.add(child.process.pid)
         self._slots.start_soon(self._live, child)
         return child

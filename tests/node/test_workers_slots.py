@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import trio
 
+from p2pgrid.node import workers
 from p2pgrid.node.workers import PoolOptions
+from p2pgrid.node.workers_home import fresh_home
 from p2pgrid.node.workers_slots import Failures
 from tests.node.pool_harness import Harness, pooled
 
@@ -66,6 +71,24 @@ async def test_a_death_is_told_and_the_slot_rests_again(h: Harness) -> None:
 
     assert died.cause == "signal"
     assert (await h.do(pid, [()])).values
+
+
+@pooled(options=RESTING)
+async def test_a_slot_rests_again_though_its_next_child_was_long_in_coming(h: Harness) -> None:
+    """The watch had nobody to look after meanwhile, and waited for work for ever."""
+
+    def slowly(scratch: Path, home: str) -> Path:
+        time.sleep(1.5)  # in a thread, while the watch goes round
+        return fresh_home(scratch, home)
+
+    with patch.object(workers, "WATCH_IDLE_S", 0.1):
+        h.start(end, [()])
+        with patch.object(workers, "fresh_home", slowly):
+            await h.death()
+            with trio.fail_after(30):
+                while not h.pool._living:  # noqa: ASYNC110 - no event
+                    await trio.sleep(0.01)
+        await resting(h)
 
 
 @pooled(options=PoolOptions(rest_s=600.0))
