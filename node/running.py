@@ -516,15 +516,12 @@ class Running:
         """Stop tasks of a job that are with workers (None: all of it)."""
         out: list[Effect] = []
         for worker in self.workers.values():
-            for info in worker.runs:
+            for info in worker.all_runs:
                 if info.job != job:
                     continue
                 spans = list(info.left if cancelled is None else info.left & cancelled)
                 if spans:
                     out.append(Kill(worker.id, info.run, spans))
-            # What runs below another is not killed, for that would be: it ends, and nobody takes what comes out.
-            if any(info.job == job for info in worker.below):
-                out.append(Recall(worker.id))
         return out
 
     def stop(self) -> list[Effect]:

@@ -114,7 +114,7 @@ class Working(Handler):
             work = info.taken.work
             wanted = self.outcomes.wanted(work, list(left))
             unknown = position == 0 and culprit is None and event.cause != "killed"
-            if info.at is not None and info.at in left and event.cause != "killed":
+            if info.at is not None and info.at in left and (position or event.cause != "killed"):
                 unknown = True  # what ran below it has taken it along: now it has a process of its own
             kept = None if work.keeper else self.keeping.jobs.get(work.job)
             if culprit is not None and event.stderr:  # its last words are its log: nobody else can send it any more

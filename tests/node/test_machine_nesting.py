@@ -229,17 +229,31 @@ def test_a_lent_slot_whose_process_died_is_lent_again() -> None:
 
 
 def test_to_cancel_a_task_kills_what_runs_below_it() -> None:
-    """And that alone is never killed: the task that waits would go with it."""
+    """And all that is theirs is deleted."""
     desk, (run,) = busy()
     start(desk, 1)
     (child,) = runs(wait(desk))
-    alone = desk.say(m.CANCEL, [CHILD, None], TASK)
-    whole = desk.say(m.CANCEL, [JOB, None])
+    out = desk.say(m.CANCEL, [JOB, None])
 
-    assert [one for one in alone if isinstance(one, e.Kill)] == []
-    assert [(one.worker, one.run) for one in whole if isinstance(one, e.Kill)] == [(0, run.run)]
+    assert [(one.worker, one.run) for one in out if isinstance(one, e.Kill)] == [(0, run.run)]
     desk.do(e.WorkerDied(0, child.run, 0, "killed", "killed while it ran task 0"))
     assert desk.machine.keeping.jobs.keys() == {JOB}
+
+
+def test_to_cancel_what_runs_below_a_task_has_that_run_again_by_itself() -> None:
+    """It goes down with what it has cancelled; the next time that has a process of its own."""
+    desk, (run,) = busy()
+    start(desk, 1)
+    (child,) = runs(wait(desk))
+    out = desk.say(m.CANCEL, [CHILD, None], TASK)
+    desk.do(e.WorkerDied(0, child.run, 0, "killed", "killed while it ran task 0"))
+    (again,) = runs(desk.do(e.WorkerReady(0)))
+    enter(desk, TASK, 0)
+    start(desk, 1, TaskOf(JOB, 0, 2))
+
+    assert [(one.worker, one.run) for one in out if isinstance(one, e.Kill)] == [(0, child.run)]
+    assert (again.job, again.context["attempt"]) == (JOB, run.context["attempt"] + 1)
+    assert runs(wait(desk)) == []
 
 
 def test_a_node_that_starts_again_forgets_what_tasks_had_started() -> None:
