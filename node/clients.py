@@ -104,7 +104,8 @@ class Door(Handler):
         self.nesting.joined(event)
         if event.session:
             self.parts.timer(("orphan", event.session), None)
-        self.parts.timer(("linger",), None)
+        if event.worker is None:
+            self.parts.timer(("linger",), None)
         welcome = {
             "v": 1, "id": self.config.node_id, "name": self.config.name, "grid": self.parts.grid_name,
             "slots": self.parts.grid_slots(), "nodes": 1 + len(self.peers), "version": self.config.version,
@@ -126,8 +127,13 @@ class Door(Handler):
             wait = 0.0 if event.goodbye else self.config.orphan_after_s
             if self._orphans(client.session):
                 self.parts.timer(("orphan", client.session), now + wait)
-        if self.config.embedded and not self.clients:
+        if self.config.embedded and client.worker is None and not self.has_programs:
             self.parts.timer(("linger",), now + self.config.linger_s)
+
+    @property
+    def has_programs(self) -> bool:
+        """Whether a client is there that is no task: for those an embedded node stays."""
+        return any(client.worker is None for client in self.clients.values())
 
     def _orphans(self, session: bytes) -> list[Kept]:
         ours = (kept for kept in self.keeping.jobs.values() if kept.answers and not kept.ended)

@@ -501,10 +501,12 @@ class Machine(Handler):
         return abs(self.neighbours.offset_s or 0.0) <= CLOCK_APART_S
 
     def _linger(self, now: float) -> None:
-        """An embedded node ends after its last client and its last detached job."""
-        if not self.clients and not any(self.door.outlives(kept) for kept in self.keeping.jobs.values()):
+        """An embedded node ends after its last program and its last detached job."""
+        if self.door.has_programs:
+            return
+        if not any(self.door.outlives(kept) for kept in self.keeping.jobs.values()):
             self._on_stop(e.Stop(0.0), now)
-        elif not self.clients:
+        else:
             self.parts.timer(("linger",), now + self.config.linger_s)
 
     # ---- the end ----------------------------------------------------------------------------------------------------

@@ -196,6 +196,19 @@ def test_single_tasks_may_be_detached_each_by_itself() -> None:
     assert kept.state == "done"
 
 
+def test_an_embedded_node_does_not_stay_for_tasks_that_have_used_the_grid() -> None:
+    """Their processes are its own; what they started ends with the program that started them."""
+    desk = Desk(embedded=True)
+    desk.join()
+    desk.do(e.ClientJoined(2, b"t" * 16, "a task", 1, 0))
+    desk.do(e.ClientGone(1, goodbye=True))
+    desk.do(e.ClientJoined(3, b"u" * 16, "another", 1, 1))
+    out = desk.wait(desk.machine.config.linger_s + 0.1)
+    desk.do(e.ClientGone(3, goodbye=True))
+    out += desk.sync() + desk.wait(1.0)
+    assert any(isinstance(one, e.Stopped) for one in out)
+
+
 @pytest.mark.parametrize("detach", ["no", "job", "task"])
 def test_an_embedded_node_ends_after_its_last_client_and_detached_work(detach: str) -> None:
     """It lingers two seconds, for the next script; it does not leave what was detached."""
