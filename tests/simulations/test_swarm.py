@@ -13,7 +13,7 @@ import pytest
 from p2pgrid.simulations.running import Outcome, run_seed
 from p2pgrid.simulations.scenario import load
 
-LOTS, PER_LOT = 8, 25
+LOTS, PER_LOT = 20, 25
 REGRESSIONS = [
     line.split(maxsplit=2)
     for line in (Path(__file__).parent / "regressions.txt").read_text().splitlines()
@@ -29,7 +29,7 @@ def must_hold(outcome: Outcome) -> None:
 
 @pytest.mark.parametrize("lot", range(LOTS))
 def test_seeds_of_the_swarm(lot: int) -> None:
-    """Each with its own work and faults; two hundred in all."""
+    """Each with its own work and faults; five hundred in all."""
     scenario = load("smoke")
     for seed in range(lot * PER_LOT, (lot + 1) * PER_LOT):
         must_hold(run_seed(scenario, seed))
