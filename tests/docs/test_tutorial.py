@@ -1,0 +1,102 @@
+"""The tutorial, from its first line to its last: files are written, commands are typed, on two machines."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from p2pgrid.core.errors import ExitCode
+from tests.cli.processes import alive, until
+from tests.test_readme import ROOT, Shell
+
+PAGE = (ROOT / "docs/tutorial.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"# (spread/\S+)\n")
+LINE = re.compile(r"^(\w+)\$ +(.*?)(?: {2,}#.*)?$", re.MULTILINE)
+
+
+TYPED_AGAIN = 3
+"""On a machine with much else to do others may be noticed late; commands then say so, and are typed again."""
+
+
+class Typed(NamedTuple):
+    """A line that was typed, and what came of it."""
+
+    shell: str
+    line: str
+    status: int
+    text: str
+
+
+@pytest.fixture
+def shells(tmp_path: Path) -> Iterator[dict[str, Shell]]:
+    """Two machines that have the commands, each with a folder of its own."""
+    (tmp_path / "bin").mkdir()
+    for name, words in (("p2pgrid", "-m p2pgrid"), ("python", "")):
+        script = tmp_path / "bin" / name
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
+        script.chmod(0o755)
+    for name in ("first", "second"):
+        (tmp_path / f"at-{name}").mkdir()
+    shells = {name: Shell(tmp_path, name, tmp_path / f"at-{name}") for name in ("first", "second")}
+    try:
+        yield shells
+    finally:
+        for shell in shells.values():
+            shell.type("p2pgrid stop; kill -TERM $(jobs -p)")
+            shell.close()
+        assert until(lambda: alive(tmp_path) == [], 20.0), alive(tmp_path)
+
+
+def follow(page: Path, shells: dict[str, Shell]) -> Iterator[Typed]:
+    """Do what the tutorial says, block by block; `page` is where the first machine keeps the project."""
+    for _, block in BLOCKS:
+        if named := FILE.match(block):
+            path = page / named[1]
+            path.parent.mkdir(exist_ok=True)
+            text = block[named.end() :] if path.suffix == ".csv" else block
+            path.write_text(text, encoding="utf-8")
+            continue
+        for shell, line in LINE.findall(block):
+            typed = Typed(shell, line, *shells[shell].type(line))
+            for _ in range(TYPED_AGAIN):
+                if typed.status != ExitCode.TIMED_OUT:
+                    break
+                typed = Typed(shell, line, *shells[shell].type(line))
+            yield typed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_tutorial(tmp_path: Path, shells: dict[str, Shell]) -> None:
+    """No command fails; the table is the same on two machines as on one; the job outlives the machine that took it."""
+    first, second = tmp_path / "at-first", tmp_path / "at-second"
+    done = []
+    for one in follow(first, shells):
+        assert one.status == 0, f"{one.shell}$ {one.line}: {one.text}"
+        if one.line == "p2pgrid invite > invite":
+            shutil.move(first / "invite", second / "invite")  # as a person would carry it over
+        done.append(one)
+
+    def said(line: str) -> list[str]:
+        return [one.text for one in done if one.line == line]
+
+    alone, both, changed = (
+        re.findall(r"^(?:Ash|Birch|Cedar) .*$", text, re.MULTILINE) for text in said("python -m spread.scan")
+    )
+    assert len(alone) == 3
+    assert alone == both
+    assert alone != changed
+    assert not (second / "spread").exists()
+    members = said("p2pgrid members")[0]
+    assert set(re.findall(r"^(otter|wren) +alive ", members, re.MULTILINE)) == {"otter", "wren"}
+    assert "svg" in (first / "Cedar.svg").read_text()
+    assert (second / "outbreaks.txt").read_text().count("Outbreak(") == 300
+    assert "Ash, seed 0: " in said("p2pgrid logs long/0")[0]
+    assert "300 outbreaks, " in said("python -m spread.collect")[0]
