@@ -58,12 +58,12 @@ class _Taker:
 
     def _may_feed(self) -> bool:
         feed = self.feed
-        return feed is not None and not feed.exhausted and feed.sent < self.stream.at + self._buffer
+        # The same bound as below: where nothing is sent, somebody waits.
+        return feed is not None and not feed.exhausted and feed.sent < self.stream.at + self._buffer // 2 + 1
 
     def _top_up(self) -> None:
-        feed = self.feed
-        if feed is not None and not feed.exhausted and feed.sent < self.stream.at + self._buffer // 2 + 1:
-            feed.some(self.stream.at + self._buffer)
+        if self.feed is not None and self._may_feed():
+            self.feed.some(self.stream.at + self._buffer)
 
     async def next_list(self) -> list[Any] | None:
         """Return the next list of values, or None at the end."""

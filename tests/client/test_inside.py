@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import subprocess
 import sys
@@ -120,6 +121,15 @@ def test_it_tells_that_it_waits_and_for_what(host: FakeHost, node: ScriptedNode)
     assert [one[4] for one in told[:2]] == [[[jobs[0], [0, 1]]]] * 2
     assert [one[0] for one in told] == [body[0] for body in bodies(node, m.WAITED)]
     assert host.waited == 3
+
+
+def test_it_waits_for_a_map_without_an_end(host: FakeHost, node: ScriptedNode) -> None:
+    """However many of its inputs are ahead: whoever looked again and again would leave nobody to run them."""
+    node.runs = False
+    with pytest.raises(TimeoutError):
+        next(iter(pg.Grid().map(abs, itertools.count(), timeout=0.5)))
+
+    assert host.waited == 1
 
 
 def test_a_thread_of_a_task_waits_without_running_anything(host: FakeHost, node: ScriptedNode) -> None:
