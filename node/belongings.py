@@ -193,7 +193,7 @@ class Belongings:
         """A job needs nothing any more."""
         job = _needy(effect.job, inputs=effect.inputs)
         for id_ in list(self._needs.get(job, ())):
-            self._drop_need(job, id_)
+            self._drop_need(job, id_, here=effect.here)
 
     def secure(self, effect: e.Secure) -> None:
         """Bring objects that a detached job refers to to safety: on disk here, and to others."""
@@ -224,7 +224,8 @@ class Belongings:
             await trio.sleep(SECURE_BEAT_S)
         self._deliver([e.Secured(effect.token, why_not)])
 
-    def _drop_need(self, job: bytes, id_: ObjectId) -> None:
+    def _drop_need(self, job: bytes, id_: ObjectId, *, here: bool = False) -> None:
+        """A job needs an object no longer; `here`: the copies that other nodes have of it stay."""
         needs = self._needs.get(job, {})
         self._ending.pop((job, id_), None)
         if needs.pop(id_, None) is None:
@@ -235,7 +236,8 @@ class Belongings:
         del jobs[job]
         if not jobs:
             del self._needed[id_]
-            self.hands.perform(self.hands.objects.free(id_))
+            if not here:
+                self.hands.perform(self.hands.objects.free(id_))
         self.hands.perform(self.hands.objects.unwant(id_, ("job", job)))
         for key in self.shelf.twins(id_):
             self._unpin(key, ("job", job))

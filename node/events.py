@@ -496,10 +496,14 @@ class Needs:
 
 @dataclass(frozen=True, slots=True)
 class Freed:
-    """A job is not kept here any more: it needs no objects. `inputs`: it has ended, and needs no inputs."""
+    """A job is not kept here any more: it needs no objects. `inputs`: it has ended, and needs no inputs.
+
+    `here`: other nodes keep it, and need them as before.
+    """
 
     job: Job
     inputs: bool = False
+    here: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -416,10 +416,10 @@ class Keeping(Promising):
         return self.store([Row(kept.id, "expiry", meta, meta, b"")], promises)[1]
 
     @staticmethod
-    def let_go(kept: Kept, *, inputs: bool) -> list[Effect]:
-        """A job needs its objects no longer (`inputs`: those that its inputs name)."""
-        freed: list[Effect] = [Freed(kept.id, inputs=True)] if kept.refs else []
-        return freed if inputs or not kept.objects else [*freed, Freed(kept.id)]
+    def let_go(kept: Kept, *, inputs: bool, here: bool = False) -> list[Effect]:
+        """A job needs its objects no longer (`inputs`: those that its inputs name); `here`: it does at other nodes."""
+        freed: list[Effect] = [Freed(kept.id, inputs=True, here=here)] if kept.refs else []
+        return freed if inputs or not kept.objects else [*freed, Freed(kept.id, here=here)]
 
     def refs(self, kept: Kept, objects: Iterable[Large]) -> list[Row]:
         """Note objects that inputs name; return the rows that say so."""
@@ -429,14 +429,17 @@ class Keeping(Promising):
             rows.append(Row(kept.id, "refs", large.name, large.packed(), b""))
         return rows
 
-    def delete(self, job: Job, reason: str, state: str = "unknown") -> list[Effect]:
-        """Forget everything about a job, on disk as well; its readers are told a state and the reason, if any."""
+    def delete(self, job: Job, reason: str, state: str = "unknown", *, here: bool = False) -> list[Effect]:
+        """Forget everything about a job, on disk as well; its readers are told a state and the reason, if any.
+
+        `here`: other nodes keep it, so that its objects are not dropped by all who have them.
+        """
         kept = self.jobs.pop(job)
         self.deleted(job)
         self.readers.forget((job, batch) for batch in kept.record.results)
         rows = [Row(job, "*", b"", b"", None)]
         told = self.readers.dismiss(kept, state, reason) if reason else []
-        return [*told, Store(0, rows), *self.let_go(kept, inputs=False)]
+        return [*told, Store(0, rows), *self.let_go(kept, inputs=False, here=here)]
 
     def entry_of(self, kept: Kept, task: int) -> tuple[Results, str] | None:
         """Return the batch that counts for a task, and the name of the node that made it."""

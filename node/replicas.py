@@ -442,7 +442,7 @@ class Replicas(Handler):
         return bool(living) and not read and all(self.copying.has_all(peer, kept.id) for peer in living)
 
     def _give_up(self, kept: Kept) -> None:
-        self.out += self.keeping.delete(kept.id, "")
+        self.out += self.keeping.delete(kept.id, "", here=True)
 
     # ---- what keepers say -------------------------------------------------------------------------------------------
 

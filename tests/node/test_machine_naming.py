@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TypeVar
+from unittest.mock import MagicMock, patch
 
 import pytest
 
@@ -10,6 +11,7 @@ from p2pgrid.core import messages as m
 from p2pgrid.core.errors import PeerError
 from p2pgrid.core.large import LARGE, Large, read_large
 from p2pgrid.node import events as e
+from p2pgrid.node.belongings import Belongings
 from tests.node.desk import JOB, Desk, replies, runs, sends
 from tests.node.test_machine_members import claim, holder, holder_of, keeper, want
 
@@ -108,6 +110,30 @@ def test_forgetting_a_job_frees_what_it_needs() -> None:
     out = desk.say(m.REQUEST, ["forget", {"target": JOB.hex()}], id_=3)
 
     assert of([*out, *desk.sync()], e.Freed) == [e.Freed(JOB)]
+
+
+def test_a_copy_that_is_given_up_frees_nothing_elsewhere() -> None:
+    """The keepers that remain need the objects of the job as before."""
+    desk, run = one_job()
+    ended(desk, run)
+    desk.do(e.Named(KEY, ID))
+    replicas = desk.machine.replicas
+    replicas._give_up(desk.machine.keeping.jobs[JOB])
+
+    assert of(replicas.out, e.Freed) == [e.Freed(JOB, here=True)]
+
+
+@pytest.mark.parametrize("here", [False, True])
+def test_only_who_forgets_a_job_has_its_objects_dropped_by_all(*, here: bool) -> None:
+    hands = MagicMock()
+    belongings = Belongings(hands, MagicMock(), MagicMock(), MagicMock())
+    hands.objects.free.reset_mock()
+    with patch.object(belongings, "_watch"):
+        belongings.needs(e.Needs(JOB, b"", [Large(ID, 5, ("p",))], 2))
+    belongings.freed(e.Freed(JOB, here=here))
+
+    assert hands.objects.free.called is not here
+    assert hands.objects.unwant.called
 
 
 def result_of(desk: Desk, number: int, large: Large) -> list[e.Effect]:
