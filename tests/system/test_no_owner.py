@@ -168,6 +168,41 @@ def _break_pages(path: Path, rng: random.Random) -> int:
     return len(pages)
 
 
+def _letters(index: int) -> bytes:
+    return bytes([65 + index]) * 300_000
+
+
+_letters.__module__ = "__main__"  # it travels by itself
+
+
+def test_damaged_large_results_are_had_from_their_other_holders(six: Nodes) -> None:
+    """Whatever a node has on disk of them is broken while it is off: it reads the right ones all the same."""
+    first, second = six.all[:2]
+    with first.grid() as session:
+        job = session.start(_letters, range(8))
+        assert job.wait(ALIVE_S)
+
+    def copies() -> int:
+        """Count those that are whole."""
+        objects = [node.status()["objects"] for node in six.all]
+        return 0 if any(one.get("fetching") for one in objects) else sum(one.get("count", 0) for one in objects)
+
+    wait(lambda: copies() >= 3 * 8, ALIVE_S, "three copies of each")
+    broken = list((first.dir / "objects").glob("[0-9a-f]*"))
+    first.kill()
+    for path in broken:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    first.start()
+
+    print(f"{len(broken)} of 8 broken")
+    assert broken
+    for node in (first, second):
+        with node.grid() as session:
+            assert list(session.job(job.id).results(ALIVE_S)) == [_letters(index) for index in range(8)]
+
+
 def test_blackout(tmp_path: Path) -> None:
     """All five are killed at once and one disk is gone, that of the node that took the job; the four others go on."""
     with Nodes(tmp_path) as nodes:
