@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,9 @@ from tests.cli.processes import alive, environment, until
 ROOT = Path(__file__).parent.parent
 README, PYTHON = ((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/python.md"))
 SNIPPETS = re.findall(r"```python\n(.*?)```", README + PYTHON, re.DOTALL)
-TOUR = re.findall(
-    r"^(\w+)\$ +(.*?)(?: {2,}#.*)?$", README.partition("<!-- tour -->")[2].partition("<!-- /tour -->")[0], re.MULTILINE
-)
+LINE = re.compile(r"^(\w+)\$ +(.*?)(?: {2,}#.*)?$", re.MULTILINE)
+"""`first$ command  # remark`: at which machine, and what."""
+TOUR = LINE.findall(README.partition("<!-- tour -->")[2].partition("<!-- /tour -->")[0])
 READ_AND_RUN = """
 while IFS= read -r line <&3
 do eval "$line" </dev/null 3<&- 4>&-; echo "$?" >&4
@@ -50,13 +51,13 @@ def test_snippet_runs(number: int, tmp_path: Path) -> None:
 class Shell:
     """A shell on a machine of its own: a data folder, and a port on loopback."""
 
-    def __init__(self, home: Path, name: str, folder: Path | None = None) -> None:
+    def __init__(self, home: Path, name: str, folder: Path) -> None:
         self.told = home / f"{name}.out"
         ours = {"XDG_DATA_HOME": str(home / name), "P2PGRID_NODE_LISTEN": "127.0.0.1:0"}
         path = os.pathsep.join([str(home / "bin"), os.environ["PATH"]])
         self._shell = subprocess.Popen(
             ["bash", "-c", READ_AND_RUN, str(self.told)],
-            cwd=folder or home, env={**environment(home), **ours, "PATH": path}, stdin=subprocess.PIPE,
+            cwd=folder, env={**environment(home), **ours, "PATH": path}, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -76,25 +77,36 @@ class Shell:
         self._shell.communicate(timeout=LINE_S)
 
 
-@pytest.fixture
-def shells(tmp_path: Path) -> Iterator[dict[str, Shell]]:
-    """Two machines that have the commands, and the program of the tour, and share nothing else but a folder."""
-    (tmp_path / "bin").mkdir()
+@contextmanager
+def two_machines(home: Path, *, folders: bool) -> Iterator[dict[str, Shell]]:
+    """Have two shells with the commands, in one folder or (`folders`) in one each; their nodes end with them."""
+    (home / "bin").mkdir()
     for name, words in (("p2pgrid", "-m p2pgrid"), ("python", "")):
-        script = tmp_path / "bin" / name
+        script = home / "bin" / name
         script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
         script.chmod(0o755)
-    for name in ("where.py", "later.py"):
-        (program,) = [snippet for snippet in SNIPPETS if snippet.startswith(f"# {name}\n")]
-        (tmp_path / name).write_text(program, encoding="utf-8")
-    shells = {name: Shell(tmp_path, name) for name in ("first", "second")}
+    shells: dict[str, Shell] = {}
+    for name in ("first", "second"):
+        folder = home / f"at-{name}" if folders else home
+        folder.mkdir(exist_ok=True)
+        shells[name] = Shell(home, name, folder)
     try:
         yield shells
     finally:
         for shell in shells.values():
             shell.type("p2pgrid stop; kill -TERM $(jobs -p)")
             shell.close()
-        assert until(lambda: alive(tmp_path) == [], 20.0), alive(tmp_path)
+        assert until(lambda: alive(home) == [], 20.0), alive(home)
+
+
+@pytest.fixture
+def shells(tmp_path: Path) -> Iterator[dict[str, Shell]]:
+    """Two machines that have the commands, and the program of the tour, and share nothing else but a folder."""
+    for name in ("where.py", "later.py"):
+        (program,) = [snippet for snippet in SNIPPETS if snippet.startswith(f"# {name}\n")]
+        (tmp_path / name).write_text(program, encoding="utf-8")
+    with two_machines(tmp_path, folders=False) as shells:
+        yield shells
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -12,13 +11,11 @@ from typing import NamedTuple
 import pytest
 
 from p2pgrid.core.errors import ExitCode
-from tests.cli.processes import alive, until
-from tests.test_readme import ROOT, Shell
+from tests.test_readme import LINE, ROOT, Shell, two_machines
 
 PAGE = (ROOT / "docs/tutorial.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (spread/\S+)\n")
-LINE = re.compile(r"^(\w+)\$ +(.*?)(?: {2,}#.*)?$", re.MULTILINE)
 
 
 TYPED_AGAIN = 3
@@ -37,21 +34,8 @@ class Typed(NamedTuple):
 @pytest.fixture
 def shells(tmp_path: Path) -> Iterator[dict[str, Shell]]:
     """Two machines that have the commands, each with a folder of its own."""
-    (tmp_path / "bin").mkdir()
-    for name, words in (("p2pgrid", "-m p2pgrid"), ("python", "")):
-        script = tmp_path / "bin" / name
-        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
-        script.chmod(0o755)
-    for name in ("first", "second"):
-        (tmp_path / f"at-{name}").mkdir()
-    shells = {name: Shell(tmp_path, name, tmp_path / f"at-{name}") for name in ("first", "second")}
-    try:
+    with two_machines(tmp_path, folders=True) as shells:
         yield shells
-    finally:
-        for shell in shells.values():
-            shell.type("p2pgrid stop; kill -TERM $(jobs -p)")
-            shell.close()
-        assert until(lambda: alive(tmp_path) == [], 20.0), alive(tmp_path)
 
 
 def follow(page: Path, shells: dict[str, Shell]) -> Iterator[Typed]:
