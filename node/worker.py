@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 RECV = 1 << 16
 NICE = 5
 OOM_SCORE_ADJ = 500
+LOADING_S = 60.0
+"""Seconds that loading a function (its modules' imports) may take before they count as time of its first task."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -227,12 +229,13 @@ class Worker:
             if refused is not None:
                 fail_all(work, segment, refused)
                 continue
-            self._page.floats[START] = monotonic()
-            self._page.words[INDEX] = segment.lo  # loading function and items runs the user's code, too
+            self._page.floats[START] = monotonic() + LOADING_S
+            self._page.words[INDEX] = segment.lo  # loading the function runs the user's code, too
             if work.recalled():
                 return [(segment.lo, segment.hi), *((s.lo, s.hi) for s in rest)], ""
             try:
                 function = self._functions.load(segment.fn)
+                self._page.floats[START] = monotonic()
                 stopped, segment = run_segment(
                     work, segment, function, self._items(job, segment), lambda: self._next_async(work, job, rest)
                 )

@@ -115,6 +115,7 @@ def test_it_tells_that_it_waits_and_for_what(host: FakeHost, node: ScriptedNode)
     with pytest.raises(TimeoutError):
         next(iter(grid.map(abs, [1], timeout=0.05)))
 
+    node.wait_for(lambda: len(bodies(node, m.WAITED)) == 3)
     told = bodies(node, m.WAIT)
     jobs = [body[0] for body in bodies(node, m.OPEN)]
     assert [one[1:4] for one in told] == [[TASK.job, TASK.place, True]] * 3
@@ -141,6 +142,7 @@ def test_a_thread_of_a_task_waits_without_running_anything(host: FakeHost, node:
     thread.start()
     thread.join()
 
+    node.wait_for(lambda: len(bodies(node, m.WAITED)) == 1)
     assert [one[3] for one in bodies(node, m.WAIT)] == [False]
 
 

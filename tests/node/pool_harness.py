@@ -8,6 +8,7 @@ import select
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ import trio
 
 from p2pgrid.core.failure import decode_exception
 from p2pgrid.core.wire import pack, unpack
+from p2pgrid.node import reaper
 from p2pgrid.node.events import Event, Kill, Log, Run, Segment, WorkerDied, WorkerDone, WorkerPrinted, WorkerReady
 from p2pgrid.node.workers import PoolOptions, WorkerPool
 
@@ -264,6 +266,14 @@ def bad_python(folder: Path) -> Path:
     path.write_text("#!/bin/sh\necho no such luck >&2\nexit 1\n")
     path.chmod(0o755)
     return path
+
+
+def family(token: str, pids: Iterable[int]) -> list[int]:
+    """Return the marked processes once `pids` are among them: one in the middle of its exec has no environment."""
+    wanted, deadline = set(pids), time.monotonic() + DEADLINE_S
+    while not wanted <= set(found := reaper.marked(token)):
+        assert time.monotonic() < deadline, (wanted, found)
+    return found
 
 
 def all_gone(pids: Iterable[int], within_s: float) -> bool:

@@ -114,3 +114,18 @@ def test_a_group_that_ended_is_left_alone() -> None:
     assert sleeper.poll() is None
     sleeper.kill()
     sleeper.wait()
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at /proc")
+def test_who_is_in_the_middle_of_an_exec_is_not_overlooked() -> None:
+    """It has neither environment nor arguments for a moment: one look alone finds nobody."""
+    token = f"exec-{os.getpid()}"
+    again = 'i=$((i+1)); exec sh -c "$0" "$0"'
+    process = subprocess.Popen(["sh", "-c", again, again], env={**os.environ, reaper.MARK: token})
+    try:
+        for _ in range(20):
+            assert reaper._look(token) != ([], False)
+    finally:
+        reaper.kill_marked(token)
+
+    assert process.wait(10) == -signal.SIGKILL

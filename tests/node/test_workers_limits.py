@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 import trio
 
-from p2pgrid.node import reaper
 from p2pgrid.node.events import Event
 from p2pgrid.node.workers import PoolOptions
-from tests.node.pool_harness import CALLS, MIB, Gate, Harness, all_gone, at_gate, pooled, spin, start_family
+from tests.node.pool_harness import CALLS, MIB, Gate, Harness, all_gone, at_gate, family, pooled, spin, start_family
 
 
 def spin_at(bad: int, index: int) -> int:
@@ -39,6 +38,28 @@ def test_a_task_over_its_time_is_named(tmp_path: Path, shape: int) -> None:
         assert "0.5 s" in died.detail
 
     wait(tmp_path)
+
+
+class SlowToLoad:
+    """As a function whose module takes its time to import."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, ("import time; time.sleep(1.5)",)
+
+
+@pooled()
+async def test_loading_a_function_is_no_time_of_its_first_task(h: Harness) -> None:
+    """Three times as long as the task may take."""
+    slow: object = SlowToLoad()
+
+    def loaded(index: int) -> int:
+        return index if slow is None else -1
+
+    h.start(loaded, [(7,)], limits=(0.5, None))
+    await h.until(lambda: h.died or (h.reports and all(one.final for one in h.reports.values())))
+
+    assert h.died == []
+    assert [one.values for one in h.reports.values()] == [{0: 7}]
 
 
 def hoard(size: int) -> None:
@@ -142,16 +163,14 @@ async def test_kill_takes_all_that_a_task_started(h: Harness) -> None:
         number = h.start(start_family, [(gate.path,)])
         pids = [int(pid) for pid in (await gate.arrival()).split()]
         gate.open()
-        token = h.pool._token
-        family = reaper.marked(token)
+        everyone = family(h.pool._token, pids)
         started = time.monotonic()
         h.kill(number, None)
         await h.until(lambda: h.died)
         took = time.monotonic() - started
 
-    print(f"all {len(family)} processes gone {took * 1000:.0f} ms after the kill")
-    assert set(pids) <= set(family)
-    assert all_gone(family, 5)
+    print(f"all {len(everyone)} processes gone {took * 1000:.0f} ms after the kill")
+    assert all_gone(everyone, 5)
 
 
 @pooled()
@@ -175,10 +194,9 @@ def leave_thread() -> None:
 async def test_stop_ends_everything_within_a_second(h: Harness) -> None:
     """Busy loops, sleepers and threads."""
     await h.do(leave_thread, [()])
-    await h.do(leave_daemon, [()])
+    daemon = (await h.do(leave_daemon, [()])).values[0]
     h.start(spin, [()])
-    token = h.pool._token
-    everyone = reaper.marked(token)
+    everyone = family(h.pool._token, [daemon])
     started = time.monotonic()
     h.pool.stop()
 
