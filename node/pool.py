@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from p2pgrid.core.batch import InputBatch, InputRun, binding
+from p2pgrid.core.deps import fill
 from p2pgrid.core.options import WireOptions
 from p2pgrid.core.ranges import RangeMap, RangeSet, Span
 from p2pgrid.core.wire import is_shallow, pack
@@ -269,7 +270,11 @@ class Pool:
         while at < len(work.starts) and work.starts[at] < run.hi:
             have = work.runs[at][0]
             if have.hi > run.lo:
-                work.unfinished[at].add(max(run.lo, have.lo), min(run.hi, have.hi))
+                a, b = max(run.lo, have.lo), min(run.hi, have.hi)
+                work.unfinished[at].add(a, b)
+                if have.deps is not None and run.deps is not None:
+                    # Kept since this node served the job itself: they waited then, and are granted with their values.
+                    fill(have.data[a - have.lo : b - have.lo], have.deps, run.data[a - run.lo : b - run.lo], run.deps)
                 if lo < have.lo:
                     gaps.append((lo, have.lo))
                 lo = max(lo, have.hi)

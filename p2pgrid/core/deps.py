@@ -96,6 +96,15 @@ def waits(call: Call, deps: Sequence[Dep]) -> bool:
     return any(isinstance(deps[place], TaskId) for place in call[1])
 
 
+def fill(calls: Sequence[Call], deps: list[Dep], others: Sequence[Call], given: Sequence[Dep]) -> None:
+    """Put values that the same calls came with another time in the place of ids."""
+    for (_, places), (_, came) in zip(calls, others, strict=True):
+        for place, other in zip(places, came, strict=False):
+            value = given[other]
+            if isinstance(deps[place], TaskId) and isinstance(value, Value):
+                deps[place] = value
+
+
 def read(count: int, data: Any, deps: Any) -> list[Dep]:
     """Return the table of a run of `count` tasks. Raises PeerError unless all of it is well formed."""
     if type(data) is not list or len(data) != count or type(deps) is not list or len(deps) > DEPS_MAX:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from p2pgrid.core import messages as m
+from p2pgrid.core.batch import decode_batch, encode_batch
+from p2pgrid.core.deps import DEPENDENT, VALUE, TaskId, Value, table
+from p2pgrid.core.ranges import RangeSet
 from p2pgrid.node import events as e
-from p2pgrid.node.pool import LANES_IDLE_MAX
+from p2pgrid.node.pool import LANES_IDLE_MAX, Pool
 from tests.node.desk import CODE, JOB, UNION, Desk, batch, runs, spec, tasks
 from tests.node.driver import Client, Task, World
+
+OTHER = b"o" * 16
 
 
 def warm(desk: Desk, seconds: float, job: bytes = b"w" * 16) -> None:
@@ -235,3 +240,21 @@ def test_functions_of_a_session_are_let_go_with_their_tasks() -> None:
 
     assert len(work.runs) == len(work.starts) == len(work.unfinished) == 1
     assert len(work.lanes) <= LANES_IDLE_MAX + 1
+
+
+def test_a_task_that_is_granted_with_its_values_runs_where_it_has_waited_for_them() -> None:
+    """Seed 3449 of `menu`: a node gave way with a run whose tasks waited, and was granted one of them later."""
+    pool = Pool()
+    work = pool.open(JOB, "job", (b"owner", JOB), None)
+    needs = [(b"x", [TaskId(JOB, 7), TaskId(OTHER, 1)]), (b"y", [TaskId(OTHER, 1)]), (b"z", [TaskId(OTHER, 2)])]
+    pool.append(work, decode_batch(0, 3, encode_batch([CODE], [{}], [(3, 0, 0, DEPENDENT, table(needs, JOB))])))
+    pool.make_ready(work, 0, 3)
+    assert not pool.waits
+
+    given = [[[b"y", [0]], [b"z", [1]]], [[VALUE, b"one", 0], [VALUE, b"two", 0]]]
+    pool.append(work, decode_batch(1, 3, encode_batch([CODE], [{}], [(2, 0, 0, DEPENDENT, given)])))
+    pool.make_ready(work, 1, 3)
+    (lane,) = pool.candidates()
+
+    assert lane.ready == RangeSet([(1, 3)])
+    assert work.runs[0][0].deps == [TaskId(b"", 7), Value(VALUE, b"one"), Value(VALUE, b"two")]
