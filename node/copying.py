@@ -21,6 +21,8 @@ from p2pgrid.core import messages as m
 from p2pgrid.node.events import Row, Send
 from p2pgrid.node.kept import Job, Promise
 
+FRAMES_BITS = 20
+"""Frames of one life have numbers of their own: 2²⁰ per second of it."""
 OVERHEAD = 64
 """Bytes of a row in a frame besides key, meta and value, about."""
 
@@ -79,7 +81,6 @@ class _Way:
     queued: int = 0
     flying: dict[int, _Flight] = field(default_factory=dict)
     in_flight: int = 0
-    number: int = 0
     level: set[Job] = field(default_factory=set)
     catching: Counter[Job] = field(default_factory=Counter)
     """Lots under way, or being read, that bring it level."""
@@ -111,9 +112,17 @@ class Copying:
     def __init__(self, options: CopyOptions) -> None:
         self.options = options
         self._ways: dict[str, _Way] = {}
+        self._number = 0
         self.filled: set[str] = set()
         """To whom something waits to be sent; only ever asked about, for `frames` is called after every event."""
         self.waiting: dict[Job, dict[Hold, None]] = {}
+
+    def live(self, incarnation: int) -> None:
+        """A life begins. No frame has the number of another, whatever the connection and the life.
+
+        What was sent over a connection that has ended may be synced much later, and is acknowledged over the next one.
+        """
+        self._number = incarnation << FRAMES_BITS
 
     # ---- who has what -----------------------------------------------------------------------------------------------
 
@@ -286,13 +295,13 @@ class Copying:
             if size > self.options.frame_bytes or count > self.options.frame_rows:
                 break
             lots.append(way.queue.popleft())
-        way.number += 1
+        self._number += 1
         taken = sum(lot.size for lot in lots)
-        way.flying[way.number] = _Flight(taken, lots, now + self.options.wait_s + taken / self.options.rate)
+        way.flying[self._number] = _Flight(taken, lots, now + self.options.wait_s + taken / self.options.rate)
         way.in_flight += taken
         way.queued -= taken
         rows = [list(row) for lot in lots for row in lot.rows]
-        return Send(peer, m.P_ROWS, [way.number, rows])
+        return Send(peer, m.P_ROWS, [self._number, rows])
 
     def synced(self, peer: str, number: int) -> list[Promise]:
         """A member has the rows of a frame on disk; return the promises that may be kept."""

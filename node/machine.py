@@ -110,7 +110,7 @@ class Machine(Handler):
         self.replicas = Replicas(parts, self.outcomes, self.members, self.restoring, self._candidates)
         self.logs = Logs(parts, self.inquiries, self.replicas.others)
         self.replicas.tell_facts = self.neighbours.tell_facts
-        self.replicas.mending.is_somebody_away = self.neighbours.is_somebody_away
+        self.replicas.is_somebody_away = self.neighbours.is_somebody_away
         self.replicas.is_gone = self.neighbours.is_gone
         self.draining = Draining(parts, self.members, self.neighbours, self._on_stop)
         self.door.drain = self.draining.request
@@ -329,7 +329,7 @@ class Machine(Handler):
         self.thief.begin(event.incarnation)
         self.neighbours.loaded(event)
         self.listing.load(event.rows)
-        self.replicas.begin(event.rows, now)
+        self.replicas.begin(event.rows, event.incarnation, now)
         self.loaded = True
         for kept in list(self.keeping.jobs.values()):
             if kept.spec.parent is not None:  # of a task of the former life: it starts anew what it needs

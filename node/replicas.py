@@ -87,6 +87,8 @@ class Replicas(Handler):
         """As the journal has them."""
         self._missed: set[str] = set()
         """Members of the former life that were not heard of in this one yet, while it is young."""
+        self._unmet: set[str] = set()
+        """The same for as long as it lasts."""
         self._has_room = True
         self.tell_facts: Callable[[dict[str, Any], float], None] = lambda *_: None
         """Says something of this node in its card."""
@@ -108,6 +110,9 @@ class Replicas(Handler):
         self.mending = Mending(parts, outcomes, restoring, self._wake_at)
         self.is_gone: Callable[[str], bool] = lambda _: False
         """Whether a member is known to be dead or to have left."""
+        self.is_somebody_away: Callable[[], bool] = lambda: False
+        """Whether a member that is known is not connected."""
+        self.mending.is_somebody_away = lambda: bool(self._unmet) or self.is_somebody_away()
         self.keeping.deleted = self._deleted
         self.keeping.copies_pending = lambda job: job in self.copying.waiting
 
@@ -189,6 +194,7 @@ class Replicas(Handler):
     def _remember(self, others: list[str], *, waits: bool) -> None:
         """Let the next life know whom to expect, so that it does not go on with old jobs before it has met them."""
         self._missed = {one for one in self._missed if one not in others and not self.is_gone(one)}
+        self._unmet.difference_update(others)
         kept = sorted({*others, *self._missed})[:OTHERS_KEPT]
         if kept != self._others and (others or not waits):
             self._had_others = True
@@ -245,12 +251,13 @@ class Replicas(Handler):
 
     # ---- what happens -----------------------------------------------------------------------------------------------
 
-    def begin(self, rows: Sequence[e.Row], now: float) -> None:
+    def begin(self, rows: Sequence[e.Row], incarnation: int, now: float) -> None:
         """A life begins. If there were other members, what is promised waits for them to be heard."""
+        self.copying.live(incarnation)
         row = next((row for row in rows if (row.job, row.kind, row.key) == OTHERS_ROW), None)
         if row is not None:
             self._others = unpack(row.meta) if row.meta else []
-            self._missed = set(self._others)
+            self._missed, self._unmet = set(self._others), set(self._others)
             self._had_others = True
             self.keeping.is_shared = True
             self._alone_s = now + ALONE_S
@@ -515,6 +522,9 @@ class Replicas(Handler):
 
     def _serves(self, kept: Kept, peer: str, now: float) -> None:
         """Another node serves a job; if this one does as well, who comes later in rank gives way."""
+        if kept.server != peer and not kept.answers and not self.copying.is_known(peer, kept.id):
+            self._tells.add(kept.id)  # what the former one has sent here it may not have sent there
+            self.touched[kept.id] = None
         kept.server = peer
         if not kept.serving:
             return
@@ -620,7 +630,7 @@ class Replicas(Handler):
         opened = {}
         then: list[Callable[[], None]] = []
         for job, those in lots.items():
-            kept = self.keeping.jobs.get(job) or self._opened(job, those)
+            kept = self.keeping.jobs.get(job) or self._opened(peer, job, those)
             if kept is not None:
                 opened[job] = kept
                 fresh += self.adopting.merge(kept, those, then)
@@ -637,23 +647,35 @@ class Replicas(Handler):
             draw()
         for job, kept in opened.items():
             self._mark_copied(kept)
-            if job in told and (kept.answers or self._is_outside(kept)):
-                self.copying.behind(job, peer)
-                self.touched[job] = None
+            if job in told:
+                self._behind(kept, peer)
             for watch in list(kept.watches.values()) if job in told else ():
                 self.out += self.keeping.readers.catch_up(kept, watch)
+
+    def _behind(self, kept: Kept, peer: str) -> None:
+        """Rows came from a member: whether others have them is not known."""
+        if kept.answers or self._is_outside(kept):
+            self.copying.behind(kept.id, peer)
+            self.touched[kept.id] = None
+            return
+        for other in self.others(kept):
+            if other != peer:
+                self.copying.unlevel(other, kept.id)
+        if kept.server != peer:  # who sent them does not serve any more, or never did: this node tells who does
+            self._tells.add(kept.id)
+            self.touched[kept.id] = None
 
     def _has_room_for(self, job: Job) -> bool:
         """Whether a copy of a job that is not kept here may begin."""
         return len(self.keeping.jobs) < self.config.keeping.jobs_max and not self.restoring.door.listing.forgotten(job)
 
-    def _opened(self, job: Job, rows: Sequence[e.Row]) -> Kept | None:
+    def _opened(self, peer: str, job: Job, rows: Sequence[e.Row]) -> Kept | None:
         """Begin a copy, if its spec is there."""
         spec = next((row for row in rows if row.kind == "spec"), None)
         if spec is None or not self._has_room_for(job):
             return None
         kept = self.keeping.begin(job, unpack_spec(spec.meta), spec.meta, serving=False)
-        kept.server = kept.accepted
+        kept.server = kept.accepted if peer == kept.accepted else ""  # it may know nothing of it: then it is asked
         kept.synced.add(("spec", b""))
         self.keeping.changed(kept)
         self.touched[job] = None

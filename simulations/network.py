@@ -61,7 +61,7 @@ class Weather:
 class Link:
     """A connection of two nodes."""
 
-    __slots__ = ("bulk_free_s", "cut", "dialled_by", "ends", "free_s", "latency_s", "open", "spread_s")
+    __slots__ = ("bulk_free_s", "cut", "dialled_by", "ends", "free_s", "hello_s", "latency_s", "open", "spread_s")
 
     def __init__(self, a: Node, b: Node, latency_s: float, spread_s: float) -> None:
         self.ends = (a, b)
@@ -71,6 +71,8 @@ class Link:
         self.free_s = {a.name: 0.0, b.name: 0.0}
         """When the frame before will have arrived, by sender; of large frames apart."""
         self.bulk_free_s = self.free_s.copy()
+        self.hello_s = self.free_s.copy()
+        """When the introduction arrives, by who said it: no frame comes before it."""
         self.cut: dict[str, bool] = {}
         """By sender: nothing of it arrives."""
         self.open = True
@@ -165,7 +167,9 @@ class Network:
         link = Link(node, peer, least, most - least)
         node.links[peer.name] = peer.links[node.name] = link
         for one, other in ((node, peer), (peer, node)):
-            self.world.at(least + self.rng.random() * (most - least), one.met, other, link, other.card, other.roles)
+            takes_s = least + self.rng.random() * (most - least)
+            link.hello_s[other.name] = self.world.now + takes_s
+            self.world.at(takes_s, one.met, other, link, other.card, other.roles)
 
     def end(self, link: Link, *, refused: Node | None = None, silent: Node | None = None) -> None:
         """End a connection; its ends are told. `refused`: that one's process is gone, which its peer finds out at once.
@@ -223,6 +227,7 @@ class Network:
                 self._replay(node, target, link, kind, body)
         if ordered:
             arrives_s = free_s[node.name] = max(arrives_s, free_s[node.name])
+        arrives_s = max(arrives_s, link.hello_s[node.name])
         if copies == 1:
             rng.random()
             world.at(arrives_s - world.now, target.receive, link, node.name, kind, body, mark)
@@ -248,7 +253,8 @@ class Network:
         old = self._old.setdefault((node.name, target.name), [])
         if old and self.rng.random() < self.weather.replay:
             before, what = old[self.rng.randrange(len(old))]
-            self.world.at(link.latency_s, target.receive, link, node.name, before, unpack(pack(what)), 1)
+            takes_s = max(link.latency_s, link.hello_s[node.name] - self.world.now)
+            self.world.at(takes_s, target.receive, link, node.name, before, unpack(pack(what)), 1)
         if len(old) < REPLAYED_KEPT:
             old.append((kind, body))
         else:

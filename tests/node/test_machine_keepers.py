@@ -7,16 +7,17 @@ from typing import Any
 import pytest
 
 from p2pgrid.core import messages as m
-from p2pgrid.core.batch import encode_batch
+from p2pgrid.core.batch import content_id, encode_batch
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.record import BatchId, Spec
 from p2pgrid.core.shapes import FAILURE
-from p2pgrid.core.wire import unpack
+from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node import events as e
+from p2pgrid.node.copying import Copying, CopyOptions
 from p2pgrid.node.keepers import K
 from p2pgrid.node.keeping import Keeping
 from p2pgrid.node.kept import KeepingOptions, Kept
-from tests.node.driver import CODE, Client, Submitted, Task
+from tests.node.driver import CODE, UNIX_0, Client, Submitted, Task
 from tests.node.grid_world import GridNode, GridWorld
 
 
@@ -310,3 +311,86 @@ def _results_without_inputs(seed: int) -> bool:
     assert not any(node.machine.holding.owes() for node in nodes[1:]), "somebody still owes what nobody wants"
     assert not any(node.dropped for node in nodes)
     return True
+
+
+def _try_row(job: bytes) -> list[Any]:
+    said = pack([0, "n", "n9", 1800000000, 5])
+    return [job, "try", content_id(said), said, b""]
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_what_came_from_a_keeper_that_served_before_reaches_the_one_that_serves_now(served: bool) -> None:  # noqa: FBT001
+    """Seed 3955 of `menu`: its last rows came to some when the next had heard them already, and it died."""
+    world = GridWorld(19)
+    nodes = world.grid(3)
+    _submitted(world, nodes[0], 6, 1000.0)
+    assert world.run(lambda: all(_record(node) is not None for node in nodes), 10)
+    _wait(world, 5.0)
+    assert _served_by(world) == ["n0"]
+    if served:
+        nodes[2].hear(e.PeerSent("n1", m.P_KEEPER, [[b"J" * 16, "n1"]]))
+    nodes[2].hear(e.PeerSent("n1", m.P_ROWS, [7, [_try_row(b"J" * 16)]]))
+    if served:
+        nodes[2].hear(e.PeerSent("n0", m.P_KEEPER, [[b"J" * 16, "n0"]]))
+
+    assert world.run(lambda: len({_record(node).rows.digest() for node in nodes}) == 1, 10)
+    assert _record(nodes[0]).record.tries.keys() == {0}
+
+
+def test_a_copy_that_came_from_another_than_who_accepted_the_job_gets_to_all_keepers() -> None:
+    """Seed 3962 of `menu`: who had it believed that the accepting node served it, which knew nothing of it."""
+    world = GridWorld(20)
+    nodes = world.grid(3)
+    spec = Spec("map", "", b"t" * 16, UNIX_0, 1e6, detach=True, owner=b"n0").packed()
+    nodes[1].hear(e.PeerSent("n2", m.P_ROWS, [7, [[b"J" * 16, "spec", b"", spec, b""]]]))
+    assert _record(nodes[1]).accepted == "n0"
+
+    assert world.run(lambda: all(_record(node) is not None for node in nodes), 10)
+
+
+def test_rows_that_are_synced_after_their_connection_ended_are_not_taken_for_those_of_the_next() -> None:
+    """Seed 5197 of `menu`: a slow disk, a connection that came anew, and frame 1 of each."""
+    copying = Copying(CopyOptions())
+    copying.live(1)
+    job = b"J" * 16
+    sent: list[int] = []
+    promises = [e.Send("c", m.P_OFFER, [number]) for number in range(3)]
+    for promise in promises[:2]:
+        copying.up("p")
+        copying.begin("p", job)
+        copying.push("p", [e.Row(job, "close", b"", b"", b"")], copying.hold([job], [promise]))
+        sent += [frame.body[0] for frame in copying.frames(0.0)]
+        copying.down("p")
+    copying.up("p")
+    copying.begin("p", job)
+    copying.push("p", [e.Row(job, "close", b"1", b"", b"")], copying.hold([job], promises[2:]))
+    (frame,) = copying.frames(0.0)
+
+    assert [copying.synced("p", number) for number in sent] == [[], []]
+    assert copying.synced("p", frame.body[0]) == promises[2:]
+    later = Copying(CopyOptions())
+    later.live(2)
+    later.up("p")
+    later.push("p", [e.Row(job, "close", b"", b"", b"")])
+    assert later.frames(0.0)[0].body[0] > frame.body[0]
+
+
+def test_a_keeper_that_is_alone_with_half_a_copy_waits_for_the_others() -> None:
+    """Seed 4181 of `menu`: it failed the tasks whose function it had not got, though the others had it."""
+    world = GridWorld(21)
+    nodes = world.grid(3)
+    _submitted(world, nodes[0], 6, 5.0)
+    assert world.run(lambda: all(_record(node) is not None and _record(node).total == 6 for node in nodes), 10)
+    _wait(world, 1.0)
+    for node in nodes:
+        node.crash()
+    del nodes[2].disk[b"J" * 16, "code", CODE]
+    nodes[2].start()
+    _wait(world, 60.0)
+    assert _record(nodes[2]).serving
+    assert not _record(nodes[2]).done
+    for node in nodes[:2]:
+        node.start()
+
+    assert world.run(lambda: all(_is_over(node) for node in nodes), 120)
+    assert {_record(node).state for node in nodes} == {"done"}
