@@ -354,7 +354,7 @@ def test_rows_that_are_synced_after_their_connection_ended_are_not_taken_for_tho
     copying.live(1)
     job = b"J" * 16
     sent: list[int] = []
-    promises = [e.Send("c", m.P_OFFER, [number]) for number in range(3)]
+    promises = [e.Send("c", m.P_SYNCED, [[number], []]) for number in range(3)]
     for promise in promises[:2]:
         copying.up("p")
         copying.begin("p", job)
