@@ -22,8 +22,8 @@ from p2pgrid.core.failure import encode_exception
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.wire import Frame, Splitter, frame, pack, unpack
 from p2pgrid.node.worker_program import Program
+from tests.waiting import SOON_S
 
-STOP_S = 10.0
 
 
 class ScriptedNode:
@@ -70,11 +70,11 @@ class ScriptedNode:
             with contextlib.suppress(OSError):
                 self._listener.shutdown(socket.SHUT_RDWR)  # a thread in accept() does not notice that it is closed
             self._listener.close()
-            self._threads[0].join(STOP_S)  # it accepts nobody any more
+            self._threads[0].join(SOON_S)  # it accepts nobody any more
         self.cut()
         for thread in self._threads:
             if thread is not threading.current_thread():
-                thread.join(STOP_S)
+                thread.join(SOON_S)
                 assert not thread.is_alive(), "a thread of the scripted node does not end"
 
     def cut(self) -> None:
@@ -88,7 +88,7 @@ class ScriptedNode:
     def kinds(self) -> list[int]:
         return [one.kind for one in self.heard]
 
-    def wait_for(self, ready: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    def wait_for(self, ready: Callable[[], bool], timeout_s: float = SOON_S) -> None:
         with self._changed:
             assert self._changed.wait_for(ready, timeout_s), self.kinds()
 

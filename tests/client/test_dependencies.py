@@ -67,7 +67,7 @@ def test_a_future_arrives_as_its_value_at_any_depth(grid: Grid, tmp_path: Path) 
     nested = grid.submit(same, {"a": [pending, (ended, {"b": pending})], "c": holder})
     total = grid.submit(add, ended, pending, pending, z=grid.submit(add, ended, 7))
     assert nested.state == "waiting"
-    assert f"for {pending.id} (running)" in nested.explain()
+    wait_until(lambda: f"for {pending.id} (running)" in nested.explain())
     (tmp_path / "go").touch()
     value = nested.result(SOON_S)
 

@@ -35,8 +35,7 @@ from p2pgrid.core.errors import (
 from p2pgrid.core.ref import Ref
 from tests.client.conftest import Connect
 from tests.client.scripted import ScriptedNode
-
-SOON_S = 10.0
+from tests.waiting import SOON_S
 
 
 def square(x: int) -> int:
@@ -105,9 +104,12 @@ def test_nothing_is_unpickled_if_asked(connect: Connect) -> None:
 
 
 def test_lone_call_leaves_at_once_and_a_burst_in_batches(node: ScriptedNode, connect: Connect) -> None:
-    """A task leaves at once while nothing is on its way; 5,000 in a row make far fewer frames."""
+    """A task leaves at once while nothing is on its way; 5,000 while the node says nothing make far fewer frames."""
+    node.runs = node.acks = False
     grid = connect()
     futures = [grid.submit(square, i) for i in range(5000)]
+    node.acks = True
+    node.release()
     values = [future.result(SOON_S) for future in futures]
 
     assert values == [i * i for i in range(5000)]
@@ -645,8 +647,10 @@ def test_unknown_ids_are_not_found(node: ScriptedNode, connect: Connect) -> None
 
 def test_request_without_answer_times_out(connect: Connect) -> None:
     """A node that does not answer is not waited for for ever."""
+    grid = connect()
+    grid._session.timeout_s = 0.05  # only now: what greets a client may take longer
     with pytest.raises(GridError, match="did not answer") as caught:
-        connect(timeout=0.05).jobs()
+        grid.jobs()
 
     assert caught.value.code == "timed-out"
 

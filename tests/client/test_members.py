@@ -21,8 +21,8 @@ from p2pgrid.core.where import WhereError
 from p2pgrid.core.wire import Frame
 from tests.client.conftest import Connect
 from tests.client.scripted import ScriptedNode
+from tests.waiting import SOON_S
 
-SOON_S = 10.0
 COMMON = "12D3KooW"
 
 

@@ -22,11 +22,10 @@ import p2pgrid as pg
 from p2pgrid.client.grid import Grid
 from p2pgrid.client.localgrid import LocalGrid
 from p2pgrid.client.sharing import Sharing
-from tests.waiting import wait_until
+from tests.waiting import SOON_S, wait_until
 
 pytestmark = pytest.mark.slow
 
-SOON_S = 30.0
 MB = 1_000_000
 
 
@@ -201,7 +200,7 @@ def test_what_ends_as_the_session_does_leaves_no_thread_running(grid: Grid) -> N
     sharing.close()
     teller = threading.Thread(target=sharing._tell_later, daemon=True)
     teller.start()
-    teller.join(10.0)
+    teller.join(SOON_S)
 
     assert not teller.is_alive()
 
