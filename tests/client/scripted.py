@@ -25,7 +25,6 @@ from p2pgrid.node.worker_program import Program
 from tests.waiting import SOON_S
 
 
-
 class ScriptedNode:
     """Listens in a directory; runs tasks at once unless told to hold them (`runs = False`)."""
 

@@ -274,8 +274,8 @@ def test_killed_node_and_a_waiting_client(tmp_path: Path) -> None:
         assert list(results) == [x * x for x in range(100, 300)]
         ran = count.read_text().split()
         assert len(set(ran)) == 300
-        # What ran when the node was killed, and what was not on disk yet, may run again: some ten tasks, more where a disk
-        # is slow. Had all that had been done run again, there would be 190 too many.
+        # What ran when the node was killed, and what was not on disk yet, may run again: some ten tasks, more where
+        # a disk is slow. Had all that had been done run again, there would be 190 too many.
         assert len(ran) < 300 + 95
         grid.shutdown()
 
@@ -553,7 +553,6 @@ def test_a_job_is_kept_longer_and_forgotten() -> None:
 
 def test_async_tasks_wait_together(grid: Grid) -> None:
     """A hundred coroutines that only wait share two slots, as they would share an event loop."""
-
     here: set[int] = set()  # of each worker process
 
     async def pause(x: int) -> tuple[int, int]:

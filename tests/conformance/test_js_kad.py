@@ -158,7 +158,7 @@ def test_theirs_find_peers_values_and_providers_through_ours(js: Path) -> None:
                 assert await late.do("get", key=b"/test/nowhere") is None
             assert not middle.kad.machine.refused
 
-    run(story, within_s=90)
+    run(story)
 
 
 def test_ours_find_peers_values_and_providers_through_theirs(js: Path) -> None:
@@ -191,7 +191,7 @@ def test_ours_find_peers_values_and_providers_through_theirs(js: Path) -> None:
                 assert set(gone.addresses) <= set(result.providers[0].addresses)
                 assert await late.kad.do(e.Get, b"/test/nowhere") == e.Value(None)
 
-    run(story, within_s=90)
+    run(story)
 
 
 def test_what_theirs_put_ours_get_and_the_other_way_round(js: Path) -> None:
@@ -215,7 +215,7 @@ def test_what_theirs_put_ours_get_and_the_other_way_round(js: Path) -> None:
             found = await mine.kad.do(e.Find, contact(their.address).id)
             assert str(ID(found.peer.id)) == their.id
 
-    run(story, within_s=60)
+    run(story)
 
 
 def test_what_one_refuses_is_no_success_for_the_other(js: Path) -> None:
@@ -234,7 +234,7 @@ def test_what_one_refuses_is_no_success_for_the_other(js: Path) -> None:
             assert await their.do("put", key=KEY, value=VALUE) == 1
             assert await mine.kad.do(e.Provide, CHUNK) == e.Stored(2)
 
-    run(story, within_s=60)
+    run(story)
 
 
 def test_a_node_with_an_open_dht_answers_theirs(js: Path, tmp_path: Path) -> None:
@@ -253,4 +253,4 @@ def test_a_node_with_an_open_dht_answers_theirs(js: Path, tmp_path: Path) -> Non
             assert len(ours.station.kad.machine.values) == 1
             assert len(ours.station.kad.machine.table) == 0
 
-    run(story, within_s=60)
+    run(story)

@@ -24,6 +24,7 @@ from p2pgrid.dht.patience import PatienceOptions
 from p2pgrid.node.net import host as net
 from p2pgrid.node.net.door import Door
 from p2pgrid.node.net.membership import Membership
+from tests.waiting import SOON_S
 
 OURS = Ed25519PrivateKey.from_private_bytes(bytes(32))
 THEIRS = Ed25519PrivateKey.from_private_bytes(bytes([1] * 32))
@@ -33,6 +34,8 @@ JUDGE = Judge(public_of(OURS))
 PATIENT = Options(patience=PatienceOptions(floor_s=8.0, first_s=8.0, cap_s=8.0))
 """Of a DHT: on a machine that is busy with other things an answer may take seconds; whom tests ask is there."""
 HOUR_S = 3600
+TEST_S = 100.0
+"""The most that a test may take: shorter than the deadline of pytest, which says less of what went on."""
 MIB = 1 << 20
 
 
@@ -128,8 +131,8 @@ async def read_exactly(stream: INetStream, size: int) -> bytes:
     return data
 
 
-async def must_echo(stream: INetStream, within_s: float = 8) -> None:
-    with trio.fail_after(within_s):
+async def must_echo(stream: INetStream) -> None:
+    with trio.fail_after(SOON_S):
         await stream.write(b"hello")
         assert await read_exactly(stream, 5) == b"hello"
 
@@ -137,12 +140,12 @@ async def must_echo(stream: INetStream, within_s: float = 8) -> None:
 async def must_serve(node: Node) -> None:
     """A newcomer connects and is answered."""
     async with silent() as newcomer:
-        with trio.fail_after(8):
+        with trio.fail_after(SOON_S):
             await newcomer.dial(node)
         await must_echo(await newcomer.open(node))
 
 
-async def until(condition: Callable[[], bool], within_s: float) -> float:
+async def until(condition: Callable[[], bool], within_s: float = SOON_S) -> float:
     """Wait for a condition; return how long it took."""
     started = trio.current_time()
     with trio.fail_after(within_s):
@@ -160,7 +163,7 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-async def nothing_left(before: tuple[int, int], within_s: float = 5) -> None:
+async def nothing_left(before: tuple[int, int]) -> None:
     """Wait until descriptors and tasks are where they were."""
 
     def settled() -> bool:
@@ -168,7 +171,7 @@ async def nothing_left(before: tuple[int, int], within_s: float = 5) -> None:
         return fds <= before[0] and tasks <= before[1]
 
     try:
-        await until(settled, within_s)
+        await until(settled)
     except trio.TooSlowError:
         raise AssertionError(f"descriptors and tasks: {before} before, {open_things()} now") from None
 
@@ -226,9 +229,9 @@ async def wire_to(node: Node) -> AsyncIterator[Wire]:
         nursery.cancel_scope.cancel()
 
 
-def run(test: Callable[..., Awaitable[Any]], *arguments: Any, within_s: float = 30) -> Any:
+def run(test: Callable[..., Awaitable[Any]], *arguments: Any, clock: trio.abc.Clock | None = None) -> Any:
     async def bounded() -> Any:
-        with trio.fail_after(within_s):
+        with trio.fail_after(TEST_S):
             return await test(*arguments)
 
-    return trio.run(bounded)
+    return trio.run(bounded, clock=clock)

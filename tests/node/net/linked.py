@@ -126,8 +126,8 @@ async def grid(*nodes: Linked, listen: list[Multiaddr] = LOOPBACK) -> AsyncItera
 
 async def both_up(a: Linked, b: Linked) -> None:
     a.links.connect(b.id, b.addresses)
-    await until(lambda: a.links.is_up(b.id) and b.links.is_up(a.id), 8)
+    await until(lambda: a.links.is_up(b.id) and b.links.is_up(a.id))
 
 
-async def happens(condition: Callable[[], bool], within_s: float = 8) -> float:
-    return await until(condition, within_s)
+async def happens(condition: Callable[[], bool]) -> float:
+    return await until(condition)

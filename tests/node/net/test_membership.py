@@ -43,6 +43,7 @@ from tests.node.net.grids import (
     silent,
     until,
 )
+from tests.waiting import SOON_S
 
 pytestmark = pytest.mark.slow
 
@@ -134,13 +135,13 @@ def test_members_connect() -> None:
 
 @pytest.mark.parametrize("name", STRANGERS)
 def test_strangers_are_refused(name: str, multiplexers: list[GridYamux]) -> None:
-    """Within 6 s, before a multiplexer exists; descriptors, tasks, slots and memory are where they were."""
+    """Before a multiplexer exists; descriptors, tasks, slots and memory are where they were."""
     stranger, told = STRANGERS[name]
 
     async def knock() -> tuple[float, Reason | None, Node]:
         async with listening() as node:
             await must_serve(node)
-            await until(lambda: not node.connections(), 5)
+            await until(lambda: not node.connections())
             multiplexers.clear()
             before, memory = open_things(), resident_bytes()
             async with net.running(stranger(), []) as host:
@@ -148,7 +149,7 @@ def test_strangers_are_refused(name: str, multiplexers: list[GridYamux]) -> None
                 with pytest.raises(NoConnection) as caught:
                     await net.dial_any(host, node.host.get_id(), node.addresses)
                 took = trio.current_time() - started
-            await until(lambda: node.slots() == 0, 5)
+            await until(lambda: node.slots() == 0)
             await nothing_left(before)
             assert resident_bytes() - memory < 4 * MIB
             return took, caught.value.refused, node
@@ -156,7 +157,6 @@ def test_strangers_are_refused(name: str, multiplexers: list[GridYamux]) -> None
     took, refused, node = run(knock)
 
     print(f"{name}: refused after {took:.2f} s")
-    assert took < 6
     assert refused == told
     assert multiplexers == []
     assert (node.door.failed_count, node.connections()) == (1, [])
@@ -180,10 +180,10 @@ def test_a_hundred_strangers_leave_nothing() -> None:
                                 await net.dial_any(host, peer_id, addresses)
 
                 await visit(10)
-                await until(lambda: node.slots() == 0, 5)
+                await until(lambda: node.slots() == 0)
                 before, memory = open_things(), resident_bytes()
                 await visit(50)
-                await until(lambda: node.slots() == 0, 5)
+                await until(lambda: node.slots() == 0)
                 await nothing_left(before)
                 return resident_bytes() - memory
 
@@ -204,7 +204,7 @@ def test_a_member_does_not_connect_to_a_strangers_host() -> None:
             async with net.running(outsider, LOOPBACK), silent() as peer:
                 with pytest.raises(NoConnection):
                     await net.dial_any(peer.host, outsider.get_id(), outsider.get_transport_addrs())
-                await until(lambda outsider=outsider: not outsider.get_network().get_connections(), 5)  # type: ignore[misc]
+                await until(lambda outsider=outsider: not outsider.get_network().get_connections())  # type: ignore[misc]
                 left.append(len(peer.connections()))
         return left
 
@@ -218,7 +218,7 @@ def test_another_peer_at_the_address_is_no_member() -> None:
         async with listening() as node, listening() as other, silent() as peer:
             with pytest.raises(NoConnection):
                 await peer.dial(node, other.addresses)
-            await until(lambda: not other.connections(), 5)
+            await until(lambda: not other.connections())
             return len(peer.connections())
 
     assert run(dial) == 0
@@ -263,9 +263,9 @@ def test_an_expelled_peer_is_disconnected_at_once() -> None:
 
             node.membership.admit = admit
             count = await node.membership.expel(bad.public)
-            with trio.fail_after(5), pytest.raises(StreamError):
+            with trio.fail_after(SOON_S), pytest.raises(StreamError):
                 await stream.read(1)
-            await until(lambda: len(node.connections()) == 1 and not bad.connections(), 5)
+            await until(lambda: len(node.connections()) == 1 and not bad.connections())
             with pytest.raises(NoConnection) as caught:
                 await bad.dial(node)
             await must_echo(other)
@@ -283,9 +283,9 @@ def test_who_is_not_in_the_register_gets_no_stream() -> None:
             await must_echo(await peer.open(node))
             node.membership._admitted.clear()
             stream = await peer.host.get_network().new_stream(node.host.get_id())
-            with trio.fail_after(5), pytest.raises(StreamError):
+            with trio.fail_after(SOON_S), pytest.raises(StreamError):
                 await stream.read(1)
-            await until(lambda: node.slots() == 0, 5)
+            await until(lambda: node.slots() == 0)
             return len(node.connections())
 
     assert run(strike_out) == 0
@@ -304,10 +304,10 @@ def test_a_peer_expelled_while_it_connects_is_not_let_in() -> None:
                     return admit(certificate, public, dialler=dialler)
 
                 node.membership.admit = admit_and_regret
-                with trio.fail_after(8):
+                with trio.fail_after(SOON_S):
                     with suppress(NoConnection):
                         await peer.dial(node)
-            await until(lambda: node.slots() == 0 and not peer.connections(), 5)
+            await until(lambda: node.slots() == 0 and not peer.connections())
             return [len(node.membership._admitted), len(node.connections())]
 
     assert run(race) == [0, 0]

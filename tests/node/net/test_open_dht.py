@@ -130,6 +130,6 @@ def test_a_stranger_does_not_stay_for_ever(tmp_path: Path, monkeypatch: pytest.M
         stranger = plain_host(Ed25519PrivateKey.generate())
         async with open_node(tmp_path) as ours, running(stranger, LOOPBACK):
             connection = await dial_any(stranger, ours.host.get_id(), ours.addresses)
-            await until(lambda: connection.is_closed, 8)
+            await until(lambda: connection.is_closed)
 
     run(story)

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pgrid.core.chains import public_of
 from p2pgrid.node.identity import peer_id
+from p2pgrid.node.net import links
 from p2pgrid.node.net.control import Link
 from tests.node.net.grids import make, run, wire_to
 from tests.node.net.linked import NEWS, Linked, Told, grid, happens, linked
@@ -81,9 +82,9 @@ async def meet(seed: int) -> bool:
             assert isinstance(one.told, Talker)
             one.told.talk = talk
             nursery.start_soon(dial, one, other, rng.uniform(0, 0.01) if seed % 2 else 0.0)
-        await happens(lambda: len(a.told.bodies) >= SMALL and len(b.told.bodies) >= SMALL, 20)
-        await happens(lambda: len(a.node.connections()) == len(b.node.connections()) == 1, 20)
-        await happens(lambda: len(a.links._links) == len(b.links._links) == 1, 20)
+        await happens(lambda: len(a.told.bodies) >= SMALL and len(b.told.bodies) >= SMALL)
+        await happens(lambda: len(a.node.connections()) == len(b.node.connections()) == 1)
+        await happens(lambda: len(a.links._links) == len(b.links._links) == 1)
         for one in (a, b):
             assert one.told.words == ["up"], one.told.events
             assert sorted(number for number, _ in one.told.bodies) == list(range(SMALL))
@@ -142,8 +143,11 @@ def test_a_restarted_peer_replaces_its_former_self_whose_connection_nobody_has_c
 
 
 @pytest.mark.parametrize("is_smaller", [True, False])
-def test_a_connection_that_answers_nothing_makes_room_for_a_new_one(*, is_smaller: bool) -> None:
+def test_a_connection_that_answers_nothing_makes_room_for_a_new_one(
+    monkeypatch: pytest.MonkeyPatch, *, is_smaller: bool
+) -> None:
     """A router has forgotten it, and only one side has noticed."""
+    monkeypatch.setattr(links, "ANSWER_S", 0.5)
 
     async def forget() -> tuple[Linked, Linked]:
         mine, its = of_keys(smaller_first=is_smaller)
@@ -198,7 +202,7 @@ def test_what_was_sent_in_bulk_arrives_although_its_reader_is_slow_and_its_conne
             for number in range(20):
                 a.say(slow, [number, bytes(70_000)])
             await a.node.host.get_network()._dial_addr_single_attempt(slow.node.addresses[0], b.node.host.get_id())
-            await happens(lambda: len(slow.told.bodies) == 20, 25)
+            await happens(lambda: len(slow.told.bodies) == 20)
             await happens(lambda: len(a.node.connections()) == len(slow.node.connections()) == 1)
             assert a.links._used(b.id).dialler == a.id  # type: ignore[union-attr]
             assert a.told.words == slow.told.words == ["up"]
