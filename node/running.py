@@ -271,7 +271,7 @@ class Running:
         front = worker.runs[0].taken.lane
         if front.cpus > 1 or front.resources or self._seconds_per_task.get(front.fn, 1.0) > self.options.grain_s:
             return True
-        if front.fn in self._overlapping or front.fn in self._parents or worker.runs[0].waited:
+        if self._overlaps(front) or front.fn in self._parents or worker.runs[0].waited:
             return True
         for lane in pool.candidates():
             if not eligible(lane):
@@ -292,12 +292,16 @@ class Running:
         risky = lane.work.risky
         return bool(risky) and bool(self.spans(lane.work.job) & risky)
 
+    def _overlaps(self, lane: Lane) -> bool:
+        """Whether tasks of a lane mostly wait: their function is `async def`, or was seen to keep no processor busy."""
+        return lane.options.overlap or lane.fn in self._overlapping
+
     def grain(self, lane: Lane) -> int:
         """Return how many tasks of a lane to hand out at once."""
-        per_task = self._seconds_per_task.get(lane.fn)
+        overlaps = self._overlaps(lane) and not lane.resources and lane.cpus <= 1
+        per_task = self._seconds_per_task.get(lane.fn, 0.0 if overlaps else None)
         if per_task is None or lane.fn in self._parents:
             return 1
-        overlaps = lane.fn in self._overlapping and not lane.resources and lane.cpus <= 1
         calls = self.options.overlap_calls if overlaps else self.options.grain_calls
         most = self.options.grain_items if lane.packed else calls
         per_task = max(per_task, 1e-9)
@@ -503,7 +507,7 @@ class Running:
         """Learn from tasks that still run: they take longer than was known, if they have by now."""
         for worker in self.workers.values():
             info = self.innermost(worker)
-            if info is None or info.waited or info.taken.lane.fn in self._overlapping:
+            if info is None or info.waited or self._overlaps(info.taken.lane):
                 continue
             fn, so_far = info.taken.lane.fn, (now - info.since_s) / (info.taken.count - info.left.size + 1)
             if so_far > self._seconds_per_task.get(fn, so_far):

@@ -11,20 +11,17 @@ import importlib.util
 import pickle
 import shutil
 import sys
-import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from operator import attrgetter
 from typing import Any
 
 from p2pgrid.core import current
+from p2pgrid.core.coroutines import is_async
 from p2pgrid.core.missing import NoProgram, missing, missing_program
 from p2pgrid.core.wire import unpack
 from p2pgrid.node.worker_recent import CODES_MAX, Recent
 from p2pgrid.node.worker_scratch import Scratch
-
-_CO_COROUTINE = 0x80  # inspect.CO_COROUTINE; inspect itself costs 10 ms to import
 
 
 class Unfit(Exception):
@@ -101,7 +98,7 @@ def _load(union: bytes, no_tree: str, folder: str) -> Function:
         raise
     except BaseException as error:  # noqa: BLE001 - the user's own __setstate__ or module body raised: a task failure
         return Function(_nothing, is_async=False, broken=error)
-    return Function(call, _is_async(call))
+    return Function(call, is_async(call))
 
 
 def _absent(error: BaseException) -> str:
@@ -131,15 +128,6 @@ def unfit_at(error: BaseException, index: int) -> Unfit | None:
 
 def _nothing() -> None:
     """Stand for a function whose loading raised; never called."""
-
-
-def _is_async(call: Any) -> bool:
-    while isinstance(call, partial):
-        call = call.func
-    if not isinstance(call, types.FunctionType | types.MethodType):
-        call = getattr(type(call), "__call__", call)  # noqa: B004 - an object with `async def __call__`
-    code = getattr(call, "__code__", None)
-    return code is not None and bool(code.co_flags & _CO_COROUTINE)
 
 
 class Items:

@@ -23,7 +23,7 @@ from p2pgrid.client.job import Job, find, future_of
 from p2pgrid.client.mapping import MapWay, total_of
 from p2pgrid.client.members import Member, call_of, chosen, connected, members_from, only
 from p2pgrid.client.notebook import shell
-from p2pgrid.client.pickling import Call, Functions, Packed, pickled_call, refs_seen, seen
+from p2pgrid.client.pickling import Call, Function, Functions, Packed, pickled_call, refs_seen, seen
 from p2pgrid.client.results import NoResults, Results
 from p2pgrid.client.session import LEAVE_S, Session, sessions
 from p2pgrid.client.stream import Stream
@@ -116,6 +116,7 @@ class Grid(Executor):
         self._functions = shared.functions
         self._options = options
         self._wire = options.to_wire()
+        self._overlapping: tuple[dict[str, Any], dict[str, Any]] | None = None
         self._is_view = is_view
         self._calls: Calls | None = None
         self._own: list[Future | Results] | None = None
@@ -156,15 +157,25 @@ class Grid(Executor):
                 calls.let_go_before(after.futures)
             try:
                 if after is None:
-                    future = calls.submit(function, self._wire, data, refs)
+                    future = calls.submit(function, self._wire_of(function), data, refs)
                 else:
-                    future = calls.submit_after(function, self._wire, data, after.tasks, refs)
+                    future = calls.submit_after(function, self._wire_of(function), data, after.tasks, refs)
             except JobOver:
                 continue
             break
         if self._own is not None:
             self._own.append(future)
         return future
+
+    def _wire_of(self, function: Function) -> dict[str, Any]:
+        """Return the options as they travel with tasks of a function; equal ones are the same object."""
+        wire = self._wire
+        if not function.overlaps:
+            return wire
+        made = self._overlapping
+        if made is None or made[0] is not wire:
+            made = self._overlapping = wire, {**wire, "overlap": True}
+        return made[1]
 
     def _check(self) -> None:
         if self._shut:
@@ -261,7 +272,7 @@ class Grid(Executor):
         function = self._functions.get(fn, look=True)
         if total == 0:
             return NoResults()
-        call = Call(function, self._wire, self._functions.widened(fn))
+        call = Call(function, self._wire_of(function), self._functions.widened(fn))
         job = os.urandom(JOB_ID_BYTES)
         session = self._session
         upload = Upload(job, self._spec("map"))
@@ -304,7 +315,7 @@ class Grid(Executor):
     def _start(self, fn: Callable[..., Any], iterables: tuple[Iterable[Any], ...]) -> Job:
         session = self._session
         function = self._functions.get(fn, look=True)
-        call = Call(function, self._wire, self._functions.widened(fn))
+        call = Call(function, self._wire_of(function), self._functions.widened(fn))
         job = os.urandom(JOB_ID_BYTES)
         upload = Upload(job, self._spec("map" if iterables else "calls", detach=True))
         try:
@@ -327,7 +338,7 @@ class Grid(Executor):
     def _start_one(self, upload: Upload, function: Any) -> None:
         session = self._session
         session.open(upload)
-        batch = encode_batch([function.id], [self._wire], [(1, 0, 0, CALLS, [b""])])
+        batch = encode_batch([function.id], [self._wire_of(function)], [(1, 0, 0, CALLS, [b""])])
         with session.lock:
             session.keep(len(batch))
             session.say(upload.code(function) + upload.append(0, 1, batch) + upload.close(1))

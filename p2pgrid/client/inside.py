@@ -273,6 +273,7 @@ class TaskGrid(Grid):
         self._is_view = is_view
         self._own = None
         self._wires: dict[int, dict[str, Any]] = {}
+        self._overlapping = None
         self._key = options.name, options.detach, parse_duration(options.keep_for), options.copies
 
     # What a Grid has once, this one has for each task: it may be made by one, or by a module, and used by many.

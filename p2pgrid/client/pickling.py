@@ -28,6 +28,7 @@ from p2pgrid.client.reach import Captured, Reach, imported_name, imports_of
 from p2pgrid.client.unpicklable import explain
 from p2pgrid.core import deps
 from p2pgrid.core.batch import BATCH_BYTES_MAX, content_id, imported_function, pickled_function
+from p2pgrid.core.coroutines import is_async
 from p2pgrid.core.deps import TaskId
 from p2pgrid.core.errors import NotSerializable, QuotaExceeded
 from p2pgrid.core.ref import Ref
@@ -336,6 +337,8 @@ class Function:
     union: bytes
     tree: Tree | None = None
     same_minor: bool = True
+    overlaps: bool = False
+    """It is `async def`."""
 
     def serves(self, needs: Needs) -> bool:
         """Say whether whatever needs this can be read where the function is loaded."""
@@ -433,7 +436,8 @@ class Functions:
                 refuse(error, getattr(fn, "__qualname__", None) or type(fn).__qualname__, fn)
             tree = self._tree(needs.modules | packed.needs.modules)
             union = pickled_function(sys.version_info.minor, packed.data, None if tree is None else tree.id)
-        function = Function(content_id(union), union, tree, same_minor=name is None or needs.same_minor)
+        same_minor = name is None or needs.same_minor
+        function = Function(content_id(union), union, tree, same_minor=same_minor, overlaps=is_async(fn))
         if isinstance(fn, types.FunctionType | types.BuiltinFunctionType):
             self._remember(fn, captured, needs, function)
         return function

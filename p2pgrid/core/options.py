@@ -109,6 +109,8 @@ class WireOptions:
     strict: bool = False
     nested: int = 0
     """How many tasks are above one that was started by a task, each started by the one before it."""
+    overlap: bool = False
+    """Its function is `async def`: many of these tasks run at once in one worker, for they mostly wait."""
 
     @classmethod
     def from_wire(cls, wire: object) -> "WireOptions":
@@ -361,5 +363,6 @@ _WIRE_CHECKS: dict[str, Check] = _SHARED_CHECKS | {
     "timeout_s": _or_none(_seconds),
     "keep_for_s": _seconds,
     "nested": _whole(0, NESTED_MAX),
+    "overlap": _flag,
 }
 _DEFAULTS = TaskOptions()

@@ -90,6 +90,21 @@ def test_a_first_run_that_took_long_to_import_is_not_taken_for_tasks_that_overla
     assert max(len(tasks(one)) for one in runs(desk.all)[1:]) == 1
 
 
+def test_what_is_async_is_given_many_at_once_from_the_start() -> None:
+    """Its client says so: learning it would take seconds, in which a handful of tasks sleeps and the rest waits."""
+    desk = Desk(slots=2)
+    desk.ready()
+    desk.join()
+    given = runs(desk.submit(1000, options={"overlap": True}))
+    assert [len(tasks(run)) for run in given] == [500, 500]
+
+    desk = Desk(slots=2, resources={"gpu": 2})
+    desk.ready()
+    desk.join()
+    given = runs(desk.submit(1000, options={"overlap": True, "resources": {"gpu": 1}}))
+    assert [len(tasks(run)) for run in given] == [1, 1], "what it asks for it has to itself"
+
+
 def test_a_thief_asks_for_what_waits_inside_a_worker_behind_a_queued_run() -> None:
     """Its age counts from when it came to the front."""
     desk = victim(40)
