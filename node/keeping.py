@@ -59,6 +59,8 @@ class Keeping(Promising):
         self.readers.when_ended = self.when_ended
         self.changed: Callable[[Kept], None] = lambda _: None
         """Hears of every job that is new here, has ended, or is kept for longer."""
+        self.logged: Callable[[Kept, Sequence[tuple[int, bytes]]], None] = lambda *_: None
+        """Hears what tasks have printed, before it is kept."""
         self.deleted: Callable[[Job], None] = lambda _: None
         """Hears of every job that is not kept here any more."""
         self.copies_pending: Callable[[Job], bool] = lambda _: False
@@ -376,6 +378,7 @@ class Keeping(Promising):
 
     def log(self, kept: Kept, logs: Sequence[tuple[int, bytes]]) -> Effect | None:
         """Keep the captured output of tasks."""
+        self.logged(kept, logs)
         rows = []
         for index, text in logs:
             kept.logs.add(index, index + 1)

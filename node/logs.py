@@ -96,6 +96,8 @@ class Logs(Handler):
         target = str(arguments.get("target", ""))
         alone = arguments.get(HERE) is True
         jobs = self._copies(target) if alone else targets(self.keeping, target)
+        if len(jobs) > 1:  # tasks of one number would be mixed up
+            raise NotFound(f"{target!r:.80} names {len(jobs)} jobs, one is wanted", code="ambiguous")
         for kept, span in jobs:
             if span is not None and not kept.known.within(*span) and not alone:
                 raise NotFound(f"{kept.name} has no task {span[0]}", next=f"p2pgrid show {kept.name}")
@@ -103,7 +105,7 @@ class Logs(Handler):
         if len(lane.waiting) >= WAITING_MAX:
             raise QuotaExceeded("too many ask this node for logs at once", next="ask again in a moment")
         names = islice(chain.from_iterable(_newest(*one) for one in jobs), LOGS_MAX)
-        others = jobs[0] if not alone and len(jobs) == 1 else None
+        others = jobs[0] if not alone and jobs else None
         lane.waiting.append(_Gathering(event.client, event.id, lane, names, others))
         self._move(lane)
 

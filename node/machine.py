@@ -92,6 +92,7 @@ class Machine(Handler):
             lambda *asked: answers.answer(self, *asked), self._on_stop,
         )  # fmt: skip
         self.prints = Prints(parts)
+        self.prints.below = self.nesting.logs.joined
         self.door.watched = self.prints.watches_changed
         self.working = Working(parts, self.fitness, self.outcomes, self.members, self.prints, self.nesting, self._feed)
         self.doubling = Doubling(parts, self.fitness, self.members.granting)

@@ -26,6 +26,7 @@ from p2pgrid.node import events as e
 from p2pgrid.node.fitness import Fitness
 from p2pgrid.node.grains import RunInfo, Worker
 from p2pgrid.node.kept import Kept
+from p2pgrid.node.nested_logs import NestedLogs
 from p2pgrid.node.outcomes import Outcomes
 from p2pgrid.node.parts import Handler, Parts
 from p2pgrid.node.pool import Lane, Work
@@ -73,6 +74,8 @@ class Nesting(Handler):
         """How many tasks had ended when it was noticed that nothing runs."""
         self._stuck_s: float | None = None
         self.running.awaited = self._awaited
+        self.logs = NestedLogs(self.config.keeping.log_bytes)
+        self.keeping.logged = self.logs.note
 
     # ---- families ----------------------------------------------------------------------------------------------------
 
@@ -122,6 +125,7 @@ class Nesting(Handler):
         if theirs is None:
             return
         for lo, hi in spans:
+            self.logs.forget(job, lo, hi)
             for index in [index for index in theirs if lo <= index < hi]:
                 for child in theirs.pop(index):
                     self.forget(child)

@@ -13,7 +13,7 @@ A keeper tells holders what is watched (`P_SHOW`) when they get or claim tasks o
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from p2pgrid.core import messages as m
@@ -38,6 +38,8 @@ class Prints(Handler):
         self._told: OrderedDict[tuple[str, bytes], int] = OrderedDict()
         """What holders know of what is watched."""
         self._throttles: OrderedDict[bytes, Throttle] = OrderedDict()
+        self.below: Callable[[bytes, Sequence[tuple[int, bytes]]], list[tuple[int, bytes]]] = lambda _, logs: list(logs)
+        """Adds to what tasks of a job have printed what was printed below them."""
         parts.tell_shown = self.tell
 
     # ---- who watches -------------------------------------------------------------------------------------------------
@@ -84,7 +86,8 @@ class Prints(Handler):
         info = self.running.find(event.worker, event.run)
         if info is not None:
             work = info.taken.work
-            self._take(work, Lot(work.job, list(event.lines), event.more, list(event.progress), list(event.logs)), now)
+            logs = self.below(work.job, event.logs)
+            self._take(work, Lot(work.job, list(event.lines), event.more, list(event.progress), logs), now)
 
     def left(self, work: Work, logs: Sequence[tuple[int, bytes]], now: float) -> None:
         """Keep what tasks had printed that were killed."""

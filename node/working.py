@@ -6,7 +6,7 @@ worker that died all but the task it died of runs again; where nobody knows whic
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from p2pgrid.core.shapes import CRASH
 from p2pgrid.core.wire import pack
@@ -69,18 +69,32 @@ class Working(Handler):
             self.pool.put_back(info.taken, self.outcomes.wanted(work, returned))
         if event.unfit:
             self._unfit(info, event.unfit)
+        logs: Sequence[tuple[int, bytes]] = event.logs
         if work.job in self.nesting.children:
-            self.nesting.over(work.job, [(one.lo, one.hi) for one in event.outcomes])
+            ended = [(one.lo, one.hi) for one in event.outcomes]
+            logs = self.nesting.logs.joined(work.job, logs, ended)
+            self.nesting.over(work.job, ended)
         self.feed(now)  # the next grain leaves before the results are looked at
-        if event.logs and work.keeper is None and work.job in self.keeping.jobs:
-            effect = self.keeping.log(self.keeping.jobs[work.job], event.logs)
+        if logs and work.keeper is None and work.job in self.keeping.jobs:
+            effect = self.keeping.log(self.keeping.jobs[work.job], logs)
             if effect is not None:
                 self.out.append(effect)
         outcomes = self.naming.sorted_out(info.taken, event.outcomes)
         if work.keeper is not None:
-            self.outcomes.owe(work, outcomes, info.taken.attempt, now, event.logs, event.busy_s)
+            self.outcomes.owe(work, outcomes, info.taken.attempt, now, logs, event.busy_s)
         elif outcomes:
             self.outcomes.report(work, outcomes, info.taken.attempt)
+
+    def _last_logs(self, event: e.WorkerDied, runs: Sequence[RunInfo]) -> dict[int, dict[int, bytes]]:
+        """Return what the tasks of each run of a dead worker have printed, and what those below them have."""
+        logs: dict[int, dict[int, bytes]] = {}
+        for info in runs:  # the innermost first
+            own = [(index, text) for run, index, text in event.logs if run == info.run]
+            logs[info.run] = dict(self.nesting.logs.joined(info.job, own, info.left))
+            kept = self.keeping.jobs.get(info.job)
+            if kept is not None:
+                self.nesting.logs.note(kept, list(logs[info.run].items()))
+        return logs
 
     def _unfit(self, info: RunInfo, why: str) -> None:
         lane, work = info.taken.lane, info.taken.work
@@ -98,11 +112,12 @@ class Working(Handler):
         """Run again what a dead worker had; the task that it died of has that for a result."""
         runs = self.running.died(event.worker, now)
         self.nesting.ended(runs)
+        logs = self._last_logs(event, runs)
         for info in reversed(runs):  # the outermost first: what it has started ends with it, and need not run again
             self.nesting.over(info.job, info.left)
         for position, info in enumerate(runs):
             left = info.left
-            printed = {index: text for run, index, text in event.logs if run == info.run}
+            printed = logs[info.run]
             culprit = None
             if event.cause != "killed":
                 if event.index is not None and event.run == info.run and event.index in left:

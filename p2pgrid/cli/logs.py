@@ -10,9 +10,10 @@ import click
 
 from p2pgrid.cli.jobs import TARGET, UNDER_WAY, ask, emit_found
 from p2pgrid.cli.link import Link, open_link
-from p2pgrid.cli.output import emit, talk, write_raw
-from p2pgrid.cli.reading import mapping, rows, text
+from p2pgrid.cli.output import emit, talk, warn, write_raw
+from p2pgrid.cli.reading import mapping, rows, text, texts
 from p2pgrid.cli.verb import Setting, Verb
+from p2pgrid.core.errors import GridError
 
 KEPT_BYTES = 64 << 10
 """Of each task; of a longer output the beginning is gone."""
@@ -21,6 +22,7 @@ MARK_BYTES = 1024
 EVERY_S = 1.0
 SHARE = 5
 """An answer that takes long is asked for less often: at most one part in so many of the time is spent with it."""
+ALL = "all"
 TASK_ENDED = frozenset({"done", "failed", "cancelled"})
 
 Show = Callable[[int, bytes], None]
@@ -33,7 +35,12 @@ MakeShow = Callable[[bool], Show]
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is printed, until the job has ended.")
 @click.pass_obj
 def logs(setting: Setting, target: str, *, follow: bool) -> None:
-    """Print what tasks wrote, to the end or so far: the last 64 KiB of each; at any node."""
+    """Print what tasks wrote, to the end or so far: the last 64 KiB of each; at any node. `all`: of every job."""
+    if target == ALL:
+        if follow:
+            raise click.UsageError("-f follows one job at a time: p2pgrid jobs lists them")
+        _show_all(setting)
+        return
     if follow:
         with open_link(setting.dir, "p2pgrid logs") as link:
             _follow(link, target, lambda single: _shows(setting, single=single))
@@ -51,7 +58,37 @@ def logs(setting: Setting, target: str, *, follow: bool) -> None:
             _write_lines(index, data)
 
 
-def _write_lines(index: int, data: bytes) -> None:
+def _show_all(setting: Setting) -> None:
+    """Show what the tasks of all jobs printed, one job after the other, the oldest first."""
+    with open_link(setting.dir, "p2pgrid logs") as link:
+        listed = link.ask("jobs")
+        silent = set(texts(listed.get("unanswered")))
+        shown: list[dict[str, object]] = []
+        any_output = False
+        for job in reversed(rows(listed.get("jobs"))):
+            name = text(job.get("id"))
+            try:
+                answer = link.about("logs", text(job.get("hex")))
+            except GridError as error:  # it was forgotten meanwhile, or those who have it are away
+                warn(f"{name}: {error}")
+                continue
+            silent.update(texts(answer.get("unanswered")))
+            for index, data in _logs(answer.get("logs")):
+                any_output = True
+                if setting.json:
+                    shown.append({"job": name, "index": index, "text": data.decode(errors="replace")})
+                else:
+                    _write_lines(f"{name}/{index}", data)
+    if setting.json:
+        emit({"logs": shown, "unanswered": sorted(silent)})
+        return
+    if silent:
+        warn(f"no answer from {', '.join(sorted(silent))}: what only they know is missing here")
+    if not any_output:
+        talk("there is no output of any job")
+
+
+def _write_lines(index: int | str, data: bytes) -> None:
     lead = f"{index} | ".encode()
     write_raw(b"".join(lead + line + b"\n" for line in data.splitlines()))
 

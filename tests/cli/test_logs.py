@@ -58,3 +58,37 @@ def test_a_single_task_is_followed_as_it_is(run: Run, oracle: Oracle, found: dic
     oracle.answers["logs"] = {"logs": [[0, b"one\ntwo"]]}
 
     assert run("logs", "-f", "nightly").out == "one\ntwo"
+
+
+def test_logs_of_all_jobs_name_theirs(run: Run, oracle: Oracle) -> None:
+    """Each job is asked for by itself: tasks of one number are not mixed up."""
+    oracle.answers["jobs"] = {"jobs": [{"id": "new-1", "hex": "b" * 32}, {"id": "old-1", "hex": "a" * 32}]}
+    oracle.answers["logs"] = {"logs": [[0, b"one\ntwo\n"]]}
+
+    plain, as_json = run("logs", "all"), run("logs", "all", "--json")
+
+    assert plain.out == "old-1/0 | one\nold-1/0 | two\nnew-1/0 | one\nnew-1/0 | two\n"
+    assert [arguments["target"] for verb, arguments in oracle.heard[:3] if verb == "logs"] == ["a" * 32, "b" * 32]
+    told = json.loads(as_json.out)
+    assert [(one["job"], one["index"], one["text"]) for one in told["logs"]] == [
+        ("old-1", 0, "one\ntwo\n"), ("new-1", 0, "one\ntwo\n")
+    ]  # fmt: skip
+
+
+def test_one_job_is_followed_at_a_time(run: Run, oracle: Oracle) -> None:
+    """It is said before anything is asked."""
+    followed = run("logs", "-f", "all")
+
+    assert (followed.code, oracle.heard) == (2, [])
+    assert "one job at a time" in followed.err
+
+
+def test_nothing_was_printed_by_any_job(run: Run, oracle: Oracle) -> None:
+    """In one line; a job that is gone by then is named."""
+    oracle.answers["jobs"] = {"jobs": [{"id": "old-1", "hex": "a" * 32}]}
+    oracle.answers["logs"] = {"code": "not-found", "message": "no job 'a' here", "next": "p2pgrid jobs"}
+    shown = run("logs", "all")
+
+    assert (shown.code, shown.out) == (0, "")
+    assert "old-1: no job 'a' here" in shown.err
+    assert "there is no output of any job" in shown.err
