@@ -49,6 +49,12 @@ def pss(pid: int) -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
 
 
+def alone(pid: int) -> int:
+    """Return the bytes that a process would take if no other shared its libraries."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Rss:")) * 1024
+
+
 def workers(pid: int) -> list[int]:
     return [one for one in processes(pid) if b"worker" in Path(f"/proc/{one}/cmdline").read_bytes()]
 
@@ -86,7 +92,10 @@ def test_an_edge_node_is_small_writes_to_one_folder_and_leaves_nothing(local: Lo
         assert json.loads(node.stdout.readline())["event"] == "ready", (tmp_path / "err").read_text()
         local.wait_members(2)
         sizes = [pss(pid) for pid in processes(node.pid)]
-        print(f"edge, idle, {'read-only root' if prefix else 'as it is'}: {sum(sizes) / 1e6:.0f} MB, {sizes}")
+        print(
+            f"edge, idle, {'read-only root' if prefix else 'as it is'}: {sum(sizes) / 1e6:.0f} MB, {sizes}; "
+            f"its daemon, if nobody shared its libraries: {max(map(alone, processes(node.pid))) / 1e6:.0f} MB"
+        )
         assert not workers(node.pid)
         assert sum(sizes) <= TREE_MAX
         with local.grid(0) as grid:
