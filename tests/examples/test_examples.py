@@ -10,7 +10,8 @@ import pytest
 
 from tests.cli.processes import alive, environment, until
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+FOLDER = Path(__file__).parents[2] / "examples"
+EXAMPLES = [*sorted(FOLDER.glob("*.py")), FOLDER / "risk" / "risk.py"]
 LINES_MAX = 60
 
 
@@ -37,8 +38,8 @@ def test_example_is_right(path: Path, tmp_path: Path) -> None:
     assert until(lambda: alive(tmp_path) == [], 20.0), alive(tmp_path)
 
 
-def test_there_are_eight() -> None:
+def test_there_are_eleven() -> None:
     """The ones the README names."""
-    stems = ["adaptive", "hello", "julia", "machines", "monte_carlo", "pipeline", "shared_array", "wordcount"]
+    stems = ["adaptive", "hello", "invoices", "julia", "machines", "monte_carlo", "pipeline", "primes", "shared_array"]
 
-    assert [path.stem for path in EXAMPLES] == stems
+    assert [path.stem for path in EXAMPLES] == [*stems, "wordcount", "risk"]
