@@ -35,6 +35,8 @@ MEETING_MAX = 4
 """At once, of those that the LAN names; every node there hears of every other."""
 LOOK_AROUND_S = 3.0
 """After that, who is on the LAN has answered."""
+OTHERS_TOLD_MAX = 32
+"""Other grids that are named in the log in one life of a node."""
 ENOUGH = 32
 """Who is connected with so many is told of the others by them."""
 MISSED_MIN_S, MISSED_MAX_S = 15.0, 300.0
@@ -56,6 +58,7 @@ class Seeker:
         self.refusal = ""
         self.lan = Lan(network.identity.id, self.heard, network.warn)
         self._meeting: set[str] = set()
+        self._others: set[str] | None = None  # those that were named; None: not yet looked around
         self._pause_s = PAUSE_MIN_S
 
     async def run(self) -> None:
@@ -107,7 +110,7 @@ class Seeker:
     # ---- the LAN ----------------------------------------------------------------------------------------------------
 
     async def on_lan(self) -> None:
-        """Announce this node and look for others, if it is for others to be found; name the other grids, once."""
+        """Announce this node and look for others, if it is for others to be found; name the other grids."""
         config = self._net.config
         if config.embedded or not config.mdns or is_local(self._net.listening.addresses):
             return
@@ -117,8 +120,21 @@ class Seeker:
             nursery.start_soon(self.lan.run)
             self.announce()
             await trio.sleep(LOOK_AROUND_S)
-            if others := self.lan.others(self._net.charter.grid):
-                self._net.log(f"other grids on this LAN: {', '.join(others)}; to be in one: p2pgrid join INVITE")
+            self.looked_around()
+
+    def looked_around(self) -> None:
+        """Name the other grids that are here; those that come later are named as they come."""
+        self._others = set()
+        self._name_others()
+
+    def _name_others(self) -> None:
+        """Say which other grids are here that were not named yet: a few, for anybody may announce any name."""
+        if self._others is None:
+            return
+        new = [name for name in self.lan.others(self._net.charter.grid) if name not in self._others]
+        if new and len(self._others) < OTHERS_TOLD_MAX:
+            self._others.update(new)
+            self._net.log(f"other grids on this LAN: {', '.join(new)}; to be in one: p2pgrid join INVITE")
 
     def announce(self) -> None:
         """Say anew where we are and in which grid, if that has changed."""
@@ -132,6 +148,8 @@ class Seeker:
         """A node of this LAN has come: dial it, unless it is known. Halves of a grid may have lost each other."""
         net, peer = self._net, found.peer
         if found.notice is None or found.notice.tag != tag_of(net.charter.grid) or net.is_moving or net.trustees.lost:
+            if found.notice is not None and not net.is_moving:
+                self._name_others()
             return
         if not found.dialled:
             return

@@ -11,7 +11,7 @@ import pytest
 
 from p2pgrid.node.lan import Found, Notice, tag_of
 from p2pgrid.node.network import Network
-from p2pgrid.node.seeking import ADDRESSES_TRIED_MAX, ENOUGH, MEETING_MAX, NEAR_TRIED_MAX, Seeker
+from p2pgrid.node.seeking import ADDRESSES_TRIED_MAX, ENOUGH, MEETING_MAX, NEAR_TRIED_MAX, OTHERS_TOLD_MAX, Seeker
 
 GRID, OTHER = bytes(32), bytes([1] * 32)
 
@@ -31,10 +31,14 @@ class Node:
         self.rng = random.Random(1)
         self.woken = 0
         self.met: list[str] = []
+        self.logged: list[str] = []
         self.seeker = Seeker(cast("Network", self), ["/ip4/10.0.0.1/tcp/1/p2p/inviter"])
 
     def warn(self, text: str) -> None:
         raise AssertionError(text)
+
+    def log(self, text: str) -> None:
+        self.logged.append(text)
 
     def wake(self) -> None:
         self.woken += 1
@@ -45,8 +49,8 @@ class Node:
     def soon(self, _work: Callable[..., Any], found: Found) -> None:
         self.met.append(found.peer)
 
-    def hear(self, peer: str, grid: bytes = GRID, host: str = "10.1.2.3") -> None:
-        found = Found(peer, Notice(tag_of(grid), "blue-otter", 9471, (host,) if host else ()))
+    def hear(self, peer: str, grid: bytes = GRID, host: str = "10.1.2.3", name: str = "blue-otter") -> None:
+        found = Found(peer, Notice(tag_of(grid), name, 9471, (host,) if host else ()))
         self.seeker.lan.found[peer] = found
         self.seeker.heard(found)
 
@@ -93,6 +97,24 @@ def test_a_lan_that_lies_takes_neither_time_nor_place_from_others() -> None:
     assert known[0].endswith("inviter")
     assert sum("fake" in address for address in known) == NEAR_TRIED_MAX
     assert known != alone.seeker._known(), "the next round tries others"
+
+
+def test_other_grids_are_named_once_those_that_come_later_as_they_come() -> None:
+    """In one line after a look around, then in a line each; ours never, and not as many as somebody may invent."""
+    node = Node()
+    node.hear("stranger", OTHER, name="red-hen")
+    node.hear("a")
+    assert node.logged == []
+    node.seeker.looked_around()
+    node.hear("stranger", OTHER, name="red-hen", host="10.1.2.4")
+    node.hear("newcomer", bytes([2] * 32), name="wet-owl")
+    assert node.logged == [
+        f"other grids on this LAN: {name}; to be in one: p2pgrid join INVITE" for name in ("red-hen", "wet-owl")
+    ]
+    for number in range(3, 200):
+        node.seeker.lan.found.clear()
+        node.hear("liar", bytes([number] * 32), name=f"fake-{number}")
+    assert len(node.logged) == OTHERS_TOLD_MAX
 
 
 def test_whom_one_met_in_a_former_life_is_missed_until_heard_of() -> None:
