@@ -86,6 +86,9 @@ class Mind(Protocol):
     def is_apart(self) -> bool:
         """Whether a live member is not connected, and so cannot ask this node for anything."""
 
+    def has_tasks_of_ours(self, peer: str) -> bool:
+        """Whether a member was given tasks of jobs kept here, as far as is known."""
+
     def progress(self, job: bytes) -> tuple[int, int]:
         """Return the first task of a job that is not over, and the end of those that are known."""
 
@@ -185,6 +188,7 @@ class Node:
         )  # fmt: skip
         self.objects = OnDemand(self._make_sharing, self.server, self.pool, talk)
         self.network.make_keeper = self.objects.keeper
+        self.network.has_tasks_of_ours = lambda peer: self.mind is not None and self.mind.has_tasks_of_ours(peer)
         self.pool.on_asks, self.pool.on_buried = self.objects.worker_asks, self.objects.worker_gone
         self.pool.on_visitor = lambda child, visitor: self.server.adopt(visitor, lambda: child.worker)
         self.manager = Notifier(silent=config.embedded)

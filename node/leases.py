@@ -147,6 +147,7 @@ class Leases:
         self.holders: dict[str, Holder] = {}
         self.inherited: set[Job] = set()
         """Jobs of a former life: who was given what of them then is known to their holders only."""
+        self._entrusted: set[str] = set()
         self._given: dict[Job, dict[str, RangeSet]] = {}
         """What members were ever given of a job, until it is over; a late claim or result of it is as good as any."""
 
@@ -177,6 +178,7 @@ class Leases:
             holder.lapses_s = None
         holder.alive_s = now
         holder.covered.setdefault(job, RangeSet()).update(spans)
+        self._entrusted.add(peer)
         self._given.setdefault(job, {}).setdefault(peer, RangeSet()).update(spans)
         large = size if size > self.options.large_bytes else 0
         wait_s = self.options.patience_s(large) if large else self.options.grant_again_s
@@ -229,8 +231,13 @@ class Leases:
         """Return which tasks of a job a member was ever given, or None if that is not known here."""
         return None if job in self.inherited else self._given.get(job, {}).get(peer, RangeSet())
 
+    def was_given(self, peer: str) -> bool:
+        """Whether a member was ever given anything: also in a former life, of which nobody here knows whom."""
+        return bool(self.inherited) or peer in self._entrusted
+
     def entrust(self, peer: str, job: Job, spans: RangeSet) -> None:
         """A member was given these by whoever had them."""
+        self._entrusted.add(peer)
         self._given.setdefault(job, {}).setdefault(peer, RangeSet()).update(spans)
 
     # ---- claims -----------------------------------------------------------------------------------------------------

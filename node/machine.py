@@ -307,6 +307,10 @@ class Machine(Handler):
         self.relays.in_vain(job, now)
         self.inquiries.in_vain(job)
 
+    def has_tasks_of_ours(self, peer: str) -> bool:
+        """Whether a member was given tasks of jobs kept here: results of them may come, late ones as well."""
+        return self.leases.was_given(peer)
+
     def _is_used(self, peer: str) -> bool:
         """Whether something goes on with a member that needs a connection."""
         holds = self.leases.holders.get(peer)

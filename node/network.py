@@ -96,6 +96,8 @@ class Network:
         self.keeper: Keeper | None = None
         """None as long as nobody here shares anything."""
         self.make_keeper: Callable[[], Keeper | None] = lambda: None
+        self.has_tasks_of_ours: Callable[[str], bool] = lambda _peer: False
+        """Whether a member was given tasks of jobs kept here."""
         self.membership: Membership | None = None
         self.rng = random.Random()
         self.trustees = Trustees(self)

@@ -33,6 +33,7 @@ class Owner(Listener, Protocol):
 
     @property
     def admit(self) -> Admit: ...
+    def has_tasks_of_ours(self, peer: str) -> bool: ...
     def hello(self) -> list[bytes]: ...
     def log(self, text: str) -> None: ...
     def turned_away(self, address: str) -> None: ...
@@ -66,8 +67,10 @@ def build(
     strangers = strangers_host(key, membership) if open_dht else None
     host = make_host(key, membership, door, opened=opened, strangers=strangers)
     options = LinkOptions(
-        frame_max=lambda peer, admitted: largest_frame(owner.members.get(peer, admitted).roles)
-    )  # fmt: skip
+        frame_max=lambda peer, admitted: largest_frame(
+            owner.members.get(peer, admitted).roles, was_given_tasks=owner.has_tasks_of_ours(peer)
+        )
+    )
     links = Links(me, host, membership, owner, owner.hello, owner.log, owner.rng, options)
     kad = Kad(host, owner.namespaces(), owner.rng, wall=owner.grid_time_s, release=owner.release)
     if strangers is not None:

@@ -12,10 +12,16 @@ from p2pgrid.core.wire import FRAME_MAX_CONTROL, FRAME_MAX_LOCAL, Splitter, fram
 
 
 def test_who_only_reads_sends_no_more_than_a_manifest() -> None:
-    """Inputs and results are long; an observer has none."""
-    for roles in (SUBMIT, WORK, ADMIN, SUBMIT | OBSERVE):
-        assert largest_frame(roles) == FRAME_MAX_LOCAL
-    assert largest_frame(OBSERVE) == largest_frame(0) == MANIFEST_BYTES_MAX + FRAME_MAX_CONTROL
+    """Inputs and results are long; an observer has none, and a worker none before it was given tasks."""
+    manifest = MANIFEST_BYTES_MAX + FRAME_MAX_CONTROL
+    for given in (False, True):
+        for roles in (SUBMIT, SUBMIT | WORK, ADMIN, SUBMIT | OBSERVE):
+            assert largest_frame(roles, was_given_tasks=given) == FRAME_MAX_LOCAL
+        assert [largest_frame(roles, was_given_tasks=given) for roles in (OBSERVE, 0)] == [manifest, manifest]
+    assert (
+        largest_frame(WORK, was_given_tasks=False) == largest_frame(WORK | OBSERVE, was_given_tasks=False) == manifest
+    )
+    assert largest_frame(WORK, was_given_tasks=True) == FRAME_MAX_LOCAL
 
 
 def test_a_limit_that_changes_counts_for_frames_that_begin_later() -> None:

@@ -46,6 +46,9 @@ class Mind:
     def member_rows(self, now):
         return []
 
+    def has_tasks_of_ours(self, peer):
+        return False
+
     def handle(self, event, now):
         match event:
             case e.ClientJoined(client):

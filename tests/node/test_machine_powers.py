@@ -163,3 +163,23 @@ def test_a_copy_at_who_may_only_work_is_no_second_disk() -> None:
     assert world.run(lambda: one.ended, 60)
     assert {place for place, _ in one.places.values()} == {"n0", "n1"}, "it does not work for it"
     assert JOB not in nodes[1].machine.keeping.jobs
+
+
+def test_whose_results_may_be_long_is_who_was_given_tasks() -> None:
+    """Also when they are over: a second copy may still be on its way. In the next life anybody may owe some."""
+    world = GridWorld(2)
+    nodes = [world.join("n0"), world.join("n1", "n0", roles=WORK), world.join("n2", "n0", roles=WORK, slots=0)]
+    assert world.run(lambda: all(node.sees("alive") == 3 for node in nodes), 10)
+    assert [nodes[0].machine.has_tasks_of_ours(name) for name in ("n1", "n2")] == [False, False]
+    client = Client(nodes[0], 1, b"s" * 16)
+    client.connect()
+    one = client.submit(JOB, 60, lambda _: Task(0.1), detach=True)
+    assert world.run(lambda: one.ended, 60)
+    assert {place for place, _ in one.places.values()} == {"n0", "n1"}
+    assert [nodes[0].machine.has_tasks_of_ours(name) for name in ("n1", "n2")] == [True, False]
+    assert not nodes[1].machine.has_tasks_of_ours("n0")
+    again = client.submit(OTHER, 60, lambda _: Task(5.0), detach=True)
+    assert world.run(lambda: ("close", 0) in again.acks, 10)
+    nodes[0].crash()
+    nodes[0].start()
+    assert world.run(lambda: nodes[0].machine.has_tasks_of_ours("n1"), 10)

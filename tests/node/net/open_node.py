@@ -68,6 +68,9 @@ class Owner(Told):
     def turned_away(self, address: str) -> None: ...
     def release(self, peer: str) -> None: ...
 
+    def has_tasks_of_ours(self, peer: str) -> bool:
+        return False
+
     def grid_time_s(self) -> float:
         return 1.8e9
 
