@@ -54,7 +54,6 @@ IN_MEMORY_RAM_MIN = 2 * 1024**3
 """A machine with less keeps objects in an unlinked file, whose pages the system may write out."""
 JOBS_AT_ONCE = 2
 AHEAD_BYTES = 2 * PIECE_BYTES
-FEED_S = 0.001
 UNUSED_S = 60.0
 WARM_BYTES_MIN = 64 * 1024 * 1024
 WARM_OF_USED = 4
@@ -297,9 +296,7 @@ class Hands:
         while waiting and self._sending.get(peer) is waiting:
             effect = waiting.popleft()
             for kind, body in self.room.sends(effect, self.shelf.find(effect.id) or effect.id):
-                while (queued := self._queued_bytes(peer)) is not None and queued > AHEAD_BYTES:  # noqa: ASYNC110 - rare
-                    await trio.sleep(FEED_S)
-                if queued is None:
+                if self.net.links is None or not await self.net.links.room(peer, AHEAD_BYTES):
                     break
                 self.net.send(peer, kind, body)
                 if kind == m.O_LACK:
@@ -309,9 +306,6 @@ class Hands:
             self.perform(self.objects.handle(Served(peer, count), time.monotonic()))
         if self._sending.get(peer) is waiting:
             del self._sending[peer]
-
-    def _queued_bytes(self, peer: str) -> int | None:
-        return None if self.net.links is None else self.net.links.queued_bytes(peer)
 
     def is_used(self, peer: str) -> bool:
         """Whether objects come from or go to a member now."""

@@ -23,7 +23,7 @@ from p2pgrid.core.mapped import handed
 from p2pgrid.core.pieces import OBJECT_BYTES_MAX, ObjectId, is_id, read_manifest
 from p2pgrid.core.wire import Frame, frame
 from p2pgrid.node.events import Reply
-from p2pgrid.node.hands import FEED_S, Hands
+from p2pgrid.node.hands import Hands
 from p2pgrid.node.local import LocalServer
 from p2pgrid.node.object_events import Gone, Key, Owner
 from p2pgrid.node.workers import WorkerPool
@@ -36,6 +36,7 @@ COOL_STEP_BYTES = 64 * 1024 * 1024
 HOLDERS_MAX = 8
 """Of those who are said to have an object, so many are dialled."""
 LET_GO_S = 0.5
+HAND_S = 0.001
 
 
 @dataclass(slots=True)
@@ -315,7 +316,7 @@ class Visitors:
         """Give the memory to a worker. It waits for that, and reads what is queued before."""
         fd = self.hands.arena.fd
         while self._by_number.get(process.number) is process and not child.hand(data, fd):  # noqa: ASYNC110
-            await trio.sleep(FEED_S)
+            await trio.sleep(HAND_S)
 
     def finished(self, key: Key) -> bool:
         """The writer of a place is done: what is there can be read. False: there is no such place any more."""

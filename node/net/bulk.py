@@ -14,7 +14,9 @@ from typing import Any
 import trio
 
 from p2pgrid.node.net.pacing import WINDOW_MIN, Window
-from p2pgrid.node.net.streams import FRAME_BYTES
+from p2pgrid.node.net.streams import FRAME_BYTES, FRAMES_AT_ONCE
+
+SLICE_BYTES = FRAMES_AT_ONCE * FRAME_BYTES
 
 
 class Bulk:
@@ -40,6 +42,7 @@ class Bulk:
         self._news = trio.Event()
         self._empty = trio.Event()
         self._empty.set()
+        self._left = trio.Event()
 
     @property
     def under_way(self) -> int:
@@ -48,10 +51,12 @@ class Bulk:
 
     @property
     def _part(self) -> int:
-        """What a PING follows, a quarter of the window: while its PONG comes back, the rest keeps the link busy."""
-        return max(self.window.bytes // 4, WINDOW_MIN)
+        """What a PING follows, a third of the window: while its PONG comes back, the rest keeps the link busy."""
+        return max(self.window.bytes // 3, WINDOW_MIN)
 
     def put(self, data: bytes | memoryview) -> None:
+        if not data:
+            return
         self._queue.append(data)
         self.queued_bytes += len(data)
         if self._empty.is_set():
@@ -69,30 +74,45 @@ class Bulk:
 
     async def drained(self) -> None:
         """Wait until all has been written."""
-        while self._queue:
+        while self.queued_bytes:
             await self._empty.wait()
+
+    async def left(self) -> None:
+        """Wait until something more has been written, or nothing will be."""
+        if self._left.is_set():
+            self._left = trio.Event()
+        await self._left.wait()
+
+    def stop(self) -> None:
+        """Nothing more will be written: the link has ended."""
+        self._left.set()
 
     async def write_all(self, write: Callable[[memoryview], Awaitable[Any]]) -> None:
         """Write what is queued and what will be, for ever."""
         while True:
-            while not self._queue:
+            while not self.queued_bytes:
                 await self._wait()
-            await self._write_frame(memoryview(self._queue[0]), write)
-            self._queue.popleft()
-            if not self._queue:
-                self._ask()
-                self._empty.set()
-
-    async def _write_frame(self, view: memoryview, write: Callable[[memoryview], Awaitable[Any]]) -> None:
-        while view:
-            size = min(len(view), FRAME_BYTES, self._part)
+            size = min(self.queued_bytes, SLICE_BYTES, self._part)
             await self._room(size)
             self.written += size
-            await write(view[:size])
+            await write(self._slice(size))
             self.queued_bytes -= size
-            view = view[size:]
-            if self.written - self._asked >= self._part:
+            self._left.set()
+            if self.written - self._asked >= self._part or not self.queued_bytes:
                 self._ask()
+            if not self.queued_bytes:
+                self._empty.set()
+
+    def _slice(self, size: int) -> memoryview:
+        """Take so much of the queue: the end of a frame goes with the beginning of the next."""
+        parts: list[memoryview] = []
+        while size:
+            first = memoryview(self._queue.popleft())
+            parts.append(first[:size])
+            if len(first) > size:
+                self._queue.appendleft(first[size:])
+            size -= len(parts[-1])
+        return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
 
     async def _room(self, size: int) -> None:
         """Wait until so many bytes more may be under way."""

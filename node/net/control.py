@@ -241,6 +241,7 @@ class Link:
             self.ending, self.why, self._goodbye = ending, why, goodbye
             self.settled.set()
             self.ended.set()
+            self.bulk.stop()
 
     # ---- its life ----------------------------------------------------------------------------------------------------
 
@@ -263,6 +264,7 @@ class Link:
         finally:
             self.ended.set()
             self.settled.set()
+            self.bulk.stop()
             await self._hang_up()
             self.is_closed = True
         self._owner.over(self)
@@ -383,8 +385,11 @@ class Link:
             if self.member is not None:
                 splitter.limit = self._options.frame_max(self.peer, self.member)
             self._pings_due = min(self._pings_due + 1 + len(data) // WINDOW_MIN, PINGS_DUE_MAX)
-            for at in range(0, len(data), READ_BYTES):
-                if frames := splitter.feed(data[at : at + READ_BYTES]):
+            at = 0
+            while at < len(data):
+                part = data[at : at + max(READ_BYTES, splitter.missing)]
+                at += len(part)
+                if frames := splitter.feed(part):
                     await self._take(frames)
                     self._bulk_taken += len(frames)
                     self._weigh()

@@ -234,10 +234,11 @@ class Links:
         """Return who is up."""
         return [peer for peer in self._peers if self.is_up(peer)]
 
-    def queued_bytes(self, peer: str) -> int | None:
-        """Return how much has not left for a peer yet; None if it is not up."""
-        link = self._used(peer)
-        return None if link is None else link.queued_bytes
+    async def room(self, peer: str, most: int) -> bool:
+        """Wait until at most so many bytes of bulk have not left for a peer; False if it is not up."""
+        while (link := self._used(peer)) is not None and link.bulk.queued_bytes > most:
+            await link.bulk.left()
+        return link is not None
 
     def address_of(self, peer: str) -> str:
         """Return where a peer's connection comes from or leads to, as a multiaddr; empty if it is not up."""

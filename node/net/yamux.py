@@ -17,6 +17,7 @@ from libp2p.network.connection.exceptions import RawConnError
 from libp2p.stream_muxer import muxer_multistream
 from libp2p.stream_muxer.yamux import yamux
 
+from p2pgrid.node.net.sealed import Sealed
 from p2pgrid.node.net.streams import WINDOW_BYTES_MAX, Broken, FlowControlBroken, GridStream, frame
 from p2pgrid.node.net.tcp import unacknowledged_bytes
 
@@ -26,6 +27,8 @@ KEEPALIVE_S = 9.0
 PINGS_PER_S_MAX = 2
 """… or less often where there are many: a ping costs both sides about 0.7 ms of CPU together."""
 PONG_TIMEOUT_S = 6.0
+BODY_TIMEOUT_S = 30.0
+"""For the rest of a frame that has begun, as in the library."""
 REPLIES_MAX = 4096
 """Frames that we owe a peer which does not read."""
 
@@ -46,6 +49,7 @@ class GridYamux(yamux.Yamux):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self._sealed = Sealed(self.secured_conn, self)
         self._reader: trio.lowlevel.Task | None = None
         self._replies: deque[bytes] = deque()
         self._replies_due = trio.Event()
@@ -60,9 +64,21 @@ class GridYamux(yamux.Yamux):
         """S13: a connection that breaks within a frame is broken; the library only finishes the frame's stream."""
         self._heard_s = trio.current_time()
         try:
-            return bytes(await super()._read_data_body(length))
+            with trio.fail_after(BODY_TIMEOUT_S):
+                return await self._sealed.read_body(length)
         except Exception as error:
             raise Broken("the connection ended within a frame") from error
+
+    def take(self, stream_id: int, data: memoryview) -> bool:
+        """Let a stream be read: what the library does with a data frame that has no flags."""
+        stream, buffer = self.streams.get(stream_id), self.stream_buffers.get(stream_id)
+        if stream is None or buffer is None or self.streams_lock.locked() or self.event_shutting_down.is_set():
+            return False
+        self._heard_s = trio.current_time()
+        buffer += data
+        stream.recv_window -= len(data)
+        self.stream_events[stream_id].set()
+        return True
 
     def _finalize_stream_locked(self, stream: GridStream, *, fully_closed: bool) -> None:
         """S11: forget a stream that nobody will read, and tell who is reading it.
@@ -80,7 +96,7 @@ class GridYamux(yamux.Yamux):
     async def _write_frame(self, data: bytes) -> None:
         """S9: the reader only queues what it has to answer. Two readers that both wait to write wait for ever."""
         if trio.lowlevel.current_task() is not self._reader:
-            await self._write_frames(data)
+            await self.write_frames(data)
             return
         if len(self._replies) >= REPLIES_MAX:
             raise FlowControlBroken("the peer asks and does not read the answers")
@@ -91,7 +107,7 @@ class GridYamux(yamux.Yamux):
         self._replies.append(data)
         self._replies_due.set()
 
-    async def _write_frames(self, *frames: bytes) -> None:
+    async def write_frames(self, *frames: bytes) -> None:
         """S4: half a frame, or a Noise nonce without its message, ruins the connection for every stream on it.
 
         So a write to a stuck peer outlives its cancellation, until TCP_USER_TIMEOUT, the keepalive or a missed pong
@@ -99,10 +115,10 @@ class GridYamux(yamux.Yamux):
         """
         async with self._write_lock:
             with trio.CancelScope(shield=True):
-                while self._replies:  # first: the acknowledgement of a stream precedes its data
-                    await self.secured_conn.write(self._replies.popleft())
-                for data in frames:
-                    await self.secured_conn.write(data)
+                due = [*self._replies, *frames]  # in this order: the acknowledgement of a stream precedes its data
+                self._replies.clear()
+                if due:
+                    await self._sealed.write(due)
         await trio.lowlevel.checkpoint()
 
     async def _send_replies(self) -> None:
@@ -110,7 +126,7 @@ class GridYamux(yamux.Yamux):
             while True:
                 await self._replies_due.wait()
                 self._replies_due = trio.Event()
-                await self._write_frames()
+                await self.write_frames()
         except (IOException, RawConnError) as error:
             log.debug("reply not sent: %r", error)  # the reader meets the same end
 

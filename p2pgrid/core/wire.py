@@ -8,6 +8,7 @@ dropped.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import msgpack
@@ -24,13 +25,15 @@ FRAME_WHOLE = 1024 * 1024
 """Larger frames are decoded while they come. All at once holds the loop: 50 MB for 20 to 160 ms when they are byte
 strings, for seconds when they are small things; a thread would hold it just as long, msgpack never lets go of the GIL.
 What remains is one copy of each byte string: 40 ms for one of 50 MB."""
+SHORT = 16
+"""Longer lists are packed as they are, without a look at what is in them."""
 LEVELS_MAX = 96
 """Of lists and maps in each other, in anything that is not taken apart before it is used."""
 
 _LENGTH = struct.Struct(">I")
+_BIN32 = struct.Struct(">BI")
 _NOT_MSGPACK = (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError)
 _packer = msgpack.Packer(use_bin_type=True, autoreset=True)
-_piece_packer = msgpack.Packer(use_bin_type=True, autoreset=False)
 
 
 class Frame(NamedTuple):
@@ -88,18 +91,37 @@ def frame(kind: int, body: Any, id_: int = 0) -> bytes:
     return _LENGTH.pack(len(data)) + data
 
 
-def frame_pieces(kind: int, body: Any) -> tuple[bytes, bytes | memoryview]:
-    """Return one frame in two pieces, a large one without the copies that `frame` makes. For one thread only."""
-    global _piece_packer  # noqa: PLW0603 - a packer whose buffer is given away goes with it
-    _piece_packer.pack([VERSION, kind, 0, body])
-    data = _piece_packer.getbuffer()
-    if len(data) > FRAME_WHOLE:
-        _piece_packer = msgpack.Packer(use_bin_type=True, autoreset=False)
-        return _LENGTH.pack(len(data)), data
-    small = bytes(data)
-    data.release()
-    _piece_packer.reset()
-    return _LENGTH.pack(len(small)), small
+def frame_pieces(kind: int, body: Any) -> list[bytes]:
+    """Return one frame in pieces: large bytes in it are pieces as they are, without the copies that `frame` makes."""
+    whole = [VERSION, kind, 0, body]
+    if not _has_large(body):
+        data = pack(whole)
+        return [_LENGTH.pack(len(data)), data]
+    pieces = [b"", *_apart(whole)]
+    pieces[0] = _LENGTH.pack(sum(map(len, pieces)))
+    return pieces
+
+
+def _has_large(value: Any, levels: int = 4) -> bool:
+    """Say whether there are large bytes in a few short lists in each other: where frames have them."""
+    if type(value) is bytes:
+        return len(value) > FRAME_MAX_CONTROL
+    if type(value) is list and levels and len(value) <= SHORT:
+        return any(_has_large(part, levels - 1) for part in value)
+    return False
+
+
+def _apart(value: Any) -> Iterator[bytes]:
+    """Yield what `pack` would return, large bytes by themselves."""
+    if not _has_large(value):
+        yield pack(value)
+    elif type(value) is bytes:
+        yield _BIN32.pack(0xC6, len(value))
+        yield value
+    else:
+        yield _packer.pack_array_header(len(value))
+        for part in value:
+            yield from _apart(part)
 
 
 class _Growing:
@@ -152,6 +174,11 @@ class Splitter:
         self._need = 4
         self._growing: _Growing | None = None
         self._length = 0  # of that one
+
+    @property
+    def missing(self) -> int:
+        """How many bytes are still to come of the frame that has begun; at least so many complete none."""
+        return self._need - len(self._buffer) if self._growing is None else self._growing.missing
 
     def feed(self, data: bytes) -> list[Frame]:
         """Return the frames completed by `data`. Raises PeerError on a frame that is too long or malformed."""

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from p2pgrid.core import wire
 from p2pgrid.core.errors import PeerError
-from p2pgrid.core.wire import Frame, Splitter, frame, frame_pieces, pack, unpack
+from p2pgrid.core.wire import FRAME_MAX_CONTROL, FRAME_WHOLE, Frame, Splitter, frame, frame_pieces, pack, unpack
 
 numbers = st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False)
 scalars = st.none() | st.booleans() | numbers | st.binary(max_size=40) | st.text(max_size=20)
@@ -83,13 +83,40 @@ def test_a_large_frame_that_is_none_is_refused(content: bytes) -> None:
                 deque(splitter.feed(stream[at : at + size]) for at in range(0, len(stream), size))
 
 
-@given(st.lists(st.tuples(st.integers(0, 300), values), max_size=8), st.integers(0, 60))
-def test_pieces_are_frames(sent: list[tuple[int, Any]], whole: int) -> None:
-    """Also those whose buffer was given away, when others follow."""
-    with mock.patch.object(wire, "FRAME_WHOLE", whole):
-        pieces = [frame_pieces(kind, body) for kind, body in sent]
+@given(st.integers(0, 300), values, st.integers(0, 60))
+def test_pieces_are_a_frame(kind: int, body: Any, large: int) -> None:
+    """Wherever the bytes are that are not copied."""
+    with mock.patch.object(wire, "FRAME_MAX_CONTROL", large):
+        pieces = frame_pieces(kind, body)
 
-    assert [b"".join(each) for each in pieces] == [frame(kind, body) for kind, body in sent]
+    assert unpack(b"".join(pieces)[4:]) == unpack(frame(kind, body)[4:])
+    assert int.from_bytes(pieces[0], "big") == sum(map(len, pieces[1:]))
+
+
+@pytest.mark.parametrize("size", [FRAME_MAX_CONTROL, FRAME_MAX_CONTROL + 1, FRAME_WHOLE + 1])
+def test_large_bytes_in_a_frame_are_not_copied(size: int) -> None:
+    """They are pieces themselves, from where it is worth it, in the lists in which frames have them."""
+    data = bytes(size)
+
+    for body in (data, ["an id", 3, data], [[1, 2], b"job", [[0, 5, data], [5, 9, b"small"]], None]):
+        pieces = frame_pieces(7, body)
+
+        assert b"".join(pieces) == frame(7, body)
+        assert any(piece is data for piece in pieces) == (size > FRAME_MAX_CONTROL)
+    assert b"".join(frame_pieces(7, [data] * 20)) == frame(7, [data] * 20)
+
+
+def test_a_splitter_says_how_much_it_is_sure_to_need() -> None:
+    """So much less one byte completes nothing; so much completes the frame that has begun."""
+    data = frame(1, bytes(3000)) + frame(2, 5)
+    splitter = Splitter()
+
+    assert splitter.feed(data[:100]) == []
+    assert splitter.feed(data[100 : 100 + splitter.missing - 1]) == []
+    assert splitter.missing == 1
+    at = len(frame(1, bytes(3000)))
+    assert [each.kind for each in splitter.feed(data[at - 1 : at])] == [1]
+    assert splitter.missing <= len(data) - at
 
 
 def test_what_cannot_be_packed_leaves_nothing_behind() -> None:

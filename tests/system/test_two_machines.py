@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -52,6 +53,10 @@ def round_trip_s(node: Node) -> float | None:
     return next(iter(node.network()["round_trips"].values()), None)
 
 
+def in_ms(seconds: float | None) -> str:
+    return "unknown" if seconds is None else f"{seconds * 1e3:.1f} ms"
+
+
 def fingerprint(data: bytes) -> tuple[str, int, str]:
     here = pg.current()
     return hashlib.sha256(data).hexdigest(), len(data), here.node if here else ""
@@ -90,11 +95,13 @@ def test_a_large_argument_costs_nobody_a_heartbeat(machines: Machines) -> None:
         wait(look, 60, "the argument is there")
         took_s = time.monotonic() - started
         after = near.network()
+        lags = [node.status()["process"]["loop_lag_p99"] for node in (near, far)]
         result = future.result(1)
 
     print(
         f"{took_s:.1f} s for {len(data) / 1e6:.0f} MB ({len(data) * 8 / took_s / 1e6:.1f} Mbit/s); control round trip "
-        f"idle {idle_s}, under bulk up to {max(trips, default=None)}; messages "
+        f"idle {in_ms(idle_s)}, under bulk {in_ms(median(trips))} in the middle, at most {in_ms(max(trips))} (goal "
+        f"{in_ms(2 * (idle_s or 0.0) + 0.005)}); loops late by {[in_ms(each) for each in lags]} (p99); messages "
         f"{after['messages_sent'] - before['messages_sent']} sent, "
         f"{after['messages_received'] - before['messages_received']} received"
     )

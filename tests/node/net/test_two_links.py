@@ -134,12 +134,12 @@ def test_a_restarted_peer_replaces_its_former_self_whose_connection_nobody_has_c
                 await happens(lambda: after.told.bodies == ["welcome back"] and a.told.bodies == ["thank you"])
                 await happens(lambda: len(a.node.connections()) == 1)
                 assert after.told.words == ["up"]
+                assert a.told.words == ["up", "down", "up"]
         return a
 
     a = run(restart)
 
     assert a.told.events[1][2:] == (False, "it has restarted")
-    assert a.told.words == ["up", "down", "up"]
 
 
 @pytest.mark.parametrize("is_smaller", [True, False])
