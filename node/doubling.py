@@ -9,8 +9,8 @@ given to copies, and no task has more than two. The first result counts, whoever
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from statistics import median
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from p2pgrid.core import messages as m
@@ -106,7 +106,8 @@ class Doubling(Handler):
                 self.out += self.running.feed(self.pool, self.fitness.eligible, now)
                 continue
             able = [peer for peer in self._waits if peer != one.holder and self.fitness.fits(one.lane, peer)]
-            able = [peer for peer in able if not self._is_slow(one.lane, peer)]
+            known = self._known(one.lane) if able else []
+            able = [peer for peer in able if not self._is_slow(one.lane, peer, known)]
             if able:  # the fastest
                 peer = min(able, key=lambda peer: self.granting.rate(peer, one.lane) or math.inf)
                 del self._waits[peer]
@@ -131,6 +132,7 @@ class Doubling(Handler):
 
     def _candidates(self) -> Iterator[Slow]:
         """Yield what runs at members and may be copied, now or later."""
+        at_others: dict[bytes, list[float]] = {}
         for work in self.pool.works.values():
             kept = self.keeping.jobs.get(work.job)
             if work.keeper is not None or kept is None or kept.ended:
@@ -143,28 +145,50 @@ class Doubling(Handler):
                 if any(one.kind in "wn" for one in kept.record.tries.get(index, ())):
                     continue
                 lane = found[1]
-                usual_s = self._usual_s(lane, holder)
+                known = at_others.get(lane.fn)
+                if known is None:
+                    known = at_others[lane.fn] = self._known(lane)
+                theirs_s = self.granting.rate(holder, lane)
+                usual_s = _middle(known, theirs_s if holder in self.peers else None)
                 if usual_s is None:
                     continue
-                theirs_s = self.granting.rate(holder, lane)
                 if theirs_s is None:
                     wait_s = UNHEARD_AGE * usual_s
-                elif self._is_slow(lane, holder) or holder in self.parts.suspects:
+                elif theirs_s > SLOWER * usual_s or holder in self.parts.suspects:
                     wait_s = AGE * usual_s
                 else:
                     wait_s = max(STUCK_S, STUCK_AGE * usual_s)
                 yield Slow(since_s + wait_s, STUCK_S if theirs_s is None else theirs_s, lane, index, holder)
 
-    def _is_slow(self, lane: Lane, peer: str) -> bool:
-        theirs_s, usual_s = self.granting.rate(peer, lane), self._usual_s(lane, peer)
-        return theirs_s is not None and usual_s is not None and theirs_s > SLOWER * usual_s
+    def _is_slow(self, lane: Lane, peer: str, known: Sequence[float] | None = None) -> bool:
+        """Whether a connected member is known to be slower than others at a lane; `known`: how long it takes all."""
+        theirs_s = self.granting.rate(peer, lane)
+        if theirs_s is None:
+            return False
+        usual_s = _middle(self._known(lane) if known is None else known, theirs_s)
+        return usual_s is not None and theirs_s > SLOWER * usual_s
 
     def _am_slow(self, one: Slow) -> bool:
-        own_s, usual_s = self.running.seconds(one.lane.fn), self._usual_s(one.lane, one.holder)
+        own_s = self.running.seconds(one.lane.fn)
+        theirs_s = self.granting.rate(one.holder, one.lane) if one.holder in self.peers else None
+        usual_s = _middle(self._known(one.lane), theirs_s)
         return own_s is not None and usual_s is not None and own_s > SLOWER * usual_s
 
-    def _usual_s(self, lane: Lane, besides: str) -> float | None:
-        """Return how long tasks of a lane take at others, in the middle; None: nobody knows."""
-        others = [self.granting.rate(peer, lane) for peer in self.peers if peer != besides]
-        known = [one for one in [*others, self.running.seconds(lane.fn)] if one is not None]
-        return median(known) if known else None
+    def _known(self, lane: Lane) -> list[float]:
+        """Return how long tasks of a lane take the connected members and this node, in order."""
+        known = [seconds for peer, seconds in self.granting.rates.of(lane.fn).items() if peer in self.peers]
+        own_s = self.running.seconds(lane.fn)
+        if own_s is not None:
+            known.append(own_s)
+        known.sort()
+        return known
+
+
+def _middle(known: Sequence[float], but: float | None) -> float | None:
+    """Return the median of sorted numbers, one of them left out; None: there are no others."""
+    many = len(known) if but is None else len(known) - 1
+    if not many:
+        return None
+    skip = len(known) if but is None else bisect_left(known, but)
+    above, below = many // 2, (many - 1) // 2
+    return (known[below + (below >= skip)] + known[above + (above >= skip)]) / 2

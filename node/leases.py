@@ -32,6 +32,7 @@ RUNNING_KEPT = 1024
 """Tasks that a member may name as running, for whose ages are remembered."""
 EARLY_S, EARLY_KEPT = 3.0, 256
 """So long, in seconds, and so many at once, is remembered what came back before it was known to be there."""
+_NONE: Mapping[int, float] = {}
 SETTLED = object()
 """In place of the answer to a request whose asker has acknowledged it: nothing is said again."""
 
@@ -394,14 +395,20 @@ class Leases:
 
     def began(self, job: Job) -> Iterator[tuple[str, int, float]]:
         """Yield who runs which tasks of a job that nobody else has, and since when."""
-        for peer, holder in self.holders.items():
-            for task, since_s in holder.began.get(job, {}).items():
-                held = task in holder.covered.get(job, ())
-                others = (
-                    one for one in self.holders.values() if one is not holder and task not in one.handed.get(job, ())
-                )
-                if held and not any(task in one.covered.get(job, ()) for one in others):
-                    yield peer, task, since_s
+        holding = [one for one in self.holders.items() if one[1].covered.get(job)]
+        last, shared = 0, False
+        for lo, hi in sorted([span for _, one in holding for span in one.covered[job]]):
+            shared, last = shared or lo < last, hi
+        for peer, holder in holding:
+            covered = holder.covered[job]
+            for task, since_s in holder.began.get(job, _NONE).items():
+                if task not in covered:
+                    continue
+                if shared:  # rarely: else every member need not be asked for every task
+                    others = (one for _, one in holding if one is not holder and task not in one.handed.get(job, ()))
+                    if any(task in one.covered[job] for one in others):
+                        continue
+                yield peer, task, since_s
 
     def covered(self, job: Job, besides: str = "") -> RangeSet:
         """Return the tasks of a job that members hold, one of them left out."""

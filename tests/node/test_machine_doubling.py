@@ -111,9 +111,8 @@ def test_what_is_not_copied(why: str) -> None:
     """By the setting; where all are equal; what is dangerous."""
     desk = last_task(speculate=why != "switched off")
     if why == "no slower":
-        desk.machine.members.granting.rates.seconds.update(
-            dict.fromkeys(desk.machine.members.granting.rates.seconds, 1.0)
-        )
+        for known in desk.machine.members.granting.rates.by_fn.values():
+            known.update(dict.fromkeys(known, 1.0))
     if why == "it took a node along":
         desk.do(e.PeerDown("slow", reset=True))
         desk.wait(3)
