@@ -107,11 +107,12 @@ class Granting(Handler):
         """Tell members that there is work, once each."""
         if len(self.told) >= len(self.peers) or not self.pool.waits or self.parts.stopping:
             return
-        for peer in self._wanted():
+        lanes = list(self.pool.candidates(foreign=False))
+        for peer in self._wanted() if lanes or self._waiters else ():
             if peer in self.parts.suspects:
                 continue
             # Who could run none of it is not asked to ask: it would be told again at once, for ever.
-            if any(self.fitness.fits(lane, peer) for lane in self.pool.candidates(foreign=False)):
+            if any(self.fitness.fits(lane, peer) for lane in lanes):
                 self.told[peer] = None
                 self.out.append(e.Send(peer, m.P_WORK, []))
         self.parts.timer_unless_set(("offer",), now + self.config.holding.ask_again_s)

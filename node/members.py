@@ -63,7 +63,7 @@ class Members(Handler):
     def up(self, event: e.PeerUp, now: float) -> None:
         self.peers[event.peer] = event.facts
         self.parts.roles[event.peer] = event.roles
-        self.running.grid_slots = self.parts.grid_slots()
+        self._count_slots()
         self.holding.back(event.peer)
         self.granting.up(event.peer, now)
         self.parts.timer(("debt", event.peer), None)
@@ -76,7 +76,7 @@ class Members(Handler):
     def down(self, event: e.PeerDown, now: float) -> None:
         self.peers.pop(event.peer, None)
         self.granting.down(event.peer)
-        self.running.grid_slots = self.parts.grid_slots()
+        self._count_slots()
         self.holding.gone(event.peer)
         if event.peer in self.holding.debts:
             self.parts.timer(("debt", event.peer), now + self.config.holding.forget_s)
@@ -91,6 +91,10 @@ class Members(Handler):
         """A member shows another certificate: it may work now, or not any more."""
         self.parts.roles[event.peer] = event.roles
         self.granting.told.pop(event.peer, None)
+        self._count_slots()
+
+    def _count_slots(self) -> None:
+        self.parts.slots_of_grid = None
         self.running.grid_slots = self.parts.grid_slots()
 
     def stalled(self, seconds: float) -> None:

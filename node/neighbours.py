@@ -72,6 +72,8 @@ class Neighbours(Handler):
         self._offset_s: float | None = None
         self._settled_s = 0.0
         """When a node that met nobody counts as alone."""
+        self._candidates: dict[str, tuple[Known, int, Candidate]] = {}
+        """What `candidates` made of a member last, and of what: it is asked whenever one of hundreds has changed."""
 
     # ---- this node --------------------------------------------------------------------------------------------------
 
@@ -288,6 +290,7 @@ class Neighbours(Handler):
             self._want(verdict.id)
             if verdict.id in self.peers and self.view is not None and verdict.id in self.view.members:
                 self.peers[verdict.id] = self.view.members[verdict.id].known.card.facts
+                self.parts.slots_of_grid = None
 
     def _want(self, peer: str) -> None:
         assert self.view is not None, "a member without a grid"
@@ -418,12 +421,20 @@ class Neighbours(Handler):
         card = self.view.card
         mine = keeps(card.facts, leaf=card.leaf, roles=own)
         found = [Candidate(me, True, mine, self.parts.draining, bool(own & SUBMIT))]  # noqa: FBT003
+        before, self._candidates = self._candidates, {}
         for node, known in self.view.live():
-            if node != me:
-                roles, facts = self.parts.roles.get(node, ALL_ROLES), known.card.facts
+            if node == me:
+                continue
+            roles = self.parts.roles.get(node, ALL_ROLES)
+            lives = known.status == ALIVE and node not in self.parts.suspects
+            made = before.get(node)
+            if made is None or made[0] is not known or made[1] != roles or made[2].lives != lives:
+                facts = known.card.facts
                 eligible = keeps(facts, leaf=known.card.leaf, roles=roles)
-                lives = known.status == ALIVE and node not in self.parts.suspects
-                found.append(Candidate(node, lives, eligible, facts.get("draining") is True, bool(roles & SUBMIT)))
+                one = Candidate(node, lives, eligible, facts.get("draining") is True, bool(roles & SUBMIT))
+                made = known, roles, one
+            self._candidates[node] = made
+            found.append(made[2])
         return found
 
     # ---- answers ----------------------------------------------------------------------------------------------------

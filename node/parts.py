@@ -104,6 +104,8 @@ class Parts:
         self.grid_name = config.grid
         self.peers: dict[str, Mapping[str, Any]] = {}
         """The members that are connected, and their facts."""
+        self.slots_of_grid: int | None = None
+        """What `grid_slots` has counted; None after members, their facts or roles have changed."""
         self.roles: dict[str, int] = {}
         """What the certificates of members give them, also of some that are not connected now."""
         self.suspects: set[str] = set()
@@ -173,8 +175,10 @@ class Parts:
 
     def grid_slots(self) -> int:
         """Return how many tasks this node and the connected members that may work run at once."""
-        others = (slots_of(facts) for peer, facts in self.peers.items() if self.may(peer, WORK))
-        return self.config.slots + sum(others)
+        if self.slots_of_grid is None:
+            others = (slots_of(facts) for peer, facts in self.peers.items() if self.may(peer, WORK))
+            self.slots_of_grid = self.config.slots + sum(others)
+        return self.slots_of_grid
 
     def name_of(self, peer: str) -> str:
         """Return the name of a member as people know it."""

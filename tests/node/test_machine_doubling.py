@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from statistics import median
 from typing import Any
 
 import pytest
 
 from p2pgrid.core import messages as m
 from p2pgrid.node import events as e
+from p2pgrid.node.doubling import _middle
 from tests.node.desk import JOB, Desk, runs, sends, tasks
 from tests.node.driver import Client, Faults, Task, World
 from tests.node.test_machine_members import FACTS, granted, waiting
@@ -146,3 +148,13 @@ def test_one_slow_node_of_five_holds_nobody_up() -> None:
         assert max(one.delivered.values()) == 1
         world.run(lambda: False, 5)
         assert not any(node.machine.running.busy() for node in nodes)
+
+
+@pytest.mark.parametrize("known", [[1.0], [1.0, 2.0], [0.5, 0.5, 3.0], [0.1, 0.2, 0.2, 7.0, 9.0]])
+def test_what_is_usual_is_the_median_of_the_others(known: list[float]) -> None:
+    """Found without sorting anew for each member that is left out."""
+    assert _middle(known, None) == median(known)
+    assert _middle([], None) is None
+    for number, one in enumerate(known):
+        others = known[:number] + known[number + 1 :]
+        assert _middle(known, one) == (median(others) if others else None)
