@@ -25,7 +25,6 @@ class Invoice:
 
 def render(invoice: Invoice) -> pg.File:
     pdf = FPDF()
-    pdf.set_creation_date(None)
     pdf.set_title(f"Invoice {invoice.number}")
     pdf.add_page()
     pdf.set_font("helvetica", size=16)

@@ -1,7 +1,7 @@
-"""Shows a Monte Carlo whose model is a class in a module of its own, with a data file beside it: `python risk.py`.
+"""Shows a Monte Carlo whose model is a class in a package of its own, with a data file in it: `python risk.py`.
 
-Nothing of it has to be where the tasks run: module and file go along by themselves. What tasks return are instances of
-that module's class, and its own exception would come back as that class.
+Nothing of it has to be where the tasks run: the package goes along by itself, and they read the file there. What they
+return are instances of the package's class, and its own exception would come back as that class.
 """
 
 import sys
@@ -10,7 +10,7 @@ from market import Loss, Market
 
 import p2pgrid as pg
 
-PATHS, DAYS, CHECKED = 4_000, 60, 200
+PATHS, DAYS, CHECKED = 2_000, 30, 200
 
 
 def main() -> int:

@@ -1,12 +1,14 @@
-"""A model in a module of its own: shares that move together, and what is lost when they fall."""
+"""Shares that move together, and what is lost when they fall."""
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 NOTHING = 0.01
 
@@ -26,25 +28,30 @@ class Loss:
         return self.value < other.value
 
 
+@functools.cache
+def described() -> Any:
+    """Return what the file beside this module says, read once per process."""
+    return json.loads((Path(__file__).parent / "shares.json").read_text(encoding="utf-8"))
+
+
 class Market:
-    """Shares as the file beside this module describes them; each path has random numbers of its own."""
+    """Shares as the file describes them; each path has random numbers of its own."""
 
     def __init__(self, days: int, seed: int) -> None:
-        told = json.loads((Path(__file__).parent / "shares.json").read_text(encoding="utf-8"))
         self.days, self.seed = days, seed
-        self.shares: dict[str, dict[str, float]] = told["shares"]
-        self.common: float = told["common"]
 
     def year(self, path: int) -> Loss:
         """Walk one path; return what it cost."""
+        shares: dict[str, dict[str, float]] = described()["shares"]
+        common: float = described()["common"]
         draw = random.Random(self.seed * 1_000_003 + path).gauss
-        logs = dict.fromkeys(self.shares, 0.0)
+        logs = dict.fromkeys(shares, 0.0)
         for _ in range(self.days):
-            together = draw(0, 1) * self.common
-            for name, share in self.shares.items():
-                alone = draw(0, 1) * math.sqrt(1 - self.common**2)
+            together = draw(0, 1) * common
+            for name, share in shares.items():
+                alone = draw(0, 1) * math.sqrt(1 - common**2)
                 logs[name] += share["drift"] / self.days + share["risk"] / math.sqrt(self.days) * (together + alone)
-        value = sum(share["weight"] * math.exp(logs[name]) for name, share in self.shares.items())
+        value = sum(share["weight"] * math.exp(logs[name]) for name, share in shares.items())
         if value < NOTHING:
             raise Ruined(path)
         return Loss(path, 1 - value)
