@@ -126,6 +126,7 @@ class Machine(Handler):
         self.locating.in_vain = self._nowhere
         self.relays.seeks = self.inquiries.seeks = self.locating.seeks
         self.neighbours.is_used = self._is_used
+        self.relays.has_room = lambda: self.replicas.has_room
         self.relays.is_lost = self.inquiries.is_lost = self.neighbours.is_lost
         self.clients = self.door.clients
         self.wall_offset_s = 0.0
@@ -236,6 +237,8 @@ class Machine(Handler):
             parts.hungry = True
             self.replicas.look(now)
             self.locating.regrouped(now)
+            if not self.replicas.has_room:
+                self.relays.leave_copies(now)
         elif self.replicas.touched and self.loaded:
             self.replicas.look_again(now)
         if parts.hungry and self.loaded:

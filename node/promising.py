@@ -43,6 +43,8 @@ class Unsynced:
     keys: list[tuple[Job, BatchId]]
     rows: list[Row]
     promises: list[Promise]
+    told: bool = False
+    """The disk did not take them, and the other keepers have them all the same."""
 
 
 class Refused(NamedTuple):
@@ -70,6 +72,8 @@ class Promising:
         """Whether other nodes keep copies: then what is synced here goes to them."""
         self.spread: Callable[[Sequence[Row], list[Promise]], list[Effect]] = lambda _, promises: list(promises)
         """Copies synced rows to other keepers; returns what may be said at once, with promises that need no copy."""
+        self.spread_unsynced: Callable[[Sequence[Row]], bool] = lambda _: True
+        """Copies rows that the disk here did not take; whether all other keepers that are connected get them."""
         self.spread_logs: Callable[[Sequence[Row]], None] = lambda _: None
         """Copies synced logs to another keeper."""
         self._logs: dict[int, list[Row]] = {}
@@ -138,7 +142,18 @@ class Promising:
         if kept is not None and mark not in kept.synced:
             self._take_back(kept, mark, error, refused)
         self._refuse(token, error, refused)
+        self._tell_unsynced()
         return refused
+
+    def _tell_unsynced(self) -> None:
+        """Let the other keepers have what waits for a disk that takes it: readers there do not wait for this disk."""
+        for one in self._failed if self.is_shared else ():
+            one.told = one.told or self.spread_unsynced(one.rows)
+
+    def untold(self) -> None:
+        """A keeper is there (again) that may lack what waits for the disk here."""
+        for one in (*self._failed, *self._unsynced.values()):
+            one.told = False
 
     def _not_on_disk(self, token: int, unsynced: Unsynced | None) -> None:
         """Rows are no part of this copy as yet: no digest counts them, whatever is asked about them is asked elsewhere.
@@ -210,7 +225,7 @@ class Promising:
             keys = [key for key in one.keys if key[0] in self.jobs]
             rows = [row for row in one.rows if row.job in self.jobs]
             token, effect = self.store(rows, one.promises)
-            self._unsynced[token] = Unsynced(keys, rows, one.promises)
+            self._unsynced[token] = Unsynced(keys, rows, one.promises, one.told)
             out.append(effect)
         return out
 

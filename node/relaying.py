@@ -28,6 +28,7 @@ from p2pgrid.core.large import outcome_bytes
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.core.shapes import from_peer
 from p2pgrid.node import events as e
+from p2pgrid.node.kept import Kept
 from p2pgrid.node.parts import Handler, Parts
 
 TIMER = "relay"
@@ -104,6 +105,8 @@ class Relays(Handler):
         """Whether a member has been gone for long (`Neighbours.is_lost`)."""
         self.seeks: Callable[[bytes, float], bool] = lambda *_: False
         """Whether a job may be with members that are not connected, and is being looked for there (`locating`)."""
+        self.has_room: Callable[[], bool] = lambda: True
+        """Whether the disk here takes what others have (`Replicas`)."""
         self._relays: dict[Key, Relay] = {}
         self._numbers: dict[int, Relay] = {}
         self._number = 0
@@ -143,11 +146,17 @@ class Relays(Handler):
         return next((peer for peer in sorted(self._places.get(job, ())) if peer in self.peers), None)
 
     def read_at(self, job: bytes, *, stable: bool) -> str | None:
-        """Return where a job is read; what is to be stable where it is served, for there seals do not meet rivals."""
+        """Return where a job is read; what is to be stable where it is served, for there seals do not meet rivals.
+
+        A copy on a full disk may lack what others have: then it is read where it is served as well.
+        """
         kept = self.keeping.jobs.get(job)
-        if stable and kept is not None and not kept.answers and kept.server in self.peers:
+        if kept is not None and (stable or not self.has_room()) and self._is_served_elsewhere(kept):
             return kept.server
         return self.parts.serving(job)
+
+    def _is_served_elsewhere(self, kept: Kept) -> bool:
+        return not kept.answers and kept.server in self.peers
 
     # ---- readers here -----------------------------------------------------------------------------------------------
 
@@ -321,6 +330,19 @@ class Relays(Handler):
                     self._leave(relay)
                 self._begin(relay, now)
 
+    def leave_copies(self, now: float) -> None:
+        """The disk here is full: readers of copies that may lack something read where the jobs are served."""
+        for kept in list(self.keeping.jobs.values()):
+            if not kept.watches or not self._is_served_elsewhere(kept):
+                continue
+            for watch in [one for one in kept.watches.values() if not one.ended]:
+                reader = self._readers.get(watch.client)
+                if reader is None:
+                    self.keeping.readers.unwatch(watch.client, kept)
+                    self.watch(watch.client, (kept.id, watch.sent, self.config.away_s), now, stable=watch.stable)
+                else:
+                    self.out.append(e.Reply(watch.client, m.STATE, 0, [kept.id, "unknown", ""]))
+
     def up(self, peer: str, now: float) -> None:
         """A member is there (again): it may have what somebody here looks for."""
         for relay in self._relays.values():
@@ -395,7 +417,7 @@ class Relays(Handler):
         if refusal is not None:
             told = [job, "watch", 0, dict(error_to_wire(refusal))]
             self.out.append(e.Send(peer, m.P_TOLD, [list(rid), 1, m.REFUSED, told]))
-        elif kept is None:
+        elif kept is None or not (self.has_room() or kept.answers):
             self.out.append(e.Send(peer, m.P_TOLD, [list(rid), 1, m.STATE, [job, "unknown", ""]]))
         elif (peer, rid) not in self._reader_of:
             self._last_reader -= 1

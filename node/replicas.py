@@ -89,7 +89,8 @@ class Replicas(Handler):
         """Members of the former life that were not heard of in this one yet, while it is young."""
         self._unmet: set[str] = set()
         """The same for as long as it lasts."""
-        self._has_room = True
+        self.has_room = True
+        """Whether the disk takes rows, as far as is known: else a copy here may lack what others have."""
         self.tell_facts: Callable[[dict[str, Any], float], None] = lambda *_: None
         """Says something of this node in its card."""
         self._alone_s = 0.0
@@ -104,6 +105,7 @@ class Replicas(Handler):
         self._supplies: dict[str, deque[tuple[Job, list[Name]]]] = {}
         """Rows that keepers lack, still to be read."""
         self.keeping.spread = self._spread
+        self.keeping.spread_unsynced = self._spread_unsynced
         self.keeping.spread_logs = self._spread_logs
         self.adopting = Adopting(parts, outcomes, restoring)
         self.succession = Succession(parts, outcomes, members, restoring, self._living)
@@ -280,6 +282,7 @@ class Replicas(Handler):
 
     def up(self, peer: str, now: float) -> None:
         self.copying.up(peer)
+        self.keeping.untold()
         self._supplies.pop(peer, None)
         ours = [[job, self.config.node_id] for job in self._announced if job in self.keeping.jobs]
         if ours:
@@ -301,14 +304,15 @@ class Replicas(Handler):
 
     def no_room(self, now: float) -> None:
         """The disk takes nothing more: for a while this node is no keeper of what others accept."""
-        if self._has_room and self._had_others:
-            self._has_room = False
+        if self.has_room and self._had_others:
+            self.has_room = False
             self.tell_facts({"keeps": False}, now)
+            self.parts.regrouped = True
         self.parts.timer((ROOM,), now + ROOM_S)
 
     def room(self, now: float) -> None:
         """Try again."""
-        self._has_room = True
+        self.has_room = True
         self.tell_facts({"keeps": self.config.facts.get("keeps", True)}, now)
 
     def flush(self) -> None:
@@ -348,6 +352,13 @@ class Replicas(Handler):
             if any(job in theirs for theirs in targets.values()):
                 self._mark_copied(kept)
         return []
+
+    def _spread_unsynced(self, rows: Sequence[e.Row]) -> bool:
+        """Rows that are true and that the disk here did not take: let the other keepers have them all the same."""
+        self._spread(rows, [])
+        jobs = {row.job: self.keeping.jobs[row.job] for row in rows if row.job in self.keeping.jobs}
+        pairs = ((peer, job) for job, kept in jobs.items() for peer in self.others(kept) if peer in self.peers)
+        return all(self.copying.is_level(peer, job) for peer, job in pairs)
 
     def _spread_logs(self, rows: Sequence[e.Row]) -> None:
         """Let the next keeper that can take it have what tasks printed (`logs`); no promise rests on it."""
@@ -525,6 +536,7 @@ class Replicas(Handler):
         if kept.server != peer and not kept.answers and not self.copying.is_known(peer, kept.id):
             self._tells.add(kept.id)  # what the former one has sent here it may not have sent there
             self.touched[kept.id] = None
+        self.parts.regrouped |= not self.has_room and kept.server != peer
         kept.server = peer
         if not kept.serving:
             return

@@ -117,3 +117,55 @@ def test_what_was_about_to_be_said_of_a_copy_is_not_said() -> None:
     assert kept.rows.digest() != before
     assert keeping.stored(waiting) == []
     assert keeping.must_write_again
+
+
+def _reader(node: GridNode) -> Submitted:
+    client = Client(node, 5, b"r" * 16)
+    client.connect()
+    return client.read(JOB)
+
+
+def _has_300(read: Submitted) -> bool:
+    return read.ended and read.state == "done" and sorted(read.delivered.values()) == [1] * 300
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_full_disk_holds_up_nobody_who_reads_elsewhere(*, before: bool) -> None:
+    """What it does not take the other keepers get all the same: they tell it, and have it when that node is gone."""
+    world = GridWorld(7)
+    nodes = world.grid(3)
+    one = _submitted(nodes[0], 300, 0.1)
+    assert world.run(lambda: sum(one.delivered.values()) > 30, 60)
+    early = _reader(nodes[2])
+    if before:
+        world.part([nodes[0]], [nodes[2]])
+        world.broken(frozenset(("n0", "n2")))
+    nodes[0].disk_full = True
+    world.run(lambda: False, 2.0)
+    world.heal()
+
+    assert world.run(lambda: _has_300(early), 60), (len(early.delivered), early.state)
+    late = _reader(nodes[1])
+    assert world.run(lambda: _has_300(late), 10)
+    assert all(_record(node).done.size == 300 for node in nodes[1:])
+    nodes[0].crash(with_disk=True, reset=True)
+    world.run(lambda: False, 10.0)
+    last = _reader(nodes[1])
+    assert world.run(lambda: _has_300(last), 10)
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_who_reads_at_a_full_disk_reads_what_others_have(*, early: bool) -> None:
+    """The copy there goes no further; whoever reads it is told the rest by the node that serves the job."""
+    world = GridWorld(8)
+    nodes = world.grid(3)
+    one = _submitted(nodes[0], 300, 0.1)
+    assert world.run(lambda: sum(one.delivered.values()) > 30, 60)
+    read = _reader(nodes[1]) if early else None
+    nodes[1].disk_full = True
+    if read is None:
+        assert world.run(lambda: one.ended, 60)
+        read = _reader(nodes[1])
+
+    assert world.run(lambda: _has_300(read), 60), (len(read.delivered), read.state)
+    assert _record(nodes[1]).done.size < 300
