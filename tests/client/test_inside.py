@@ -141,8 +141,6 @@ def test_a_thread_of_a_task_waits_without_running_anything(host: FakeHost, node:
     thread = threading.Thread(target=wait, args=([future], 0.05))
     thread.start()
     thread.join()
-    node.wait_for(lambda: m.WAITED in node.kinds())
-
     node.wait_for(lambda: len(bodies(node, m.WAITED)) == 1)
     assert [one[3] for one in bodies(node, m.WAIT)] == [False]
 

@@ -25,8 +25,8 @@ from p2pgrid.core.wire import pack, unpack
 from p2pgrid.node import reaper
 from p2pgrid.node.events import Event, Kill, Log, Run, Segment, WorkerDied, WorkerDone, WorkerPrinted, WorkerReady
 from p2pgrid.node.workers import PoolOptions, WorkerPool
+from tests.waiting import SOON_S
 
-DEADLINE_S = 30.0
 JOB = b"0123456789abcdef"
 CALLS, ITEMS, TUPLES = 0, 1, 2
 MIB = 1024 * 1024
@@ -96,7 +96,7 @@ class Harness:
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Wait for events until `condition` holds."""
-        with trio.fail_after(DEADLINE_S):
+        with trio.fail_after(SOON_S):
             while not condition():
                 self._moved = trio.Event()
                 await self._moved.wait()
@@ -168,7 +168,7 @@ async def serving(folder: Path, slots: int, python: Sequence[Path], options: Poo
         await nursery.start(harness.pool.serve)
         await harness.until(lambda: all(harness.ready))
         yield harness
-        nursery.cancel_scope.deadline = trio.current_time() + 5
+        nursery.cancel_scope.deadline = trio.current_time() + SOON_S
         harness.pool.stop()
     assert not nursery.cancel_scope.cancelled_caught, "the pool did not end"
 
@@ -205,7 +205,7 @@ class Gate:
 
     async def arrival(self) -> str:
         """Wait for the next task; return what it said."""
-        with trio.fail_after(DEADLINE_S):
+        with trio.fail_after(SOON_S):
             await trio.lowlevel.wait_readable(self._socket)
             stream, _ = self._socket.accept()
             await trio.lowlevel.wait_readable(stream)
@@ -270,13 +270,13 @@ def bad_python(folder: Path) -> Path:
 
 def family(token: str, pids: Iterable[int]) -> list[int]:
     """Return the marked processes once `pids` are among them: one in the middle of its exec has no environment."""
-    wanted, deadline = set(pids), time.monotonic() + DEADLINE_S
+    wanted, deadline = set(pids), time.monotonic() + SOON_S
     while not wanted <= set(found := reaper.marked(token)):
         assert time.monotonic() < deadline, (wanted, found)
     return found
 
 
-def all_gone(pids: Iterable[int], within_s: float) -> bool:
+def all_gone(pids: Iterable[int], within_s: float = SOON_S) -> bool:
     """Wait until these processes have ended (zombies count as ended); return whether they all did."""
     poll, left = select.poll(), []
     for pid in pids:

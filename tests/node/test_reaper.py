@@ -15,6 +15,7 @@ import pytest
 from p2pgrid.node import reaper
 from p2pgrid.node.workers_reaper import Reaper
 from tests.node.pool_harness import all_gone
+from tests.waiting import SOON_S
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -34,7 +35,7 @@ def victim(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str, int]]:
 
 def _family(token: str) -> list[int]:
     """Return all six processes: one that is between fork and exec shows no environment for a moment."""
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + SOON_S
     while len(pids := reaper.marked(token)) < 6 and time.monotonic() < deadline:
         pass
     return pids
@@ -43,7 +44,7 @@ def _family(token: str) -> list[int]:
 def _kill_and_time(pid: int, number: signal.Signals, pids: list[int]) -> float:
     started = time.monotonic()
     os.kill(pid, number)
-    assert all_gone(pids, 15)
+    assert all_gone(pids)
     return time.monotonic() - started
 
 
@@ -61,7 +62,7 @@ def test_after_kill_9_of_the_daemon_nothing_of_it_lives(victim: tuple[subprocess
 def test_without_a_reaper_the_workers_still_go(victim: tuple[subprocess.Popen[str], str, int]) -> None:
     """Reaper and daemon killed together: each worker takes its own group with it."""
     process, token, reaper_pid = victim
-    workers = [pid for pid in reaper.marked(token) if os.getpgid(pid) == pid and os.getsid(pid) != pid]
+    workers = [pid for pid in _family(token) if os.getpgid(pid) == pid and os.getsid(pid) != pid]
     os.kill(reaper_pid, signal.SIGKILL)
     took = _kill_and_time(process.pid, signal.SIGKILL, workers)
 
@@ -81,13 +82,13 @@ def test_the_reaper_ignores_what_ends_others() -> None:
         assert process is not None
         sleeper = subprocess.Popen(["sleep", "600"], process_group=0)
         guard.add(sleeper.pid)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + SOON_S
         while not _ignores(process.pid, signal.SIGHUP):
             assert time.monotonic() < deadline
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(process.pid, number)
 
-    assert sleeper.wait(10) == -signal.SIGKILL
+    assert sleeper.wait(SOON_S) == -signal.SIGKILL
 
 
 def test_a_reaper_that_is_killed_is_replaced() -> None:
@@ -101,7 +102,7 @@ def test_a_reaper_that_is_killed_is_replaced() -> None:
         first.wait()
         guard.add(sleepers[1].pid)
 
-    assert [sleeper.wait(10) for sleeper in sleepers] == [-signal.SIGKILL] * 2
+    assert [sleeper.wait(SOON_S) for sleeper in sleepers] == [-signal.SIGKILL] * 2
 
 
 def test_a_group_that_ended_is_left_alone() -> None:
@@ -128,4 +129,4 @@ def test_who_is_in_the_middle_of_an_exec_is_not_overlooked() -> None:
     finally:
         reaper.kill_marked(token)
 
-    assert process.wait(10) == -signal.SIGKILL
+    assert process.wait(SOON_S) == -signal.SIGKILL

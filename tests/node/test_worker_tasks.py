@@ -48,7 +48,7 @@ async def test_packed_items_give_their_values(h: Harness) -> None:
     report = await h.do(square, range(100_000), shape=ITEMS)
 
     assert report.values == {x: x * x for x in range(100_000)}
-    assert report.frames < 100
+    assert report.frames < 10_000  # one every 20 ms, however many that makes on a busy machine
 
 
 @pooled()
@@ -285,7 +285,7 @@ def vandalise(kind: str) -> None:
             os.chdir("/")
             home.rmdir()
         case "alarm":
-            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            signal.setitimer(signal.ITIMER_REAL, 3600)  # not so soon that it could come before the task has ended
         case "handler":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         case "close file":
@@ -294,16 +294,18 @@ def vandalise(kind: str) -> None:
             sys.stderr.buffer.close()
 
 
-def well(_: int) -> tuple[str, bool]:
+def well(_: int) -> tuple[str, bool, float]:
     print("fine")
     os.write(1, b"and fine\n")
-    return str(Path.cwd()), signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    alarm = signal.getitimer(signal.ITIMER_REAL)[0]
+    return str(Path.cwd()), signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, alarm
 
 
 @pooled()
 async def test_what_a_task_does_to_its_process_ends_with_it(h: Harness) -> None:
     """Closed descriptors, replaced streams, another folder, an alarm, a handler: the next task sees none of it."""
     home = (await h.do(well, [(0,)])).values[0]
+    assert home[1:] == (True, 0.0)
     for kind in ("close", "replace", "dup", "leave", "remove", "alarm", "handler", "close file", "close buffer"):
         await h.do(vandalise, [(kind,)])
         report = await h.do(well, [(0,)])

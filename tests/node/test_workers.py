@@ -15,6 +15,7 @@ import trio
 from p2pgrid.core.ranges import RangeSet
 from p2pgrid.node.workers import WorkerPool
 from tests.node.pool_harness import CALLS, TUPLES, Gate, Harness, all_gone, at_gate, bad_python, pooled, wait_at
+from tests.waiting import SOON_S
 
 # ---- recall and kill -------------------------------------------------------------------------------------------------
 
@@ -218,7 +219,7 @@ def test_a_child_that_never_starts_is_not_tried_for_ever(tmp_path: Path) -> None
         pool._log = lambda line: (said.append(line), warned.set())  # type: ignore[func-returns-value,assignment]
         async with trio.open_nursery() as nursery:
             await nursery.start(pool.serve)
-            with trio.fail_after(20):
+            with trio.fail_after(SOON_S):
                 await warned.wait()
             births = pool._births
             pool.stop()

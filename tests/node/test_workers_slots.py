@@ -16,6 +16,7 @@ from p2pgrid.node.workers import PoolOptions
 from p2pgrid.node.workers_home import fresh_home
 from p2pgrid.node.workers_slots import Failures
 from tests.node.pool_harness import Harness, pooled
+from tests.waiting import SOON_S
 
 RESTING = PoolOptions(rest_s=0.2)
 
@@ -30,7 +31,7 @@ def end() -> None:
 
 async def resting(h: Harness) -> None:
     """Wait until no slot has a child."""
-    with trio.fail_after(30):
+    with trio.fail_after(SOON_S):
         while {state.state for state in h.pool.states()} != {"resting"} or h.pool._living:  # noqa: ASYNC110 - no event
             await trio.sleep(0.01)
 
@@ -85,7 +86,7 @@ async def test_a_slot_rests_again_though_its_next_child_was_long_in_coming(h: Ha
         h.start(end, [()])
         with patch.object(workers, "fresh_home", slowly):
             await h.death()
-            with trio.fail_after(30):
+            with trio.fail_after(SOON_S):
                 while not h.pool._living:  # noqa: ASYNC110 - no event
                     await trio.sleep(0.01)
         await resting(h)

@@ -18,6 +18,7 @@ from p2pgrid.node.workers import PoolOptions
 from p2pgrid.node.workers_trees import prune
 from tests.node.pool_harness import ITEMS, Gate, Harness, pooled, serving
 from tests.pythons import another_python
+from tests.waiting import SOON_S
 
 
 def tree_of(**files: str) -> bytes:
@@ -36,7 +37,7 @@ NEW = tree_of(mine="import os\nNAME = 'new'\ndef who(_=None):\n    return NAME, 
 
 async def eventually(condition: Callable[[], object]) -> None:
     """Wait for what no event tells."""
-    with trio.fail_after(30):
+    with trio.fail_after(SOON_S):
         while not condition():  # noqa: ASYNC110 - a test looks from outside
             await trio.sleep(0.01)
 
