@@ -28,6 +28,7 @@ from typing import Any, Self, TypeVar
 from p2pgrid.cli.link import Link, open_link
 from p2pgrid.client.grid import Grid
 from p2pgrid.core.errors import GridError
+from tests.waiting import SOON_S
 
 T = TypeVar("T")
 
@@ -36,7 +37,7 @@ POLL_S = 0.02
 READY_S = 60.0
 STARTING = 5
 """Processes that start at once: each needs a second of CPU before it can say anything."""
-STOP_S = 15.0
+STOP_S = 60.0
 LOG_TAIL_LINES = 40
 _GUARD = 'read -r _; kill -CONT "$1"; kill -KILL "$1"'
 """Reads a pipe that only this program writes to: its end means that this program is gone."""
@@ -354,7 +355,9 @@ class Nodes:
         """Return what each running node thinks of each."""
         return {node.name: node.view() for node in (among or self.all) if node.answers}
 
-    def wait_all_see(self, expected: Mapping[str, str], within_s: float, among: Iterable[Node] | None = None) -> float:
+    def wait_all_see(
+        self, expected: Mapping[str, str], within_s: float = SOON_S, among: Iterable[Node] | None = None
+    ) -> float:
         """Wait until every running node sees these members so; return how long that took.
 
         `expected` gives the status by name; "absent" is also met by "dead" and "left" ("dead": by "absent").
@@ -375,7 +378,7 @@ class Nodes:
             raise DidNotHappen(f"{error}; views: {_views_or_error(self, among)}") from None
         return time.monotonic() - started
 
-    def wait_all_alive(self, within_s: float = 15.0) -> float:
+    def wait_all_alive(self, within_s: float = SOON_S) -> float:
         """Wait until every running node sees every running node alive."""
         return self.wait_all_see({node.name: "alive" for node in self.all if node.runs}, within_s)
 

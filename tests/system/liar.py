@@ -23,7 +23,7 @@ from tests.system.strangers import Stranger, signed_by
 
 CONTROL, BULK = TProtocol("/p2pgrid/control/1.0.0"), TProtocol("/p2pgrid/bulk/1.0.0")
 READ_BYTES = 65536
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 
 class Liar:

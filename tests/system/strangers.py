@@ -21,9 +21,10 @@ from p2pgrid.node.identity import Identity, open_identity, peer_id
 from p2pgrid.node.net import host as net
 from p2pgrid.node.net.membership import Membership
 from tests.system.grids import Node, wait
+from tests.waiting import SOON_S
 
 MULTISTREAM = "/multistream/1.0.0"
-CONNECT_S = 5.0
+CONNECT_S = 60.0
 
 
 # ---- raw sockets ----------------------------------------------------------------------------------------------------
@@ -57,7 +58,7 @@ def line(text: str) -> bytes:
     return bytes([len(data)]) + data
 
 
-def talk(port: int, *parts: bytes, patience_s: float = 8.0, half: bool = False) -> Talk:
+def talk(port: int, *parts: bytes, patience_s: float = SOON_S, half: bool = False) -> Talk:
     """Connect, send, and listen until the other side hangs up or `patience_s` are over; `half`: close our half."""
     started = time.monotonic()
     answer = bytearray()

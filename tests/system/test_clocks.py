@@ -30,7 +30,7 @@ def test_a_node_whose_clock_is_years_off_joins_and_warns(year: str, nodes: Nodes
     odd = nodes.node("odd", clock=True)
     odd.set_clock(YEARS[year] - time.time())
     odd.start(a.invite())
-    nodes.wait_all_alive(30)
+    nodes.wait_all_alive()
 
     with odd.grid() as session:
         shared_by(session, {"a", "b", "odd"}, 60, 3.0)
@@ -39,7 +39,7 @@ def test_a_node_whose_clock_is_years_off_joins_and_warns(year: str, nodes: Nodes
     assert not [node for node in (a, b) if "clock" in node.warnings()]
     odd.stop()
     odd.start()
-    nodes.wait_all_alive(30)
+    nodes.wait_all_alive()
 
 
 def test_a_grid_founded_in_2040_lets_others_in(nodes: Nodes) -> None:
@@ -49,9 +49,9 @@ def test_a_grid_founded_in_2040_lets_others_in(nodes: Nodes) -> None:
     odd.start()
     b, c = nodes.node("b"), nodes.node("c")
     b.start(odd.invite())
-    nodes.wait_all_alive(30)
+    nodes.wait_all_alive()
     c.start(odd.invite())
-    nodes.wait_all_alive(30)
+    nodes.wait_all_alive()
 
     with b.grid() as session:
         shared_by(session, {"b", "c", "odd"}, 60, 3.0)

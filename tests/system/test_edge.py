@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,8 +20,8 @@ from tests.waiting import SOON_S, wait_until
 
 pytestmark = pytest.mark.slow
 
-TREE_MAX = 110_000_000
-"""Bytes of memory (PSS) of all processes of an idle edge node."""
+TREE_MAX = 160_000_000
+"""Bytes of memory (PSS) of all processes of an idle edge node: 85 to 110 MB, by how many others share its pages."""
 READ_ONLY = """
 mount --make-rprivate / && mount --bind "$1" "$1" || exit 77
 for at in $(cut -d' ' -f5 /proc/self/mountinfo | sort -u)
@@ -39,14 +40,26 @@ def read_only() -> list[str]:
 
 def processes(pid: int) -> list[int]:
     """Return a process and all below it."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    children: list[int] = []
+    with contextlib.suppress(OSError):  # it, or one of its threads, has just ended
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            children += map(int, (task / "children").read_text().split())
     return [pid, *(below for child in children for below in processes(child))]
 
 
 def pss(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:  # it has just ended
+        return 0
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
+
+
+def command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def alone(pid: int) -> int:
@@ -56,7 +69,7 @@ def alone(pid: int) -> int:
 
 
 def workers(pid: int) -> list[int]:
-    return [one for one in processes(pid) if b"worker" in Path(f"/proc/{one}/cmdline").read_bytes()]
+    return [one for one in processes(pid) if b"worker" in command(one)]
 
 
 @pytest.fixture
@@ -81,9 +94,9 @@ def test_an_edge_node_is_small_writes_to_one_folder_and_leaves_nothing(local: Lo
     invite = tmp_path / "invite"
     invite.write_text(local.nodes[0].invite())
     flags = ["--dir", str(tmp_path / "edge"), "--name", "e0", "--slots", "1", "--listen", "127.0.0.1:0"]
-    command = [sys.executable, "-m", "p2pgrid", "node", *flags, "--json", "--preset", "edge", "--ephemeral"]
+    words = [sys.executable, "-m", "p2pgrid", "node", *flags, "--json", "--preset", "edge", "--ephemeral"]
     node = subprocess.Popen(
-        [*prefix, *command, "--no-mdns", "--join", f"@{invite}"],
+        [*prefix, *words, "--no-mdns", "--join", f"@{invite}"],
         stdout=subprocess.PIPE, stderr=(tmp_path / "err").open("w"), text=True,
         env=environment(tmp_path), cwd=tmp_path,
     )  # fmt: skip

@@ -13,6 +13,7 @@ import pytest
 from tests.system.grids import Node, Nodes, wait
 from tests.system.uneven import shared_by
 from tests.system.wires import ADDRESSES, Room, WhyNot, Wire
+from tests.waiting import SOON_S
 
 pytestmark = pytest.mark.slow
 
@@ -44,32 +45,36 @@ def see_the_same(nodes: Nodes, names: str) -> None:
     alive = {each.id for each in nodes.all if each.name in names}
     assert len(alive) == len(names)
     for node in (each for each in nodes.all if each.runs):
-        shown = json.loads(node.command("members", "--json").stdout)["members"]
-        assert {each["id"] for each in shown if each["status"] == "alive"} == alive, node.name
+
+        def shows(node: Node = node) -> bool:
+            shown = json.loads(node.command("members", "--json").stdout)["members"]
+            return {each["id"] for each in shown if each["status"] == "alive"} == alive
+
+        wait(shows, SOON_S, f"{node.name} shows them")
 
 
 def all_signed(nodes: Nodes) -> None:
     """Wait until nobody depends on the inviter for an admin's signature."""
     for node in nodes.all:
-        wait(node.invite, 15, f"{node.name} may invite")
+        wait(node.invite, SOON_S, f"{node.name} may invite")
 
 
 def test_the_inviter_is_gone_and_its_invite_still_lets_in(nodes: Nodes) -> None:
     """One that was made when all eight were there names others too; nobody announces anything here."""
     a, *_ = nodes.grid(EIGHT)
-    nodes.wait_all_alive(30)
+    nodes.wait_all_alive()
     all_signed(nodes)
     invite = a.invite()
     gone_for_good(a)
 
     started = time.monotonic()
     nodes.node("i").start(invite)
-    nodes.wait_all_alive(30)
+    nodes.wait_all_alive()
     print(f"the ninth is known to all {time.monotonic() - started:.1f} s after its start")
-    nodes.wait_all_see({"a": "dead"}, 30)
+    nodes.wait_all_see({"a": "dead"})
     see_the_same(nodes, "bcdefghi")
     for node in nodes.all[1:]:
-        wait(lambda node=node: node.network()["dht"]["table"] >= 1, 20, f"{node.name} knows peers of the DHT")  # type: ignore[misc]
+        wait(lambda node=node: node.network()["dht"]["table"] >= 1, SOON_S, f"{node.name} knows peers of the DHT")  # type: ignore[misc]
     print({node.name: node.network()["dht"] for node in nodes.all[1:]})
 
 
@@ -85,15 +90,15 @@ def test_the_lan_leads_where_the_invite_does_not(nodes: Nodes, room: Room) -> No
         other.spawn(invite)
     for other in others:
         other.wait_ready()
-    nodes.wait_all_alive(30)
+    nodes.wait_all_alive()
     all_signed(nodes)
     gone_for_good(a)
 
     started = time.monotonic()
     node("i").start(invite)
-    nodes.wait_all_alive(30)
+    nodes.wait_all_alive()
     print(f"the ninth is known to all {time.monotonic() - started:.1f} s after its start")
-    nodes.wait_all_see({"a": "dead"}, 30)
+    nodes.wait_all_see({"a": "dead"})
     see_the_same(nodes, "bcdefghi")
 
 
@@ -106,10 +111,10 @@ def test_another_grid_on_the_lan_is_named_and_left_alone(nodes: Nodes, room: Roo
     other.start()
     silent.start()
     theirs = other.status()["grid"]["name"]
-    wait(lambda: one.network()["other_grids"] == [theirs], 10, "one has heard of the other's grid")
+    wait(lambda: one.network()["other_grids"] == [theirs], SOON_S, "one has heard of the other's grid")
     wait(
         lambda: f"other grids on this LAN: {theirs}" in one.log() + other.log() or other.network()["other_grids"],
-        10,
+        SOON_S,
         "",
     )
     assert silent.network()["other_grids"] == []
@@ -132,9 +137,13 @@ def test_a_node_behind_a_firewall(nodes: Nodes) -> None:
             near.start()
             far.start(near.invite())
             nodes.wait_all_alive()
-            wait(lambda: reachable(far) == f"outbound only (firewall? open tcp {far.port})", 30, "far knows")
-            wait(lambda: reachable(near) == "yes", 30, "near is reached")
-            wait(lambda: known_reachable(near) == known_reachable(far) == {"near": True, "far": False}, 10, "all know")
+            wait(lambda: reachable(far) == f"outbound only (firewall? open tcp {far.port})", SOON_S, "far knows")
+            wait(lambda: reachable(near) == "yes", SOON_S, "near is reached")
+            wait(
+                lambda: known_reachable(near) == known_reachable(far) == {"near": True, "far": False},
+                SOON_S,
+                "all know",
+            )
             assert "outbound only" in near.command("members").stdout
             assert "reachable: outbound only (firewall? open tcp" in far.log()
             assert "reachable: yes" in near.command("status").stdout

@@ -25,6 +25,7 @@ from tests.node.net.grids import LOOPBACK, run
 from tests.node.net.open_node import ELSE, ask
 from tests.system.grids import Node, Nodes, wait
 from tests.system.strangers import addresses_of
+from tests.waiting import SOON_S
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +81,7 @@ def test_a_stranger_gets_answers_of_the_dht_and_nothing_else(tmp_path: Path) -> 
         nodes.wait_all_alive()
         run(everything_else, node)
 
-        wait(lambda: node.network()["dht"]["refused"] > GARBAGE, 10, "what was refused is counted")
+        wait(lambda: node.network()["dht"]["refused"] > GARBAGE, SOON_S, "what was refused is counted")
         dht = node.network()["dht"]
         print(dht)
         assert dht["values"] == 0

@@ -87,7 +87,6 @@ class Running(threading.Thread):
         super().__init__(daemon=True)
         self.count = count
         self.got: list[Done] = []
-        self.ended_s: dict[int, float] = {}
         self._error: BaseException | None = None
         self._grid = grid
         self._task = task
@@ -101,7 +100,6 @@ class Running(threading.Thread):
                 result = Done(*found)
                 with self._more:
                     self.got.append(result)
-                    self.ended_s[result.number] = time.monotonic()
                     self._more.notify_all()
         except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
             self._error = error
