@@ -25,7 +25,10 @@ if threading.current_thread() is threading.main_thread():
             signal.signal(number, usual)
 
 # How fast a machine is that does something else as well says nothing about what is tested.
-settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# And CI tries the same examples every time, as Hypothesis itself has it; what is new is looked for at home.
+settings.register_profile(
+    "busy", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ, print_blob=True
+)
 settings.load_profile("busy")
 
 WIDE = ("session", "package", "module")

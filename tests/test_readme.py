@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.processes import alive, environment, until
+from p2pgrid.core.errors import ExitCode
+from tests.cli.processes import environment, left
 
 ROOT = Path(__file__).parent.parent
 README, PYTHON = ((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/python.md"))
@@ -29,6 +30,7 @@ done 3<&0 4>&1 >>"$0" 2>&1
 """
 """Lines come in on stdin, their exit codes go out on stdout, what they say goes into the file."""
 LINE_S = 60
+TYPED_AGAIN = 3
 
 
 @pytest.mark.slow
@@ -72,6 +74,14 @@ class Shell:
         status = int(stdout.readline())
         return status, self.told.read_text()[before:]
 
+    def must(self, line: str) -> tuple[int, str]:
+        """Type a line, again where it says that others were not noticed in time: a machine may have much else to do."""
+        for _ in range(TYPED_AGAIN):
+            status, text = self.type(line)
+            if status != ExitCode.TIMED_OUT:
+                return status, text
+        return self.type(line)
+
     def close(self) -> None:
         """End it, and what it started with it."""
         self._shell.communicate(timeout=LINE_S)
@@ -96,7 +106,7 @@ def two_machines(home: Path, *, folders: bool) -> Iterator[dict[str, Shell]]:
         for shell in shells.values():
             shell.type("p2pgrid stop; kill -TERM $(jobs -p)")
             shell.close()
-        assert until(lambda: alive(home) == [], 20.0), alive(home)
+        assert left(home) == []
 
 
 @pytest.fixture
@@ -112,10 +122,16 @@ def shells(tmp_path: Path) -> Iterator[dict[str, Shell]]:
 @pytest.mark.slow
 def test_tour_of_two_machines(shells: dict[str, Shell]) -> None:
     """Line by line: two nodes become one grid, a program uses both, one is killed amid its job, the other tells it."""
-    said = []
+    said: list[str] = []
+    typed: list[str] = []
     for name, line in TOUR:
-        status, text = shells[name].type(line)
+        status, text = shells[name].must(line)
+        for _ in range(TYPED_AGAIN):
+            if line != "python where.py" or "kill -9 %1" in typed or "'wren':" in text:
+                break
+            status, text = shells[name].must(line)  # wren came too late for so short a job
         said.append(text)
+        typed.append(line)
 
         assert status == 0, f"{name}$ {line}: {text}"
 

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.waiting import SOON_S
+
 MARK = "P2PGRID_TEST_MARK"
 """In the environment of all that a test starts, and of what that starts in turn."""
 POLL_S = 0.02
@@ -40,6 +42,12 @@ def alive(home: Path) -> list[str]:
             if command and (marked or os.fsencode(home) in command) and int(folder.name) != os.getpid():
                 found.append(command.replace(b"\0", b" ").decode(errors="replace"))
     return found
+
+
+def left(home: Path) -> list[str]:
+    """Return those that live on; who ends after its parent, as a reaper does, has time for it."""
+    until(lambda: not alive(home), SOON_S)
+    return alive(home)
 
 
 def until(true: Callable[[], bool], within_s: float) -> bool:

@@ -16,7 +16,7 @@ import pytest
 
 from p2pgrid.cli import julia
 from p2pgrid.cli.demo import JOINS, MAY_DIE, NAMES, TAKES
-from tests.cli.processes import alive, environment, p2pgrid, until
+from tests.cli.processes import environment, left, p2pgrid
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,7 @@ def test_demo_ends_identical(tmp_path: Path, seed: str, size: str) -> None:
     assert "your turn" not in done.stdout
     for name in ("julia.png", "who-made-what.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG\r\n")
-    assert alive(tmp_path) == []
+    assert left(tmp_path) == []
 
 
 def test_demo_as_json(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_the_person_watching_says_who_dies(tmp_path: Path) -> None:
     assert "fox is dead" in shown
     assert "▀" in shown
     assert "IDENTICAL" in shown
-    assert alive(tmp_path) == []
+    assert left(tmp_path) == []
 
 
 def _typed_when_asked(keyboard: int, key: bytes) -> str:
@@ -110,7 +110,7 @@ def test_interrupted_demo_leaves_nothing(tmp_path: Path, number: signal.Signals)
 
     assert demo.returncode == 130, err
     assert "Traceback" not in err
-    assert alive(tmp_path) == []
+    assert left(tmp_path) == []
     assert not list(tmp_path.glob("p2pgrid-*"))
 
 
@@ -121,7 +121,7 @@ def test_killed_demo_leaves_nothing(tmp_path: Path) -> None:
     demo.kill()
     demo.communicate(timeout=60)
 
-    assert until(lambda: alive(tmp_path) == [], 75.0), alive(tmp_path)
+    assert left(tmp_path) == []
 
 
 def _until_rows_come(home: Path) -> subprocess.Popen[str]:

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from p2pgrid.client.grid import Grid
-from tests.cli.processes import alive, environment, p2pgrid, until
+from tests.cli.processes import environment, left, p2pgrid, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # some twenty commands, each a process of its own
 
-SEEN_WITHIN_S = 30.0
+SEEN_WITHIN_S = 60.0
 START_WITHIN_S = 60.0
 
 
@@ -67,7 +67,7 @@ class Node:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(timeout=30)
+            self.process.wait(timeout=60)
         finally:
             self.process.kill()
             self.process.wait()
@@ -88,7 +88,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
     yield make
     for node in nodes:
         node.end()
-    assert alive(tmp_path) == []
+    assert left(tmp_path) == []
 
 
 def together(*nodes: Node, within_s: float = SEEN_WITHIN_S) -> bool:

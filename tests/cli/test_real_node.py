@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from p2pgrid.client.grid import Grid
-from tests.cli.processes import alive, environment, p2pgrid, until
+from tests.cli.processes import environment, left, p2pgrid, until
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +44,7 @@ class Node:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.communicate(timeout=30)
+            self.process.communicate(timeout=60)
         finally:
             self.process.kill()
 
@@ -58,7 +58,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
         yield node
     finally:
         node.end()
-    assert alive(tmp_path) == []
+    assert left(tmp_path) == []
 
 
 def talk(number: int) -> int:
@@ -127,7 +127,7 @@ def test_status_of_a_real_node(node: Node) -> None:
 def test_stop_returns_when_the_directory_is_free(node: Node) -> None:
     """The next `p2pgrid node` on it starts at once; where none runs, `stop` is exit 3."""
     assert node.run("stop").returncode == 0
-    out, err = node.process.communicate(timeout=30)
+    out, err = node.process.communicate(timeout=60)
     assert node.process.returncode == 0
     assert out.startswith("ready 12D3KooW")
     assert out.count("\n") == 1
@@ -153,7 +153,7 @@ def test_node_as_json_lines(tmp_path: Path) -> None:
     assert p2pgrid(tmp_path, "status", "--wait", "--dir", str(node.dir)).returncode == 0
 
     assert node.run("stop").returncode == 0
-    out, _ = node.process.communicate(timeout=30)
+    out, _ = node.process.communicate(timeout=60)
 
     events = [json.loads(line) for line in out.splitlines()]
     assert [events[0]["event"], events[-1]["event"]] == ["ready", "stopped"]

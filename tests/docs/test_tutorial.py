@@ -10,16 +10,11 @@ from typing import NamedTuple
 
 import pytest
 
-from p2pgrid.core.errors import ExitCode
 from tests.test_readme import LINE, ROOT, Shell, two_machines
 
 PAGE = (ROOT / "docs/tutorial.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (spread/\S+)\n")
-
-
-TYPED_AGAIN = 3
-"""On a machine with much else to do others may be noticed late; commands then say so, and are typed again."""
 
 
 class Typed(NamedTuple):
@@ -48,12 +43,7 @@ def follow(page: Path, shells: dict[str, Shell]) -> Iterator[Typed]:
             path.write_text(text, encoding="utf-8")
             continue
         for shell, line in LINE.findall(block):
-            typed = Typed(shell, line, *shells[shell].type(line))
-            for _ in range(TYPED_AGAIN):
-                if typed.status != ExitCode.TIMED_OUT:
-                    break
-                typed = Typed(shell, line, *shells[shell].type(line))
-            yield typed
+            yield Typed(shell, line, *shells[shell].must(line))
 
 
 @pytest.mark.slow

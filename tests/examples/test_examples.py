@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.processes import alive, environment, until
+from tests.cli.processes import environment, left
 
 FOLDER = Path(__file__).parents[2] / "examples"
 EXAMPLES = [*sorted(FOLDER.glob("*.py")), FOLDER / "risk" / "risk.py"]
@@ -35,7 +35,7 @@ def test_example_is_right(path: Path, tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "started one for this directory" in done.stderr
-    assert until(lambda: alive(tmp_path) == [], 20.0), alive(tmp_path)
+    assert left(tmp_path) == []
 
 
 def test_there_are_eleven() -> None:

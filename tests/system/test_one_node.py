@@ -77,8 +77,8 @@ def test_daemon_killed_at_twenty_moments_loses_and_repeats_nothing(seed: int, tm
 
     assert got == [i * i for i in range(300)]
     runs = Counter(map(int, count_file.read_text().split()))
-    # A kill may catch, per slot: the running task, those that ended within the last group commit, which takes as long as
-    # the disk does. Were nothing kept, each kill would repeat all that had been done: three thousand in all.
+    # A kill may catch, per slot: the running task, those that ended within the last group commit, which takes as long
+    # as the disk does. Were nothing kept, each kill would repeat all that had been done: three thousand in all.
     assert sum(runs.values()) - 300 <= 300
     print(f"{sum(runs.values()) - 300} of 300 tasks ran a second time in {kills} kills")
 
