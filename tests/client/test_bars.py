@@ -51,7 +51,7 @@ class Terminal:
         self.shown = ""
 
     def until(self, text: str) -> str:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while text not in self.shown:
             assert time.monotonic() < deadline, self.shown
             if select.select([self._master], [], [], 0.1)[0]:

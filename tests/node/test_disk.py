@@ -21,7 +21,7 @@ from p2pgrid.node.journal_file import SCHEMA
 
 JOB = b"j" * 16
 WALL_S = 1_800_000_000.0
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 class Heard:

@@ -15,7 +15,7 @@ from p2pgrid.node.lan import FOUND_MAX, Found, Heard, Lan, Notice, read, tag_of
 
 OURS, THEIRS = bytes(32), bytes([1] * 32)
 ME = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"
-WAIT_S = 5.0
+WAIT_S = 60.0
 
 
 def peer(number: int) -> str:

@@ -19,7 +19,7 @@ from p2pgrid.node.events import ClientGone, ClientJoined, ClientSent, Event, Log
 from p2pgrid.node.local import DirectoryLock, LocalServer
 
 HELLO = {"v": 1, "session": b"", "pid": 7, "program": "test"}
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 
 class World:
