@@ -29,7 +29,7 @@ do eval "$line" </dev/null 3<&- 4>&-; echo "$?" >&4
 done 3<&0 4>&1 >>"$0" 2>&1
 """
 """Lines come in on stdin, their exit codes go out on stdout, what they say goes into the file."""
-LINE_S = 60
+LINE_S = 240
 TYPED_AGAIN = 3
 
 
@@ -43,7 +43,7 @@ def test_snippet_runs(number: int, tmp_path: Path) -> None:
     del environment["P2PGRID_DIR"]
 
     done = subprocess.run(
-        [sys.executable, program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
+        [sys.executable, program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240,
         check=False,
     )  # fmt: skip
 

@@ -24,7 +24,7 @@ def environment(home: Path) -> dict[str, str]:
     return {**ours, **said, MARK: str(home), "PYTHONUNBUFFERED": "1"}
 
 
-def p2pgrid(home: Path, *words: str, timeout_s: float = 100.0) -> subprocess.CompletedProcess[str]:
+def p2pgrid(home: Path, *words: str, timeout_s: float = 240.0) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     return subprocess.run(
         [sys.executable, "-m", "p2pgrid", *words],

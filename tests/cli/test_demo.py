@@ -75,7 +75,7 @@ def test_the_person_watching_says_who_dies(tmp_path: Path) -> None:
     os.close(terminal)
 
     shown = _typed_when_asked(keyboard, b"f")
-    _, err = demo.communicate(timeout=100)
+    _, err = demo.communicate(timeout=240)
     os.close(keyboard)
 
     assert demo.returncode == 0, err
@@ -106,7 +106,7 @@ def test_interrupted_demo_leaves_nothing(tmp_path: Path, number: signal.Signals)
     demo = _until_rows_come(tmp_path)
 
     os.kill(demo.pid, number)
-    _, err = demo.communicate(timeout=60)
+    _, err = demo.communicate(timeout=240)
 
     assert demo.returncode == 130, err
     assert "Traceback" not in err
@@ -119,7 +119,7 @@ def test_killed_demo_leaves_nothing(tmp_path: Path) -> None:
     demo = _until_rows_come(tmp_path)
 
     demo.kill()
-    demo.communicate(timeout=60)
+    demo.communicate(timeout=240)
 
     assert left(tmp_path) == []
 

@@ -298,7 +298,7 @@ def test_completion_completes_verbs() -> None:
     """What the script asks for."""
     asked = {**os.environ, "_P2PGRID_COMPLETE": "bash_complete", "COMP_WORDS": "p2pgrid st", "COMP_CWORD": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "p2pgrid"], env=asked, capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "-m", "p2pgrid"], env=asked, capture_output=True, text=True, timeout=240, check=False
     )
 
     assert done.stdout.split() == ["plain,status", "plain,stop"]
@@ -308,7 +308,7 @@ def test_completion_completes_second_words() -> None:
     """`p2pgrid grid <tab>`."""
     asked = {**os.environ, "_P2PGRID_COMPLETE": "bash_complete", "COMP_WORDS": "p2pgrid grid ", "COMP_CWORD": "2"}
     done = subprocess.run(
-        [sys.executable, "-m", "p2pgrid"], env=asked, capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "-m", "p2pgrid"], env=asked, capture_output=True, text=True, timeout=240, check=False
     )
 
     assert done.stderr == ""
@@ -368,6 +368,6 @@ def test_asking_is_light() -> None:
         "main(['members', '--dir', 'nowhere']); main(['--help']);"
         "print([one for one in ('numpy', 'rich', 'trio', 'libp2p', 'asyncio') if one in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240, check=False)
 
     assert done.stdout.splitlines()[-1] == "[]"

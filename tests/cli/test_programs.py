@@ -50,7 +50,7 @@ class Shell:
 
     def run(self, *words: str, said: str = "") -> tuple[int, str, str]:
         process = self.start(*words)
-        out, err = process.communicate(said, timeout=100)
+        out, err = process.communicate(said, timeout=240)
         return process.returncode, out, err
 
 

@@ -44,7 +44,7 @@ class Node:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.communicate(timeout=60)
+            self.process.communicate(timeout=240)
         finally:
             self.process.kill()
 
@@ -127,7 +127,7 @@ def test_status_of_a_real_node(node: Node) -> None:
 def test_stop_returns_when_the_directory_is_free(node: Node) -> None:
     """The next `p2pgrid node` on it starts at once; where none runs, `stop` is exit 3."""
     assert node.run("stop").returncode == 0
-    out, err = node.process.communicate(timeout=60)
+    out, err = node.process.communicate(timeout=240)
     assert node.process.returncode == 0
     assert out.startswith("ready 12D3KooW")
     assert out.count("\n") == 1
@@ -153,7 +153,7 @@ def test_node_as_json_lines(tmp_path: Path) -> None:
     assert p2pgrid(tmp_path, "status", "--wait", "--dir", str(node.dir)).returncode == 0
 
     assert node.run("stop").returncode == 0
-    out, _ = node.process.communicate(timeout=60)
+    out, _ = node.process.communicate(timeout=240)
 
     events = [json.loads(line) for line in out.splitlines()]
     assert [events[0]["event"], events[-1]["event"]] == ["ready", "stopped"]

@@ -139,7 +139,7 @@ def test_a_node_as_process_1(tmp_path: Path) -> None:
         assert node.stdout.readline().startswith("ready ")
         (first,) = Path(f"/proc/{node.pid}/task/{node.pid}/children").read_text().split()
         os.kill(int(first), signal.SIGTERM)
-        _, err = node.communicate(timeout=60)
+        _, err = node.communicate(timeout=240)
         assert node.returncode == 0, err
         assert until(lambda: not Path(f"/proc/{first}").exists(), 60)
     finally:

@@ -247,7 +247,6 @@ def test_what_was_bound_to_a_killed_node_fails(local: LocalGrid) -> None:
         future.cancel()
 
 
-@pytest.mark.timeout(300)
 def test_five_clients_at_five_nodes() -> None:
     """A hundred tasks from each at once: five hundred right results; then nothing is left of any of it."""
     with LocalGrid(nodes=5) as local:

@@ -47,7 +47,6 @@ def follow(page: Path, shells: dict[str, Shell]) -> Iterator[Typed]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_the_tutorial(tmp_path: Path, shells: dict[str, Shell]) -> None:
     """No command fails; the table is the same on two machines as on one; the job outlives the machine that took it."""
     first, second = tmp_path / "at-first", tmp_path / "at-second"

@@ -29,7 +29,7 @@ def test_the_files_of_the_tutorial_compute(tmp_path: Path) -> None:
         path.write_text(text, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], cwd=tmp_path, capture_output=True, text=True, check=False,
-        env={"PYTHONPATH": str(ROOT)}, timeout=100,
+        env={"PYTHONPATH": str(ROOT)}, timeout=240,
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr

@@ -29,7 +29,7 @@ def test_example_is_short_and_says_what_it_shows(path: Path) -> None:
 def test_example_is_right(path: Path, tmp_path: Path) -> None:
     """It checks its own result; the node it started ends by itself."""
     done = subprocess.run(
-        [sys.executable, path], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=100,
+        [sys.executable, path], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=240,
         check=False,
     )  # fmt: skip
 

@@ -39,7 +39,7 @@ def test_a_program_runs_as_it_is(local: LocalGrid, tmp_path: Path, program: str,
     home = {**environment(tmp_path), "P2PGRID_DIR": str(local.nodes[0].dir)}
     done = subprocess.run(
         [sys.executable, Path(program).name, *(["made"] if program == "invoices.py" else [])],
-        cwd=(folder / program).parent, env=home, capture_output=True, text=True, timeout=100, check=False,
+        cwd=(folder / program).parent, env=home, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
 
     assert done.returncode == 0, done.stdout + done.stderr

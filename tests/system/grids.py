@@ -291,7 +291,7 @@ class Node:
         asked = {"roles": "submit,work,admin", "expires": 7 * 86400.0, "member_until": 0, **arguments}
         return str(self.ask("invite", **asked)["invite"])
 
-    def command(self, *words: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+    def command(self, *words: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
         """Run `p2pgrid WORDS` on its directory."""
         return subprocess.run(
             [sys.executable, "-m", "p2pgrid", "--dir", str(self.dir), *words], cwd=self._folder,

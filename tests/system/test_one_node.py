@@ -47,7 +47,6 @@ def _has_lines(path: Path, count: int) -> bool:
     return path.exists() and path.read_text().count("\n") >= count
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", [1])
 def test_daemon_killed_at_twenty_moments_loses_and_repeats_nothing(seed: int, tmp_path: Path) -> None:
     """The waiting client gets every right result once; finished tasks are not run again (counted by a file)."""

@@ -76,7 +76,7 @@ def run(project: Path, directory: Path) -> tuple[list[str], str]:
     """Run the program in its folder; return its lines, and what it said on stderr."""
     done = subprocess.run(
         [sys.executable, "program.py", str(directory)], cwd=project, capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=100,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines(), done.stderr
@@ -99,7 +99,7 @@ def test_a_tree_over_its_limit_is_refused_in_one_line(project: Path, nodes: Loca
     (project / "mypkg" / "big.bin").write_bytes(bytes(21 << 20))
     done = subprocess.run(
         [sys.executable, "program.py", str(nodes.nodes[0].dir)], cwd=project, capture_output=True, text=True,
-        check=False, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=100,
+        check=False, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=240,
     )  # fmt: skip
 
     assert done.returncode == 1

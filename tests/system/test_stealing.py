@@ -35,7 +35,7 @@ def local() -> Iterator[LocalGrid]:
 def told(local: LocalGrid, *words: str) -> dict[str, Any]:
     """Return what a verb says at the last node, which is not the one that took the job."""
     command = [sys.executable, "-m", "p2pgrid", *words, "--json", "--dir", str(local.nodes[-1].dir)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     said: dict[str, Any] = json.loads(done.stdout)
     return said
@@ -45,8 +45,8 @@ def costs(local: LocalGrid) -> dict[str, tuple[int, int]]:
     """Return by node how often it asked for work and how many messages it had, in all; nobody says any for that."""
     found = {}
     for node in local.nodes:
-        network = ask(node.dir, "status", {}, 30.0)["network"]
-        asked = ask(node.dir, "load", {}, 30.0)["node"]["asked"]
+        network = ask(node.dir, "status", {}, 60.0)["network"]
+        asked = ask(node.dir, "load", {}, 60.0)["node"]["asked"]
         found[node.name] = (asked, network["messages_sent"] + network["messages_received"])
     return found
 

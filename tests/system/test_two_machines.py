@@ -17,7 +17,7 @@ from tests.system.uneven import Running, shared_by, shares
 from tests.system.wires import ADDRESSES, WhyNot, Wire
 from tests.waiting import SOON_S
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 MBIT_S = 50
 ARGUMENT_BYTES = 50_000_000

@@ -106,7 +106,7 @@ class Running(threading.Thread):
         with self._more:
             self._more.notify_all()
 
-    def wait(self, count: int, within_s: float = 60.0) -> None:
+    def wait(self, count: int, within_s: float = 120.0) -> None:
         """Wait until that many results are here."""
         with self._more:
             there = self._more.wait_for(lambda: len(self.got) >= count or not self.is_alive() or self._error, within_s)
@@ -114,7 +114,7 @@ class Running(threading.Thread):
             raise self._error
         assert there, f"{len(self.got)} of {self.count} results after {within_s:g} s"
 
-    def right(self, within_s: float = 90.0) -> list[Done]:
+    def right(self, within_s: float = 240.0) -> list[Done]:
         """Wait for the end; return all results, which were right and each there once."""
         self.wait(self.count, within_s)
         self.join(within_s)
