@@ -24,6 +24,7 @@ from p2pgrid.node import events as e
 from p2pgrid.simulations.checking import Checker
 from p2pgrid.simulations.checks_of_copies import Last
 from p2pgrid.simulations.checks_of_rights import Lookers, OneOwner, Taken
+from p2pgrid.simulations.checks_of_room import Room
 from p2pgrid.simulations.world import Violation
 
 if TYPE_CHECKING:
@@ -280,6 +281,7 @@ CHECKERS: tuple[type[Checker], ...] = (
     Taken,
     Last,
     Lookers,
+    Room,
 )
 
 

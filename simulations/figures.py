@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from p2pgrid.core import messages as m
+from p2pgrid.simulations.truth import OK
 
 if TYPE_CHECKING:
     from p2pgrid.simulations.node import Node
@@ -104,6 +105,11 @@ class Figures:
         touched = sum(len(truth.runs) for truth in truths)
         if touched:
             found["executions"] = begun / touched
+            found["tasks"] = touched
+            well = [
+                runs for truth in truths for index, runs in truth.runs.items() if truth.plan(index).outcome == OK
+            ]  # a task that brings its worker or node down is meant to run again
+            found["executions_well"] = sum(well) / max(len(well), 1)
         done = [job for job in world.jobs if job.state == "done" and job.ended_s is not None and job.of is None]
         if done and self.ended_s is not None:
             began_s = min(job.began_s for job in done)

@@ -14,6 +14,7 @@ from p2pgrid.core.chains import OBSERVE
 from p2pgrid.simulations import checkers, faults, workloads
 from p2pgrid.simulations.checkers import Safety
 from p2pgrid.simulations.checks_of_copies import must_be_copied
+from p2pgrid.simulations.checks_of_room import must_be_tidy
 from p2pgrid.simulations.clock import Standstill
 from p2pgrid.simulations.faults import Storm
 from p2pgrid.simulations.figures import Figures
@@ -167,6 +168,7 @@ class Run:
         checkers.must_agree(world, course.agree_s)
         checkers.must_be_idle(world, course.idle_s)
         must_be_copied(world, course.copies_s)
+        must_be_tidy(world, course.copies_s)
         self._last_acts(course)
 
     def _last_acts(self, course: Course) -> None:

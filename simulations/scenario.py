@@ -34,7 +34,7 @@ VERSION = 1
 SUFFIX = ".toml"
 EXPECTED = (
     "efficiency", "executions", "messages", "bytes_per_task", "steal_requests", "detection_s", "false_deaths",
-    "makespan_s", "messages_leaf", "messages_most", "steal_polls", "settle_s",
+    "makespan_s", "messages_leaf", "messages_most", "steal_polls", "settle_s", "tasks", "executions_well",
 )  # fmt: skip
 """Figures that `[expect]` may bound."""
 
