@@ -43,6 +43,8 @@ WINDOW_BYTES = 8 << 20
 """Results on their way to a reader at another node, not yet taken in by it."""
 READERS_MAX = 4096
 """Of other nodes, here; and of a single one the eighth part."""
+AHEAD_MAX = 1 << 16
+"""No frame has a number so much above how many came: what says otherwise is not taken in."""
 PLACES_MAX = 10_000
 """Jobs of which this node remembers who said to have them."""
 FIRST_READER = -(1 << 40)
@@ -66,8 +68,8 @@ class Relay:
     peer: str = ""
     """Who serves it, while anybody does."""
     number: int = 0
-    came: int = 0
-    """Frames of this subscription."""
+    came: RangeSet = field(default_factory=RangeSet)
+    """The numbers of the frames of this subscription that came."""
     heard_s: float = 0.0
     """When something came last, or it was asked for."""
     quiet_s: float = QUIET_S
@@ -208,7 +210,7 @@ class Relays(Handler):
             relay.asked.clear()
             relay.without.clear()
             self._number += 1
-            relay.peer, relay.number, relay.came, relay.end = peer, self._number, 0, None
+            relay.peer, relay.number, relay.came, relay.end = peer, self._number, RangeSet(), None
             self._numbers[relay.number] = relay
             relay.heard_s = now
             self.parts.timer((QUIET, relay.client, relay.job), now + relay.quiet_s)
@@ -364,7 +366,9 @@ class Relays(Handler):
         relay = self._numbers.get(rid[1])
         if relay is None or rid[0] != self.keeping.incarnation or relay.peer != peer or told[0] != relay.job:
             return  # it reads elsewhere by now, or not at all
-        relay.came += 1
+        if number > relay.came.size + AHEAD_MAX:
+            return
+        relay.came.add(number, number + 1)
         relay.heard_s = now
         if kind == m.RESULT:
             self._pass_on(relay, told[1])
@@ -372,7 +376,7 @@ class Relays(Handler):
             relay.end = number, [kind, told]
         else:
             self.out.append(e.Reply(relay.client, kind, 0, told))
-        if relay.end is None or relay.came < relay.end[0]:
+        if relay.end is None or relay.came.missing(1, relay.end[0] + 1):
             return
         kind, told = relay.end[1]
         if (

@@ -95,9 +95,13 @@ def test_several_readers_at_one_node_are_given_everything_each() -> None:
     assert not nodes[0].machine.relays.is_busy
 
 
-@pytest.mark.parametrize("lost", [m.RESULT, m.STATE])
-def test_a_frame_that_was_lost_is_asked_for_after_half_a_minute(lost: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seed 12 of `owner-never-returns`: the reader waited for it for ever."""
+@pytest.mark.parametrize(("lost", "twice"), [(m.RESULT, False), (m.STATE, False), (m.RESULT, True)])
+def test_a_frame_that_was_lost_is_asked_for_after_half_a_minute(
+    lost: int,
+    twice: bool,
+    monkeypatch: pytest.MonkeyPatch,  # noqa: FBT001
+) -> None:
+    """Seed 12 of `owner-never-returns`: the reader waited for it for ever; seed 0: one that came twice stood for it."""
     world, nodes = _grid(12)
     own = _client(nodes[0]).submit(JOB, COUNT, _task)
     assert world.run(lambda: own.ended, 60)
@@ -107,7 +111,8 @@ def test_a_frame_that_was_lost_is_asked_for_after_half_a_minute(lost: int, monke
     def drop(self: Relays, peer: str, body: Any, now: float) -> None:
         if body[2] == lost and not dropped:
             dropped.append(body)
-        else:
+            return
+        for _ in range(1 + twice):
             told(self, peer, body, now)
 
     monkeypatch.setattr(Relays, "_told", drop)
