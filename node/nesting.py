@@ -121,25 +121,28 @@ class Nesting(Handler):
 
     def over(self, job: bytes, spans: Iterable[Span]) -> None:
         """These tasks are over, or their attempt is: what they have started ends with them, and nobody wants it."""
-        theirs = self.children.get(job)
-        if theirs is None:
-            return
-        for lo, hi in spans:
-            self.logs.forget(job, lo, hi)
-            for index in [index for index in theirs if lo <= index < hi]:
-                for child in theirs.pop(index):
-                    self.forget(child)
-        if not theirs:
-            self.children.pop(job, None)
+        ended = [(job, list(spans))]
+        while ended:  # no recursion: families may be a thousand generations deep
+            parent, over = ended.pop()
+            theirs = self.children.get(parent)
+            if theirs is None:
+                continue
+            for lo, hi in over:
+                self.logs.forget(parent, lo, hi)
+                for index in [index for index in theirs if lo <= index < hi]:
+                    for child in theirs.pop(index):
+                        self._forget(child)
+                        ended.append((child, list(_EVERYTHING)))
+            if not theirs:
+                self.children.pop(parent, None)
 
-    def forget(self, job: bytes) -> None:
+    def _forget(self, job: bytes) -> None:
         """Nobody wants a job of a task any more."""
         kept = self.keeping.jobs.get(job)
         if kept is not None:
             if not kept.ended:
                 self.cancel(kept)
             self.out += self.keeping.delete(job, "")
-        self.over(job, [(0, 1 << 62)])
 
     def summary(self, job: bytes) -> dict[str, int]:
         """Return how many jobs the tasks of a job have started that run here, and how many tasks these have."""
@@ -150,10 +153,11 @@ class Nesting(Handler):
         }  # fmt: skip
 
     def _family(self, job: bytes) -> Iterator[bytes]:
-        for children in self.children.get(job, {}).values():
-            for child in children:
-                yield child
-                yield from self._family(child)
+        family = [job]
+        for parent in family:
+            for children in self.children.get(parent, {}).values():
+                yield from children
+                family += children
 
     def root(self, parent: TaskOf) -> TaskOf:
         """Return the task of a program's own job above which no other is known here."""

@@ -329,3 +329,38 @@ def test_no_other_node_keeps_what_a_task_has_started() -> None:
     assert sends(out, m.P_WORK)
     assert [body[1] for body in sends(granted, m.P_GRANT)] == [CHILD]
     assert all(row[0] != CHILD for body in sends(desk.all, m.P_ROWS) for row in body[1])
+
+
+def chained(desk: Desk, depth: int) -> e.Run:
+    """Let tasks start each other, each below the one before it; return the run of the innermost."""
+    parent, last = FIRST, JOB
+    (run,) = (info for info in desk.machine.running.workers[0].runs)
+    innermost: list[e.Run] = []
+    for number in range(depth):
+        job = b"%016d" % number
+        start(desk, 1, parent, job)
+        innermost = runs(wait(desk, 0, [[job, ALL]], job=last, number=number + 1))
+        parent, last = TaskOf(job, 0, 1), job
+    assert run.run != innermost[0].run
+    return innermost[0]
+
+
+def test_a_family_of_a_thousand_generations_is_counted_and_ends() -> None:
+    """As deep as tasks may start each other: Python's own stack is no measure of that."""
+    desk, _ = busy()
+    innermost = chained(desk, 1000)
+
+    assert desk.answer("show", target=JOB.hex())["started"] == {"jobs": 1000, "tasks": 1000, "done": 0}
+    desk.do(e.WorkerDied(0, innermost.run, 0, "signal", "killed by signal SIGKILL"))
+    assert desk.machine.keeping.jobs.keys() == {JOB}
+    assert desk.machine.nesting.children == {}
+
+
+def test_a_thousand_generations_end_with_the_task_that_began_them() -> None:
+    """From above as well: nobody waits for them any more."""
+    desk, (run,) = busy()
+    chained(desk, 1000)
+    desk.say(m.CANCEL, [JOB, None])
+    desk.do(e.WorkerDied(0, run.run, 0, "killed", "killed"))
+
+    assert desk.machine.keeping.jobs.keys() == {JOB}
