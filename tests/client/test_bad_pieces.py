@@ -18,6 +18,7 @@ from tests.waiting import SOON_S, wait_until
 pytestmark = pytest.mark.slow
 
 MB = 1_000_000
+TRIES = 5
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +57,15 @@ def spoil(grid: Grid, ref: Ref) -> None:
 def test_a_wrong_piece_is_dropped_and_fetched_elsewhere(shared: LocalGrid, grids: list[Grid]) -> None:
     """Its sender is marked; what arrives is what was put."""
     one, two, three = grids
-    value = np.random.default_rng(5).random(MB)
-    ref = one.put(value)
-    assert np.array_equal(three.get(ref), value)
-    spoil(one, ref)
+    for seed in range(TRIES):  # where the bad one has no turn before all is there, nothing was wrong
+        value = np.random.default_rng(5 + seed).random(MB)
+        ref = one.put(value)
+        assert np.array_equal(three.get(ref), value)
+        spoil(one, ref)
 
-    assert np.array_equal(two.get(held_by(shared, ref, 0, 2)), value)
+        assert np.array_equal(two.get(held_by(shared, ref, 0, 2)), value)
+        if figures(two)["wrong_pieces"] >= 1:
+            break
     assert figures(two)["wrong_pieces"] >= 1
 
 
@@ -78,13 +82,24 @@ def test_nothing_wrong_is_given_out_if_nobody_has_it_right(shared: LocalGrid, gr
 def test_another_holder_goes_on_where_one_died(shared: LocalGrid, grids: list[Grid]) -> None:
     """Killed in the midst of it."""
     one, two, three = grids
-    value = np.random.default_rng(7).random(8 * MB)
-    ref = one.put(value)
-    assert three.get(ref)[17] == value[17]
-    got: list[Any] = []
-    getting = threading.Thread(target=lambda: got.append(two.get(held_by(shared, ref, 0, 2))))
-    getting.start()
-    wait_until(lambda: figures(two).get("fetching") == 1 and figures(two)["arena_used"] > 0)
+
+    def begun(seed: int) -> tuple[Any, list[Any], threading.Thread]:
+        """Begin to get a value; return it, where it arrives, and who waits for it."""
+        value = np.random.default_rng(seed).random(8 * MB)
+        ref = one.put(value)
+        assert three.get(ref)[17] == value[17]
+        got: list[Any] = []
+        getting = threading.Thread(target=lambda: got.append(two.get(held_by(shared, ref, 0, 2))))
+        getting.start()
+        wait_until(lambda: got or figures(two).get("fetching") == 1)
+        return value, got, getting
+
+    value, got, getting = begun(7)
+    for seed in range(8, 7 + TRIES):
+        if not got:
+            break
+        getting.join(SOON_S)  # it was over before anybody had looked
+        value, got, getting = begun(seed)
     shared.nodes[0].kill()
     getting.join(SOON_S)
 

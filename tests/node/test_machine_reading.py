@@ -98,8 +98,8 @@ def test_several_readers_at_one_node_are_given_everything_each() -> None:
 @pytest.mark.parametrize(("lost", "twice"), [(m.RESULT, False), (m.STATE, False), (m.RESULT, True)])
 def test_a_frame_that_was_lost_is_asked_for_after_half_a_minute(
     lost: int,
-    twice: bool,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: FBT001
+    twice: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Seed 12 of `owner-never-returns`: the reader waited for it for ever; seed 0: one that came twice stood for it."""
     world, nodes = _grid(12)
