@@ -18,8 +18,8 @@ from libp2p.io.exceptions import IncompleteReadError
 from libp2p.security.noise.io import MAX_PLAINTEXT_LENGTH
 from libp2p.stream_muxer.yamux.yamux import HEADER_SIZE, TYPE_DATA, YAMUX_HEADER_FORMAT
 
-READ_BYTES = 256 << 10
-"""Of messages, from the kernel at once. They are decrypted without a pause: 0.1 ms."""
+READ_MIN, READ_MAX = 16 << 10, 256 << 10
+"""Bytes from the kernel at once: more where more comes. They are decrypted without a pause: 0.1 ms at most."""
 _LENGTH = struct.Struct(">H")
 _HEADER = struct.Struct(YAMUX_HEADER_FORMAT)
 
@@ -40,6 +40,7 @@ class Sealed:
         self._raw = noise.read_writer.read_write_closer
         self._seal, self._open = noise.encrypt, noise.decrypt
         self._taker = taker
+        self._size = READ_MIN
         self._sealed, self._begun = b"", 0
         self._plain, self._at = b"", 0
         self._left_over = secured._drain
@@ -99,7 +100,11 @@ class Sealed:
     async def _more(self) -> None:
         """Decrypt the next message, once it is here."""
         while (end := self._end()) is None:
-            data = await self._raw.read(READ_BYTES)
+            data = await self._raw.read(self._size)
+            if len(data) == self._size:
+                self._size = min(2 * self._size, READ_MAX)
+            elif len(data) < self._size // 4:
+                self._size = max(self._size // 2, READ_MIN)
             if not data:
                 raise IncompleteReadError("the connection has ended", received_bytes=len(self._sealed) - self._begun)
             self._sealed, self._begun = self._sealed[self._begun :] + data, 0

@@ -7,6 +7,7 @@ dropped.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import msgpack
 
 from p2pgrid.core.errors import PeerError
+from p2pgrid.core.growing import Growing
 
 VERSION = 1
 FIELDS = 4
@@ -22,9 +24,9 @@ FRAME_MAX_LOCAL = 320 * 1024 * 1024
 FRAME_MAX_CONTROL = 64 * 1024
 """Control frames between members."""
 FRAME_WHOLE = 1024 * 1024
-"""Larger frames are decoded while they come. All at once holds the loop: 50 MB for 20 to 160 ms when they are byte
-strings, for seconds when they are small things; a thread would hold it just as long, msgpack never lets go of the GIL.
-What remains is one copy of each byte string: 40 ms for one of 50 MB."""
+"""Larger frames are decoded while they come (`core.growing`). All at once holds the loop: 50 MB for 20 to 160 ms when
+they are byte strings, for seconds when they are small things; a thread would hold it just as long, msgpack never lets
+go of the GIL."""
 SHORT = 16
 """Longer lists are packed as they are, without a look at what is in them."""
 LEVELS_MAX = 96
@@ -68,6 +70,15 @@ def unpack(data: bytes | memoryview, *, limit: int = FRAME_MAX_LOCAL) -> Any:
     """Return the value that `data` holds. Raises PeerError if it is not exactly one msgpack value."""
     try:
         return msgpack.unpackb(data, **(_LOCAL_LIMITS if limit == FRAME_MAX_LOCAL else _limits(limit)))
+    except _NOT_MSGPACK as error:
+        raise PeerError(f"not msgpack: {type(error).__name__}") from error
+
+
+@contextlib.contextmanager
+def _msgpack() -> Iterator[None]:
+    """Translate what is raised by what is not msgpack."""
+    try:
+        yield
     except _NOT_MSGPACK as error:
         raise PeerError(f"not msgpack: {type(error).__name__}") from error
 
@@ -124,41 +135,6 @@ def _apart(value: Any) -> Iterator[bytes]:
             yield from _apart(part)
 
 
-class _Growing:
-    """A large frame that is decoded as it comes.
-
-    Attributes:
-        missing: bytes still to come.
-    """
-
-    __slots__ = ("_unpacker", "_value", "missing")
-
-    def __init__(self, length: int) -> None:
-        self.missing = length
-        self._unpacker = msgpack.Unpacker(max_buffer_size=length, **_limits(length))
-        self._value: list[Any] = []
-
-    def feed(self, data: memoryview | bytes) -> None:
-        """Take in the next bytes, at most `missing`. Raises PeerError."""
-        self.missing -= len(data)
-        try:
-            self._unpacker.feed(data)
-            if self._value:
-                raise ValueError("more than one value")
-            self._value.append(self._unpacker.unpack())
-        except msgpack.OutOfData as error:
-            if not self.missing:
-                raise PeerError("not msgpack: it ends too early") from error
-        except _NOT_MSGPACK as error:
-            raise PeerError(f"not msgpack: {type(error).__name__}") from error
-
-    def value(self, length: int) -> Any:
-        """Return what came. Raises PeerError if that was more than one value."""
-        if self._unpacker.tell() != length:
-            raise PeerError("not msgpack: more than one value")
-        return self._value[0]
-
-
 class Splitter:
     """Cuts a byte stream into frames.
 
@@ -166,14 +142,13 @@ class Splitter:
     bytes of it, or what could be decoded so far. `limit` may be changed; what is kept already is kept on.
     """
 
-    __slots__ = ("_buffer", "_growing", "_length", "_need", "limit")
+    __slots__ = ("_buffer", "_growing", "_need", "limit")
 
     def __init__(self, limit: int = FRAME_MAX_LOCAL) -> None:
         self.limit = limit
         self._buffer = bytearray()
         self._need = 4
-        self._growing: _Growing | None = None
-        self._length = 0  # of that one
+        self._growing: Growing | None = None
 
     @property
     def missing(self) -> int:
@@ -206,8 +181,9 @@ class Splitter:
                 end = at + 4 + length
                 if end > size:
                     if length > FRAME_WHOLE:
-                        self._growing, self._length = _Growing(length), length
-                        self._growing.feed(view[at + 4 :])
+                        self._growing = Growing(length, _limits(length))
+                        with _msgpack():
+                            self._growing.feed(view[at + 4 :])
                         at, self._need = size, 4
                     else:
                         self._need = end - at
@@ -221,14 +197,15 @@ class Splitter:
         del buffer[:at]
         return frames
 
-    def _grow(self, growing: _Growing, data: bytes) -> list[Frame]:
+    def _grow(self, growing: Growing, data: bytes) -> list[Frame]:
         rest = data[growing.missing :]
-        growing.feed(data[: growing.missing] if rest else data)
-        if growing.missing:
-            return []
-        self._growing = None
-        done = _checked(growing.value(self._length))
-        return [done, *self.feed(rest)] if rest else [done]
+        with _msgpack():
+            growing.feed(data[: growing.missing] if rest else data)
+            if growing.missing:
+                return []
+            self._growing = None
+            done = growing.value()
+        return [_checked(done), *self.feed(rest)] if rest else [_checked(done)]
 
     def _decode(self, data: memoryview) -> Frame:
         with data:

@@ -146,6 +146,7 @@ def test_a_node_behind_a_firewall(nodes: Nodes) -> None:
             )
             assert "outbound only" in near.command("members").stdout
             assert "reachable: outbound only (firewall? open tcp" in far.log()
+            assert "reachable: yes" in near.log()
             assert "reachable: yes" in near.command("status").stdout
             assert far.addresses[0].startswith(f"/ip4/{ADDRESSES[1]}/")
             for node in (near, far):
