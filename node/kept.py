@@ -83,6 +83,8 @@ class Listening:
     """A keeper that became the first in rank hears the others before it grants anything."""
 
     until_s: float
+    latest_s: float
+    """Whatever else they have to tell."""
     heard: set[str] = field(default_factory=set)
     """Those whose copy was the same as ours."""
 

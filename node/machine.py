@@ -364,8 +364,8 @@ class Machine(Handler):
     def _on_store_failed(self, event: e.StoreFailed, now: float) -> None:
         refused = self.keeping.store_failed(event.token, event.reason)
         self.out += refused.effects
-        self.out.append(e.Log("warning", event.reason))
-        self.replicas.no_room(now)
+        if self.replicas.no_room(now):
+            self.out.append(e.Log("warning", event.reason))
         if self.keeping.must_write_again:
             self.parts.timer_unless_set(("write",), now + self.config.keeping.retry_s)
         for job, lo, hi in refused.inputs:

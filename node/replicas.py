@@ -46,7 +46,9 @@ ROOM_S = 30.0
 ROUND_S = 1.0
 """How often a keeper that may differ is asked."""
 LISTEN_S = 3.0
-"""How long a keeper that became first in rank waits for the others."""
+"""How long a keeper that became first in rank waits for the others, from the last moment at which one told it more."""
+LISTEN_MAX_S = 30.0
+"""And in all: what is still to come after that is run again."""
 LISTEN_ROUND_S = 0.3
 ANNOUNCED_S = 10.0
 """How long it goes on saying that it serves: some may notice late that the former keeper is gone."""
@@ -302,13 +304,15 @@ class Replicas(Handler):
                 kept.server = ""
         self.parts.regrouped = True
 
-    def no_room(self, now: float) -> None:
-        """The disk takes nothing more: for a while this node is no keeper of what others accept."""
+    def no_room(self, now: float) -> bool:
+        """Keep nothing of what others accept for a while, for the disk takes nothing more; whether that is new."""
+        is_new = (ROOM,) not in self.parts.timers
         if self.has_room and self._had_others:
             self.has_room = False
             self.tell_facts({"keeps": False}, now)
             self.parts.regrouped = True
         self.parts.timer((ROOM,), now + ROOM_S)
+        return is_new
 
     def room(self, now: float) -> None:
         """Try again."""
@@ -413,7 +417,7 @@ class Replicas(Handler):
     # ---- taking over and giving way ---------------------------------------------------------------------------------
 
     def _listen(self, kept: Kept, now: float) -> None:
-        kept.listening = Listening(now + LISTEN_S)
+        kept.listening = Listening(now + LISTEN_S, now + LISTEN_MAX_S)
         self.leases.inherited.add(kept.id)
         if kept.accepted == self.config.node_id:
             self.restoring.door.held_back.setdefault(kept.id, [])
@@ -424,6 +428,12 @@ class Replicas(Handler):
         self._announced.move_to_end(kept.id)
         self._announce([kept.id], self.peers)
         self._wake_at(now + LISTEN_ROUND_S)
+
+    def _hears(self, kept: Kept) -> None:
+        """A keeper is telling what it has of a job: it takes as long as the network and this machine are slow."""
+        one = kept.listening
+        if one is not None:
+            one.until_s = max(one.until_s, min(self.parts.now + LISTEN_S, one.latest_s))
 
     def _consider(self, kept: Kept, now: float) -> None:
         """Serve a job once all keepers that live were heard, or three seconds have passed.
@@ -557,6 +567,7 @@ class Replicas(Handler):
         kept = self.keeping.jobs.get(job)
         differing = [] if kept is None else kept.rows.differing(theirs)
         if kept is not None and differing:
+            self._hears(kept)
             self._tell_tags(peer, kept, differing)
 
     def _tell_tags(self, peer: str, kept: Kept, buckets: list[int] | None) -> None:
@@ -574,6 +585,7 @@ class Replicas(Handler):
             return
         lacks = kept.rows.lacks(tags)
         if lacks:
+            self._hears(kept)
             self.out.append(e.Send(peer, m.P_WANTED, [job, b"".join(lacks)]))
         self.copying.compared(peer, job, counts=peer in self.others(kept))
         logs = self._logs_for(peer, kept) if not tags else []  # a copy that begins: nobody sent it any before
@@ -660,6 +672,7 @@ class Replicas(Handler):
         for job, kept in opened.items():
             self._mark_copied(kept)
             if job in told:
+                self._hears(kept)
                 self._behind(kept, peer)
             for watch in list(kept.watches.values()) if job in told else ():
                 self.out += self.keeping.readers.catch_up(kept, watch)
