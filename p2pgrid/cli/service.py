@@ -1,4 +1,4 @@
-"""`p2pgrid service print`: a unit that systemd runs a node by.
+"""`p2pgrid service`: a unit that systemd runs a node by, printed or put in its place.
 
 What it forbids is what neither a node nor a task needs. It leaves alone what tasks of some people do need: devices
 (GPUs), memory that is both writable and executable (compilers at run time), namespaces (containers).
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,8 +16,10 @@ from pathlib import Path
 import click
 
 from p2pgrid.cli.output import emit, talk
-from p2pgrid.cli.verb import Family, NotYet, Setting, Verb
+from p2pgrid.cli.verb import Family, Setting, Verb
+from p2pgrid.core.errors import GridError, NotFound
 
+UNIT = "p2pgrid"
 SYSTEM_PATH = "/etc/systemd/system/p2pgrid.service"
 USER_PATH = "~/.config/systemd/user/p2pgrid.service"
 STATE = "/var/lib/p2pgrid"
@@ -89,16 +92,72 @@ def print_(setting: Setting, for_user: bool, run_as: str | None, flags: tuple[st
         talk(f"as {path}, then: {ctl} daemon-reload && {ctl} enable --now p2pgrid")
 
 
-@service.command("install", cls=Verb, example="p2pgrid service print")
-def install() -> None:
-    """Comes later: until then print the unit and put it in its place."""
-    raise NotYet("service install", "", next=f"p2pgrid service print | sudo tee {SYSTEM_PATH}")
+@service.command(
+    "install", cls=Verb, dir_help=f"Where the node keeps its things (default: {STATE}).",
+    example="sudo p2pgrid service install --run-as $USER\np2pgrid service install --user -- --slots 4 --join @FILE",
+)  # fmt: skip
+@click.option("--user", "for_user", is_flag=True, help="For `systemctl --user`: runs while you are logged in.")
+@click.option("--run-as", metavar="USER", help="Who the node and its tasks run as (default: a fresh user).")
+@click.argument("flags", metavar="[-- FLAGS OF p2pgrid node]", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def install(setting: Setting, for_user: bool, run_as: str | None, flags: tuple[str, ...]) -> None:  # noqa: FBT001 - click
+    """Write the unit that `print` shows, and have systemd start the node now and with the machine."""
+    if for_user and run_as:
+        raise click.UsageError("--user and --run-as exclude each other")
+    path = _path(for_user=for_user)
+    _may_write(path, for_user=for_user)
+    unit = user_unit(flags, setting.dir) if for_user else system_unit(flags, setting.dir, _who(run_as))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(unit, encoding="utf-8")
+    _systemctl("daemon-reload", for_user=for_user)
+    _systemctl("enable", "--now", UNIT, for_user=for_user)
+    if setting.json:
+        emit({"unit": unit, "path": str(path)})
+        return
+    talk(f"runs as {path}, now and from the next start of the machine on; p2pgrid status --wait")
 
 
-@service.command("uninstall", cls=Verb, example="sudo systemctl disable --now p2pgrid")
-def uninstall() -> None:
-    """Comes later: until then disable the unit and remove it."""
-    raise NotYet("service uninstall", "", next="sudo systemctl disable --now p2pgrid")
+@service.command("uninstall", cls=Verb, example="sudo p2pgrid service uninstall\np2pgrid service uninstall --user")
+@click.option("--user", "for_user", is_flag=True, help="The one of `systemctl --user`.")
+@click.pass_obj
+def uninstall(setting: Setting, for_user: bool) -> None:  # noqa: FBT001 - click
+    """Stop the node that `install` has started, and remove its unit; what it keeps stays on disk."""
+    path = _path(for_user=for_user)
+    _may_write(path, for_user=for_user)
+    if not path.exists():
+        raise NotFound(f"no unit at {path}", next="p2pgrid service install")
+    _systemctl("disable", "--now", UNIT, for_user=for_user)
+    path.unlink()
+    _systemctl("daemon-reload", for_user=for_user)
+    if setting.json:
+        emit({"removed": str(path)})
+        return
+    talk(f"stopped, and {path} removed; the node's directory is as it was")
+
+
+def _path(*, for_user: bool) -> Path:
+    if not for_user:
+        return Path(SYSTEM_PATH)
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "systemd" / "user" / f"{UNIT}.service"
+
+
+def _may_write(path: Path, *, for_user: bool) -> None:
+    if not for_user and os.geteuid() != ROOT:
+        raise GridError(
+            f"only root may write {path}", code="not-authorized", next="sudo, or --user for your own systemd"
+        )
+
+
+def _systemctl(*words: str, for_user: bool) -> None:
+    """Have systemd do something. Raises GridError with its own word where it does not."""
+    command = ["systemctl", *(["--user"] if for_user else []), *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    except OSError as error:
+        raise GridError("there is no systemd here", code="no-systemd", next="p2pgrid node") from error
+    if done.returncode:
+        said = done.stderr.strip().splitlines()[-1:] or [f"it ended with {done.returncode}"]
+        raise GridError(f"{' '.join(command)}: {said[0]}", code="no-systemd", next=f"journalctl -u {UNIT}")
 
 
 def _who(run_as: str | None) -> str:

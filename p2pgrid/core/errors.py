@@ -309,7 +309,7 @@ _BY_CODE: dict[str, type[GridError]] = {
     )
 }
 _BY_CODE["ambiguous"] = _BY_CODE["elsewhere"] = NotFound
-_OTHERS = ("bug", "no-shared-memory", "not-unpickled")
+_OTHERS = ("bug", "no-shared-memory", "no-systemd", "not-unpickled")
 _ANCHORS = {code: code for code in (*_BY_CODE, *EXIT_CODES, *_OTHERS) if code not in SELF_EVIDENT}
 _ANCHORS |= {"elsewhere": "not-found", "circle": "dependency-failed"}
 """Sections of PAGE by code; one that a newer version added has none here."""

@@ -1,4 +1,4 @@
-"""`p2pgrid service print`, and a node as systemd and as a container would run it."""
+"""`p2pgrid service`, and a node as systemd and as a container would run it."""
 
 from __future__ import annotations
 
@@ -70,7 +70,63 @@ def test_what_cannot_be(run: Run) -> None:
     assert run("service", "print", "--run-as", "nobody-of-that-name").code == 2
     assert run("service", "print", "--user", "--run-as", "root").code == 2
     assert run("service", "print", "--", "--tag", "a\nb").code == 2
-    assert "comes later" in run("service", "install").err
+    assert run("service", "install", "--user", "--run-as", "root").code == 2
+
+
+SYSTEMCTL = """\
+#!/bin/sh
+echo "$@" >> "$0.heard"
+test ! -e "$0.fails" || { echo "Failed to connect to bus" >&2; exit 1; }
+"""
+
+
+@pytest.fixture
+def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A systemd that notes what it is asked for, and whose unit files are in a folder of this test."""
+    program = tmp_path / "bin" / "systemctl"
+    program.parent.mkdir()
+    program.write_text(SYSTEMCTL)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return program
+
+
+def test_the_unit_is_put_in_its_place_and_removed(run: Run, systemctl: Path, tmp_path: Path) -> None:
+    """As it would have been printed; systemd hears of it and starts it."""
+    unit = tmp_path / "config/systemd/user/p2pgrid.service"
+    words = ["--user", "--dir", str(tmp_path / "node"), "--", "--slots", "4"]
+    installed = run("service", "install", *words)
+
+    assert (installed.code, installed.out) == (0, "")
+    assert unit.read_text() == run("service", "print", *words).out
+    assert json.loads(run("service", "install", "--json", *words).out)["path"] == str(unit)
+    assert run("service", "uninstall", "--user").code == 0
+    assert not unit.exists()
+    heard = Path(f"{systemctl}.heard").read_text().splitlines()
+    assert heard[:2] == ["--user daemon-reload", "--user enable --now p2pgrid"]
+    assert heard[-2:] == ["--user disable --now p2pgrid", "--user daemon-reload"]
+    assert run("service", "uninstall", "--user").code == 4
+
+
+def test_what_systemd_says_is_passed_on(run: Run, systemctl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one line; and where there is none, that."""
+    Path(f"{systemctl}.fails").touch()
+    failed = run("service", "install", "--user")
+    monkeypatch.setenv("PATH", str(systemctl.parent / "nothing"))
+    none = run("service", "install", "--user")
+
+    assert failed.code == none.code == 1
+    assert "systemctl --user daemon-reload: Failed to connect to bus; next: " in failed.err
+    assert "there is no systemd here" in none.err
+
+
+def test_only_root_writes_the_unit_of_the_machine(run: Run, systemctl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said before anything is done."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+
+    assert [run("service", verb).code for verb in ("install", "uninstall")] == [5, 5]
+    assert not Path(f"{systemctl}.heard").exists()
 
 
 @pytest.mark.slow
