@@ -26,9 +26,9 @@ STOP_S = 30.0
 """How long `stop` waits: a node ends within its grace + 5 s."""
 REAP_S = 3.0
 
-_HOME = "At home"
+UNTIL = " until    its last program and job end: a program has started it for its folder; p2pgrid node: one that stays"
 LATER_FLAGS = {
-    "--worker-user": _HOME,
+    "--worker-user": "",
 }
 
 
@@ -172,6 +172,7 @@ def _status_text(found: dict[str, Any]) -> str:
     lines += _objects_text(mapping(found.get("objects")))
     lines += [
         f" keeps    {node.get('dir')}",
+        *([UNTIL] if node.get("embedded") is True else []),
         f" process  {', '.join(costs)}; p2pgrid {node.get('version')}",
         f" id       {node.get('id')}",
     ]

@@ -441,3 +441,13 @@ def test_a_killed_node_is_no_node(run: Run, home: Path) -> None:
     (home / "s").touch()
 
     assert run("jobs", "--dir", str(home)).code == 3
+
+
+def test_a_node_that_a_program_has_started_says_so(run: Run, oracle: Oracle) -> None:
+    """Whoever has just typed `p2pgrid node &` would take it for that one."""
+    oracle.answers["status"] = {"node": {"name": "heron", "embedded": True}, "grid": {"name": "blue-otter"}}
+    embedded = run("status").out
+    oracle.answers["status"] = {"node": {"name": "heron", "embedded": False}, "grid": {"name": "blue-otter"}}
+
+    assert " until    its last program and job end" in embedded
+    assert " until " not in run("status").out
