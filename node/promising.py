@@ -9,7 +9,7 @@ Rule: this file knows rows, tokens and what rests on what; what the rows mean it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from p2pgrid.core import messages as m
@@ -43,8 +43,8 @@ class Unsynced:
     keys: list[tuple[Job, BatchId]]
     rows: list[Row]
     promises: list[Promise]
-    told: bool = False
-    """The disk did not take them, and the other keepers have them all the same."""
+    told: set[tuple[str, Job]] = field(default_factory=set)
+    """The disk did not take them: which of the other keepers were given those of a job all the same."""
 
 
 class Refused(NamedTuple):
@@ -72,8 +72,8 @@ class Promising:
         """Whether other nodes keep copies: then what is synced here goes to them."""
         self.spread: Callable[[Sequence[Row], list[Promise]], list[Effect]] = lambda _, promises: list(promises)
         """Copies synced rows to other keepers; returns what may be said at once, with promises that need no copy."""
-        self.spread_unsynced: Callable[[Sequence[Row]], bool] = lambda _: True
-        """Copies rows that the disk here did not take; whether all other keepers that are connected get them."""
+        self.spread_unsynced: Callable[[Sequence[Row], set[tuple[str, Job]]], None] = lambda *_: None
+        """Copies rows that the disk here did not take to keepers that were not given them; notes who is."""
         self.spread_logs: Callable[[Sequence[Row]], None] = lambda _: None
         """Copies synced logs to another keeper."""
         self._logs: dict[int, list[Row]] = {}
@@ -148,12 +148,12 @@ class Promising:
     def _tell_unsynced(self) -> None:
         """Let the other keepers have what waits for a disk that takes it: readers there do not wait for this disk."""
         for one in self._failed if self.is_shared else ():
-            one.told = one.told or self.spread_unsynced(one.rows)
+            self.spread_unsynced(one.rows, one.told)
 
-    def untold(self) -> None:
+    def untold(self, peer: str) -> None:
         """A keeper is there (again) that may lack what waits for the disk here."""
         for one in (*self._failed, *self._unsynced.values()):
-            one.told = False
+            one.told = {pair for pair in one.told if pair[0] != peer}
 
     def _not_on_disk(self, token: int, unsynced: Unsynced | None) -> None:
         """Rows are no part of this copy as yet: no digest counts them, whatever is asked about them is asked elsewhere.

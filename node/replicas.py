@@ -284,7 +284,7 @@ class Replicas(Handler):
 
     def up(self, peer: str, now: float) -> None:
         self.copying.up(peer)
-        self.keeping.untold()
+        self.keeping.untold(peer)
         self._supplies.pop(peer, None)
         ours = [[job, self.config.node_id] for job in self._announced if job in self.keeping.jobs]
         if ours:
@@ -357,12 +357,18 @@ class Replicas(Handler):
                 self._mark_copied(kept)
         return []
 
-    def _spread_unsynced(self, rows: Sequence[e.Row]) -> bool:
-        """Rows that are true and that the disk here did not take: let the other keepers have them all the same."""
-        self._spread(rows, [])
-        jobs = {row.job: self.keeping.jobs[row.job] for row in rows if row.job in self.keeping.jobs}
-        pairs = ((peer, job) for job, kept in jobs.items() for peer in self.others(kept) if peer in self.peers)
-        return all(self.copying.is_level(peer, job) for peer, job in pairs)
+    def _spread_unsynced(self, rows: Sequence[e.Row], told: set[tuple[str, Job]]) -> None:
+        """Rows are true and the disk here did not take them: let the other keepers have them, each once."""
+        for job in {row.job: None for row in rows}:
+            kept = self.keeping.jobs.get(job)
+            for peer in self.others(kept) if kept is not None else ():
+                if peer not in self.peers or (peer, job) in told:
+                    continue
+                if self.copying.is_level(peer, job):
+                    told.add((peer, job))
+                    self.copying.push(peer, [row for row in rows if row.job == job and row.value is not None])
+                else:
+                    self.touched[job] = None
 
     def _spread_logs(self, rows: Sequence[e.Row]) -> None:
         """Let the next keeper that can take it have what tasks printed (`logs`); no promise rests on it."""
