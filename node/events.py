@@ -1,9 +1,10 @@
 """What goes into the machine and what comes out of it: the only words that `node/machine.py` and its shells share.
 
 An *event* is something that happened (a frame arrived, a worker finished, a commit was synced, a timer fired); an
-*effect* is something the shell shall do. Both are plain data: a shell carries effects out in the order given and
-decides nothing. Two shells exist: the daemon (trio, processes, disk) and the heap driver of the tests, from which the
-simulator grows. Rule: nothing here may import a clock, a socket or a thread.
+*effect* is something the shell shall do. Both are plain data, the commonest of them tuples, which are made three times
+as fast: a shell carries effects out in the order given and decides nothing. Two shells exist: the daemon (trio,
+processes, disk) and the heap driver of the tests, from which the simulator grows. Rule: nothing here may import a
+clock, a socket or a thread.
 """
 
 from __future__ import annotations
@@ -195,8 +196,7 @@ class Secured:
     why_not: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class TimerFired:
+class TimerFired(NamedTuple):
     """A timer set by SetTimer is due."""
 
     key: tuple[Any, ...]
@@ -228,8 +228,7 @@ class PeerDown:
     reset: bool
 
 
-@dataclass(frozen=True, slots=True)
-class PeerSent:
+class PeerSent(NamedTuple):
     """One control frame from a member."""
 
     peer: NodeId
@@ -319,8 +318,7 @@ class Reply:
     body: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(NamedTuple):
     """One control frame to a member."""
 
     peer: NodeId
@@ -523,8 +521,7 @@ class Delivered:
     spans: Sequence[tuple[int, int]] | None
 
 
-@dataclass(frozen=True, slots=True)
-class SetTimer:
+class SetTimer(NamedTuple):
     """Fire TimerFired(key) at `at_s` (monotonic); a timer of the same key is replaced; `at_s` None cancels it."""
 
     key: tuple[Any, ...]

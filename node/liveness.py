@@ -235,8 +235,9 @@ class Liveness:
         else:  # only itself can end that; but who has just heard from it declares no death, and tells it soon
             peer.suspected_s = now
             self.moved = True
-        if self._probes:
-            for seq in [seq for seq, probe in self._probes.items() if probe.subject == node]:
+        if self._probes:  # one or two
+            answered = [seq for seq, probe in self._probes.items() if probe.subject == node]
+            for seq in answered:
                 self._answered(seq)
 
     def _answered(self, seq: int) -> None:
@@ -256,8 +257,11 @@ class Liveness:
     def _ping(self, sender: NodeId, body: Any, now: float) -> list[Effect]:
         seq, incarnation, accused = body
         effects = self._accused(accused) if accused == self.incarnation else []
-        effects += self._newer(sender, incarnation) or self._returned(sender, incarnation, now)
-        return [*effects, Send(sender, m.P_ACK, [seq, self.incarnation, self._accusation(sender)])]
+        peer = self.peers.get(sender)
+        if peer is None or incarnation > peer.incarnation or sender in self.gone:
+            effects += self._newer(sender, incarnation) or self._returned(sender, incarnation, now)
+        effects.append(Send(sender, m.P_ACK, [seq, self.incarnation, self._accusation(sender)]))
+        return effects
 
     def _ack(self, sender: NodeId, body: Any, now: float) -> list[Effect]:
         seq, incarnation, accused = body
@@ -356,7 +360,8 @@ class Liveness:
                 effects += self._ask_others(seq, probe)
             if probe.ends_s <= now and seq in self._probes:
                 effects += self._missed(seq, probe, now)
-        effects += self._tick_relays(now)
+        if self._relays:
+            effects += self._tick_relays(now)
         if not self.options.leaf:
             for node in [node for node in self._suspects if self._dies_s(node) <= now]:
                 peer = self.peers[node]
@@ -386,7 +391,7 @@ class Liveness:
     # ---- probing ----------------------------------------------------------------------------------------------------
 
     def _probe(self, next_slot_s: float, now: float) -> list[Effect]:
-        for leaf in self._silent_leaves(now):
+        for leaf in self._silent_leaves(now) if self._leaves else ():
             self._again[leaf] = None
         subject = self._next_subject()
         if subject is None or self._has_just_spoken(subject, now):
@@ -411,7 +416,7 @@ class Liveness:
 
     def _next_subject(self) -> NodeId | None:
         """Return whom to ask: one that missed before all others, else the next of a shuffled round."""
-        asked = {probe.subject for probe in self._probes.values()}  # only looked into, never iterated
+        asked = [probe.subject for probe in self._probes.values()]
         for node in self._again:
             if node not in asked:
                 del self._again[node]

@@ -264,7 +264,7 @@ class Machine(Handler):
             self.listing.settle(now)
         if self.parts.stopping and self.loaded:
             self._settle_stop(now)
-        if self.peers:
+        if self.peers and self.replicas.copying.filled:
             self.replicas.flush()
         return self.relays.addressed(self.out)
 
@@ -415,7 +415,8 @@ class Machine(Handler):
 
     def _on_peer_sent(self, event: e.PeerSent, now: float) -> None:
         """Take in a frame; a malformed one is refused as a whole, and its sender loses the connection."""
-        self.leases.alive(event.peer, now)
+        if event.peer in self.leases.holders:
+            self.leases.alive(event.peer, now)
         try:
             if m.P_PING <= event.kind <= m.P_CLOCK_IS:
                 self.parts.hungry = False

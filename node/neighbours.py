@@ -190,7 +190,9 @@ class Neighbours(Handler):
             return
         if event.kind <= m.P_NACK:
             self._liveness.moved = False
-            self._perform(self._liveness.received(event.peer, event.kind, body, now), now, of_view=False)
+            effects = self._liveness.received(event.peer, event.kind, body, now)
+            if effects:
+                self._perform(effects, now, of_view=False)
             if not self._liveness.moved:
                 return  # most frames of an idle grid: nothing is due at another time than before
         else:
@@ -248,6 +250,10 @@ class Neighbours(Handler):
 
     def _perform(self, effects: Iterable[Any], now: float, *, of_view: bool) -> None:
         for effect in effects:
+            if type(effect) is e.Send:  # nearly all
+                if effect.peer in self.peers:
+                    self.out.append(effect)
+                continue
             match effect:
                 case Verdict() if of_view:
                     self._learned(effect, now)
@@ -261,9 +267,6 @@ class Neighbours(Handler):
                     self._forgotten(effect.id)
                 case Cloned():
                     self._cloned(effect, now)
-                case e.Send():
-                    if effect.peer in self.peers:
-                        self.out.append(effect)
                 case _:
                     self.out.append(effect)
 
@@ -385,8 +388,12 @@ class Neighbours(Handler):
 
     def tick(self, now: float) -> None:
         assert self.view is not None, "a timer without a grid"
-        self._perform(self._liveness.tick(now), now, of_view=False)
-        self._perform(self.view.tick(now), now, of_view=True)
+        effects = self._liveness.tick(now)
+        if effects:
+            self._perform(effects, now, of_view=False)
+        due_s = self.view.next_s()
+        if due_s is not None and due_s <= now:
+            self._perform(self.view.tick(now), now, of_view=True)
         clocks_s = self._time.next_s()
         if clocks_s is not None and clocks_s <= now:
             self._perform(self._time.tick(sorted(self.peers), now), now, of_view=True)
@@ -407,8 +414,10 @@ class Neighbours(Handler):
         if not self.peers and len(self.view.members) == 1:
             self.parts.timer((TIMER,), None)
             return
-        times = (self._liveness.next_s(), self.view.next_s(), self._time.next_s())
-        due = min((at for at in times if at is not None), default=None)
+        due = self._liveness.next_s()
+        for at in (self.view.next_s(), self._time.next_s()):
+            if at is not None and (due is None or at < due):
+                due = at
         before = self.parts.timers.get((TIMER,))
         if due is not None and (before is None or due < before or due > before + LATER_S):
             self.parts.timer((TIMER,), max(due, now))

@@ -454,13 +454,15 @@ class View:
 
     def next_s(self) -> float | None:
         """Return when `tick` is due."""
-        times = [at for at in (self._gossip_s, self._sync_s) if at is not None]
+        due_s = self._gossip_s
+        if self._sync_s is not None and (due_s is None or self._sync_s < due_s):
+            due_s = self._sync_s
         for node in self._gone:
             gone_s = self.members[node].gone_s
             assert gone_s is not None, "among the dead without a time of death"
-            times.append(gone_s + self.options.dead_s)
-            break  # the oldest
-        return min(times, default=None)
+            forgets_s = gone_s + self.options.dead_s
+            return forgets_s if due_s is None or forgets_s < due_s else due_s  # the oldest
+        return due_s
 
     def tick(self, now: float) -> list[Effect]:
         """Do what is due."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from blake3 import blake3
 
 from p2pgrid.core.chains import ALL_ROLES, SUBMIT, WORK
-from p2pgrid.core.member import Card, said
+from p2pgrid.core.member import ALIVE, STATUS_NAMES, Card, said
 from p2pgrid.node import events as e
 from p2pgrid.node.machine import Machine, MachineConfig
 from p2pgrid.simulations.clock import UNIX_0
@@ -449,4 +449,14 @@ class Node:
 
     def sees(self) -> dict[str, str]:
         """Return the status of every member as this node knows it, by id."""
-        return {row["id"]: row["status"] for row in self.machine.member_rows(self.now)}
+        view = self.machine.neighbours.view
+        others = {} if view is None else view.members
+        return {self.name: "alive"} | {
+            name: STATUS_NAMES[entry.known.status] for name, entry in others.items() if name != self.name
+        }
+
+    def sees_alive(self) -> int:
+        """Return how many members this node takes for alive, itself included."""
+        view = self.machine.neighbours.view
+        others = {} if view is None else view.members
+        return 1 + sum(entry.known.status == ALIVE for name, entry in others.items() if name != self.name)

@@ -99,6 +99,7 @@ class World(Clock):
         self.used_s = 0.0
         """Seconds that workers were busy."""
         self._running: dict[tuple[int, int], Busy] = {}
+        self._last_to_agree: Node | None = None
         self.observers: list[Any] = []
         """Whoever wants to know what happens: objects with `lived`, `died`, `replied`, `handled`, `storing`."""
 
@@ -129,7 +130,11 @@ class World(Clock):
         """Whether every live node sees exactly the live ones as alive."""
         nodes = list(self.nodes.values() if nodes is None else nodes)
         alive = sum(node.alive for node in nodes)
-        return all(sum(one == "alive" for one in node.sees().values()) == alive for node in nodes if node.alive)
+        last = self._last_to_agree
+        if last is not None and last.alive and last in nodes and last.sees_alive() != alive:
+            return False  # who did not know all a moment ago: the others need not be asked again
+        self._last_to_agree = next((node for node in nodes if node.alive and node.sees_alive() != alive), None)
+        return self._last_to_agree is None
 
     def client(self, node: Node) -> Client:
         """Start a program at a node."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from p2pgrid.core import messages as m
+from p2pgrid.core.batch import TASKS_MAX
 from p2pgrid.core.chains import CHAIN_BYTES_MAX, SIGNATURE_LENGTH
 from p2pgrid.core.frame_words import (
     array_of,
@@ -111,9 +112,14 @@ def _probe(body: Any) -> tuple[int, int, int]:
     """Read what an idle grid says most: three small numbers."""
     if type(body) is list and len(body) >= 3:  # noqa: PLR2004 - seq, incarnation, accused
         seq, incarnation, accused = body[:3]
-        if type(seq) is type(incarnation) is type(accused) is int:  # and if they are out of bounds, it is said which
-            return whole_number(seq), _incarnation(incarnation), _incarnation(accused)
-    return _three(body)
+        if (
+            type(seq) is type(incarnation) is type(accused) is int
+            and 0 <= seq < TASKS_MAX
+            and 0 <= incarnation < INCARNATION_MAX
+            and 0 <= accused < INCARNATION_MAX
+        ):
+            return seq, incarnation, accused
+    return _three(body)  # which says what is wrong
 
 
 _three = array_of(whole_number, _incarnation, _incarnation)
