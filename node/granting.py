@@ -386,7 +386,8 @@ class Granting(Handler):
         held, running, handed = claim
         given = self.leases.given(peer, job)
         if given is not None:
-            if (held - given) - self.leases.covered(job):
+            more = held - given
+            if more and more - self.leases.covered(job):
                 self.parts.log_once(peer, "claims tasks that it was not given")
             held, running = held & given, running & given
             handed = {thief: spans & given for thief, spans in handed.items()}

@@ -465,7 +465,7 @@ class Leases:
         return out
 
     def _ends(self, holder: Holder) -> float:
-        if not holder.claims:
+        if holder.grants and not holder.claims:
             return self._arrives_until(holder)
         end = holder.heard_s + self.options.beats_missed * holder.interval_s
         return end if holder.lapses_s is None else min(end, holder.lapses_s)
@@ -479,6 +479,10 @@ class Leases:
 
     def next_s(self) -> float | None:
         """Return when to look again, or None if nothing is held."""
-        times = [self._ends(holder) for holder in self.holders.values() if holder.holds]
-        times += [grant.due_s for holder in self.holders.values() for grant in holder.grants.values()]
-        return min(times, default=None)
+        first_s = math.inf  # of hundreds of members, after every claim: hence no lists
+        for holder in self.holders.values():
+            if holder.grants:
+                first_s = min(first_s, self._ends(holder), *[grant.due_s for grant in holder.grants.values()])
+            elif any(holder.covered.values()):
+                first_s = min(first_s, self._ends(holder))
+        return None if first_s == math.inf else first_s
