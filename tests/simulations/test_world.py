@@ -134,3 +134,16 @@ def test_a_task_that_kills_its_nodes_takes_none_of_those_beside_it_along() -> No
     assert world.run(lambda: job.ended, 300)
     assert job.failed == [2]
     assert not job.wrong
+
+
+def test_nodes_agree_when_each_sees_all_that_live() -> None:
+    """Who did not know all when it was asked last is asked first; the answer is the same."""
+    world = World(seed=3)
+    nodes = world.grid(5)
+    assert [node.sees_alive() for node in nodes] == [5] * 5
+    nodes[2].crash(reset=False)
+    assert not world.agreed()
+
+    assert world.run(world.agreed, 60)
+    for node in nodes[:2] + nodes[3:]:
+        assert node.sees_alive() == 4 == sum(status == "alive" for status in node.sees().values())
