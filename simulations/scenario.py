@@ -21,6 +21,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import Path
 from typing import Any, TypeVar
 
 from p2pgrid.core.errors import GridError
@@ -32,6 +33,12 @@ from p2pgrid.simulations.workloads import Work
 VERSION = 1
 """Of the meaning of seeds: raised whenever a seed comes to draw something else."""
 SUFFIX = ".toml"
+LEAST = {"nodes": 1, "owners": 1, "sites": 1, "kinds": 1, "jobs": 1, "tasks": 1}
+"""No other number is below 0."""
+NOT_ZERO: Mapping[str, frozenset[str]] = {
+    "fault": frozenset({"every_s", "factor"}), "work": frozenset({"rate"}), "grid": frozenset({"slow_factor"}),
+    "network": frozenset(), "run": frozenset(),
+}  # fmt: skip
 EXPECTED = (
     "efficiency", "executions", "messages", "bytes_per_task", "steal_requests", "detection_s", "false_deaths",
     "makespan_s", "messages_leaf", "messages_most", "steal_polls", "settle_s", "tasks", "executions_well",
@@ -142,14 +149,29 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Scenario:
-    """Return a shipped scenario. Raises GridError that names the nearest if there is none."""
+    """Return a shipped scenario, or the one in a file named *.toml. Raises GridError, with the nearest name."""
     known = names()
+    if name.endswith(SUFFIX):
+        return _of_file(name, known)
     if name not in known:
         raise GridError(
             f"there is no scenario {name!r}{_nearest(name, known)}", code="usage", next="p2pgrid sim list shows all"
         )
     text = resources.files("p2pgrid.simulations").joinpath("scenarios", name + SUFFIX).read_text("utf-8")
     return parse(name, text)
+
+
+def _of_file(path: str, known: Iterable[str]) -> Scenario:
+    try:
+        text = Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = (error.strerror or str(error)) if isinstance(error, OSError) else "it is not UTF-8"
+        shipped = _nearest(path.removesuffix(SUFFIX), known)
+        raise GridError(
+            f"{path} cannot be read: {why}{shipped}", code="usage", next="p2pgrid sim list shows those that are shipped"
+        ) from None
+    found = parse(path, text, path)
+    return dataclasses.replace(found, drawn_as=found.drawn_as or Path(path).stem)  # wherever the file lies
 
 
 def parse(name: str, text: str, where: str = "") -> Scenario:
@@ -165,8 +187,13 @@ def parse(name: str, text: str, where: str = "") -> Scenario:
     for part, kind in parts.items():
         reader.table(data.get(part, {}), kind, part)
     for part, one, kinds in (("work", Work, workloads.KINDS), ("fault", Fault, faults.KINDS)):
-        for entry in data.get(part, []):
+        entries = data.get(part, [])
+        if not isinstance(entries, list):
+            reader.fail(f"{part} is not written as [[{part}]], once for each", part)
+        for entry in entries:
             reader.table(entry, one, part)
+            if "kind" not in entry:
+                reader.fail(f"a [[{part}]] has no kind: {', '.join(kinds)}", part)
             reader.known([str(entry.get("kind"))], kinds, f"kind of {part}")
     preset = data.get("grid", {}).get("preset", "lan")
     reader.known(preset["any"] if isinstance(preset, dict) else [preset], patience.PRESETS, "preset")
@@ -212,6 +239,14 @@ class _Reader:
         for key, value in given.items():
             if not _fits(value, str(fields[key].type)):
                 self.fail(f"{key} = {value!r} in [{where}] is no {fields[key].type}", key)
+            numbers = [one for one in _choices(value) if isinstance(one, int | float)]
+            if isinstance(value, list) and value[0] > value[1]:
+                self.fail(f"{key} = {value!r} in [{where}] is not [least, most]", key)
+            if isinstance(value, dict) and not value["any"]:
+                self.fail(f"{key} in [{where}] is any of nothing", key)
+            least = LEAST.get(key, 0)
+            if any(one < least for one in numbers) or (key in NOT_ZERO[where] and any(one <= 0 for one in numbers)):
+                self.fail(f"{key} = {value!r} in [{where}] is too small", key)
 
 
 def _fits(value: Any, kind: str) -> bool:
@@ -222,6 +257,13 @@ def _fits(value: Any, kind: str) -> bool:
     if kind == "float":
         return isinstance(value, int | float) and not isinstance(value, bool)
     return type(value).__name__ == kind
+
+
+def _choices(value: Any) -> list[Any]:
+    """Return what a seed may make of a value, as far as that is written down."""
+    if isinstance(value, dict):
+        return [choice for one in value["any"] for choice in _choices(one)]
+    return value if isinstance(value, list) else [value]
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

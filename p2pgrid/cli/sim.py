@@ -61,7 +61,7 @@ def _seed(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, 
 @click.option("--without", multiple=True, metavar="fault:KIND|work:KIND", help="Leave that out; may be repeated.")
 @click.pass_obj
 def run(setting: Setting, /, scenario: str, seed: tuple[int, str], seeds: int, **how: Any) -> int:
-    """Run seeds of a scenario; exit 1 if an invariant did not hold."""
+    """Run seeds of a scenario, shipped or a .toml file; exit 1 if an invariant did not hold."""
     from p2pgrid.simulations.running import Less
     from p2pgrid.simulations.scenario import load
 
@@ -111,7 +111,7 @@ def plot(setting: Setting, /, scenario: str, seed: tuple[int, str], nodes: int |
     run = Run(found, number, Less(nodes))
     film = Film(run.world)
     outcome = run.outcome()
-    to = output or Path(f"{scenario}-{number}.png")
+    to = output or Path(f"{Path(scenario).name.removesuffix('.toml')}-{number}.png")
     counts = draw(film, outcome, figure, to)
     if setting.json:
         emit({"scenario": scenario, "seed": number, "ok": not outcome.failed, "file": str(to), "executions": counts})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +50,27 @@ def test_an_unknown_scenario_names_the_nearest() -> None:
         load("smoky")
 
 
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
+    """It need not be installed; wherever it lies, a seed of it draws the same."""
+    text = '# Mine.\nabout = "mine"\n[grid]\nnodes = [2, 3]\n[[work]]\nkind = "map"\ntasks = [1, 90]\n'
+    (tmp_path / "mine.toml").write_text(text)
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "mine.toml").write_text(text)
+
+    here, there = load(str(tmp_path / "mine.toml")), load(str(tmp_path / "below" / "mine.toml"))
+    assert here.about == "mine"
+    assert run_seed(here, 1).digest == run_seed(there, 1).digest
+    assert run_seed(here, 1).reproducer.startswith(f"p2pgrid sim run {tmp_path / 'mine.toml'} --seed 1@")
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(GridError, match=r"smok\.toml cannot be read: .*did you mean smoke\?"):
+        load("smok.toml")
+    (tmp_path / "odd.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(GridError, match="it is not UTF-8"):
+        load(str(tmp_path / "odd.toml"))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -58,6 +80,14 @@ def test_an_unknown_scenario_names_the_nearest() -> None:
         ("[run]\n\nstorm_s = [1, 2, 3]\n", r"line 3: storm_s"),
         ("[expect]\nefficiency = 0.9\n", r"line 2: efficiency in \[expect\] is not \[least, most\]"),
         ("[grid\n", "is not TOML"),
+        ('[work]\nkind = "map"\n', r"line 1: work is not written as \[\[work\]\]"),
+        ("work = 3\n", r"line 1: work is not written as \[\[work\]\]"),
+        ("[[work]]\ntasks = 5\n", r"line 1: a \[\[work\]\] has no kind: map, "),
+        ("[grid]\nnodes = 0\n", r"line 2: nodes = 0 in \[grid\] is too small"),
+        ("[grid]\nnodes = [5, 2]\n", r"line 2: nodes = \[5, 2\] in \[grid\] is not \[least, most\]"),
+        ("[grid]\nnodes = { any = [] }\n", r"line 2: nodes in \[grid\] is any of nothing"),
+        ("[run]\nstorm_s = -1\n", r"line 2: storm_s = -1 in \[run\] is too small"),
+        ('[[fault]]\nkind = "crash"\nevery_s = 0\n', r"line 3: every_s = 0 in \[fault\] is too small"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_line(text: str, message: str) -> None:
