@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -169,3 +171,26 @@ def test_who_reads_at_a_full_disk_reads_what_others_have(*, early: bool) -> None
 
     assert world.run(lambda: _has_300(read), 60), (len(read.delivered), read.state)
     assert _record(nodes[1]).done.size < 300
+
+
+def test_what_a_full_disk_did_not_take_is_sent_to_a_keeper_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed 22 of `smoke`: while another keeper was not level, all of it was queued again with each row that followed."""
+    world = GridWorld(9)
+    nodes = world.grid(3)
+    one = _submitted(nodes[0], 300, 0.1)
+    assert world.run(lambda: sum(one.delivered.values()) > 30, 60)
+    copying = nodes[0].machine.replicas.copying
+    is_level, push = copying.is_level, copying.push
+    pushed: Counter[tuple[str, str, bytes]] = Counter()
+
+    def counted(peer: str, rows: Sequence[e.Row], *rest: Any) -> None:
+        pushed.update((peer, row.kind, row.key) for row in rows)
+        push(peer, rows, *rest)
+
+    monkeypatch.setattr(copying, "is_level", lambda peer, job: peer != "n2" and is_level(peer, job))
+    monkeypatch.setattr(copying, "push", counted)
+    nodes[0].disk_full = True
+    world.run(lambda: False, 5.0)
+
+    assert sum(peer == "n1" for peer, _, _ in pushed) > 100
+    assert max(count for (peer, _, _), count in pushed.items() if peer == "n1") <= 2
