@@ -18,6 +18,7 @@ from p2pgrid.core import current, inside
 from p2pgrid.core.segments import Segment
 from p2pgrid.node import worker_results as results
 from p2pgrid.node.page import INDEX, MANY, START
+from p2pgrid.node.worker_report import INTERVAL_S
 from p2pgrid.node.worker_tasks import Work
 
 IN_FLIGHT_MAX = 100
@@ -53,6 +54,8 @@ class _Lanes:
         self._more = more
         self._since: dict[int, float] = {}  # tasks in flight, oldest first
         self._accounted = process_time()
+        self._due: asyncio.TimerHandle | None = None
+        """Sends what was too early to be sent when its task ended: the next one to end may take an hour."""
         self.segment = segment
         self.next = segment.lo
 
@@ -61,6 +64,8 @@ class _Lanes:
         starts = self._starts()
         lanes = [asyncio.ensure_future(self._lane(starts)) for _ in range(IN_FLIGHT_MAX)]
         await asyncio.gather(*lanes)
+        if self._due is not None:
+            self._due.cancel()
         left = asyncio.all_tasks() - {asyncio.current_task()}
         for task in left:
             task.cancel()
@@ -116,8 +121,14 @@ class _Lanes:
         work.report.busy_s += used - self._accounted
         self._accounted = used
         work.report.send_if_due(now)
+        if self._due is None:
+            self._due = asyncio.get_running_loop().call_later(INTERVAL_S, self._send)
         del self._since[index]
         self._show_oldest()
+
+    def _send(self) -> None:
+        self._due = None
+        self._work.report.flush()
 
     def _show_oldest(self) -> None:
         oldest = next(iter(self._since), None)
