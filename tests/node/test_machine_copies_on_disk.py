@@ -174,7 +174,7 @@ def test_who_reads_at_a_full_disk_reads_what_others_have(*, early: bool) -> None
 
 
 def test_what_a_full_disk_did_not_take_is_sent_to_a_keeper_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seed 22 of `smoke`: while another keeper was not level, all of it was queued again with each row that followed."""
+    """Seed 22 of `smoke`: while another keeper was not level, all of it was queued again with each row thereafter."""
     world = GridWorld(9)
     nodes = world.grid(3)
     one = _submitted(nodes[0], 300, 0.1)
