@@ -12,6 +12,7 @@ import pytest
 
 import p2pgrid as pg
 from p2pgrid.client.grid import Grid
+from p2pgrid.client.localgrid import LocalGrid
 from tests.waiting import SOON_S, wait_until
 
 pytestmark = pytest.mark.slow
@@ -124,6 +125,17 @@ async def deep(n: int) -> int:
 
 def test_async_tasks_wait_for_each_other(one_slot: Grid) -> None:
     assert one_slot.submit(deep, 6).result(SOON_S) == 6
+
+
+def test_a_chain_that_is_too_deep_is_an_error_of_its_task(one_slot: Grid) -> None:
+    """Of the one that would start one too many; it comes up as any error. The chain begins far down, to save time."""
+    far_down = one_slot.options(name="deep")
+    far_down._wire["nested"] = 980
+    assert far_down.submit(chain, 20).result(SOON_S) == 20
+    with pytest.raises(RecursionError, match="1000 deep, and it goes no deeper; next: "):
+        far_down.submit(chain, 21).result(SOON_S)
+
+    assert one_slot.submit(square, 3).result(SOON_S) == 9
 
 
 def sleeps(path: str) -> None:
@@ -273,8 +285,9 @@ def says_below(text: str) -> None:
 
 
 def test_what_a_task_has_started_prints_in_the_program(grid: Grid, capfd: pytest.CaptureFixture[str]) -> None:
-    """As lines of the task that the program has submitted, wherever that runs."""
-    grid.options(where="name == 'n1'").submit(says_below, "from far down").result(SOON_S)
+    """As lines of the task that the program has submitted, wherever that runs; and they are kept with it."""
+    future = grid.options(where="name == 'n1'").submit(says_below, "from far down")
+    future.result(SOON_S)
     out: list[str] = []
 
     def seen() -> bool:
@@ -282,6 +295,7 @@ def test_what_a_task_has_started_prints_in_the_program(grid: Grid, capfd: pytest
         return "n1#0 from far down" in "".join(out)
 
     wait_until(seen)
+    wait_until(lambda: future.logs() == "from far down\n")
 
 
 def test_listings_are_not_cluttered(grid: Grid) -> None:
@@ -290,3 +304,50 @@ def test_listings_are_not_cluttered(grid: Grid) -> None:
     grid.submit(sum_of_squares, 5).result(SOON_S)
 
     assert len({job.id for job in grid.jobs()} - before) == 1
+
+
+def first_sleeps(path: str) -> str:
+    """Sleep at the first attempt; say so at the second."""
+    if Path(path).exists():
+        return "again"
+    sleeps(path)
+    return "never"
+
+
+def asks_the_other(path: str) -> str:
+    return str(pg.Grid().options(where="name == 'n1'").submit(first_sleeps, path).result())
+
+
+def test_a_node_dies_that_runs_what_a_task_has_started(local: LocalGrid, one_slot: Grid, tmp_path: Path) -> None:
+    """It runs again; the task that waits for it hears nothing of that."""
+    path = tmp_path / "pid"
+    future = one_slot.submit(asks_the_other, str(path))
+    pid_in(path)
+    local.nodes[1].kill()
+    local.nodes[1].start()
+
+    assert future.result(2 * SOON_S) == "again"
+    assert future.attempts == 1
+    local.wait_members(2, 2 * SOON_S)
+
+
+def work_here(count: int) -> list[str | None]:
+    grid = pg.Grid()
+    return [pg.current().node, *grid.map(where_am_i, range(count))]  # type: ignore[union-attr]
+
+
+def where_am_i(_: int) -> str | None:
+    return pg.current().node  # type: ignore[union-attr]
+
+
+def test_tasks_of_a_member_that_may_only_work_start_tasks_as_well(local: LocalGrid, grid: Grid) -> None:
+    """These run there: nobody else takes work from it."""
+    worker = local.add("w0", local.nodes[0].invite(roles="work"))
+    try:
+        worker.wait_answering()
+        local.wait_members(3)
+        assert grid.options(where="name == 'w0'").submit(work_here, 20).result(SOON_S) == ["w0"] * 21
+        assert grid.submit(square, 3).result(SOON_S) == 9
+    finally:
+        worker.stop()
+        local.nodes.remove(worker)
