@@ -2,10 +2,11 @@
 
 A program submits 300 tasks of 50 ms to three workers of one slot; at 30 % one of three is killed with SIGKILL, with all
 that it started, and is not started again: a worker, the process that the system has once (Ray's head, Dask's scheduler,
-Celery's broker; here the node that took the job), or the program that asked. `ended` means: within a minute
-of the last task's due time somebody has all results, right; the program itself if it lives, else another one that is
+Celery's broker; here the node that took the job), or the program that asked. `ended` means: within two and a half minutes
+somebody has all results, right; the program itself if it lives, else another one that is
 told what the first one could have written down. Each system is set up as its documentation advises for that:
-Dask's futures are published, Celery acknowledges late and its broker gives tasks out again after five seconds.
+Dask's futures are published, Celery acknowledges late and its broker gives tasks out again after five seconds, looking
+for them at every turn instead of every tenth.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +33,8 @@ from tests.system.grids import ROOT, DidNotHappen, Nodes, wait
 from tests.system.survival import Sent, answer
 
 TASKS, TASK_S, WORKERS = 300, 0.05, 3
-KILL_AT, READY_S, ENDS_S = 0.3, 90.0, 60.0
+KILL_AT, READY_S, ENDS_S = 0.3, 90.0, 150.0
+LOG_LINES = 30
 ROLES = ("worker", "single", "client")
 
 _TASK = """
@@ -82,7 +85,7 @@ _CELERY_APP = """
     app = Celery("app", broker="redis://127.0.0.1:{port}/0", backend="redis://127.0.0.1:{port}/1")
     app.conf.update(
         task_acks_late=True, task_reject_on_worker_lost=True, worker_prefetch_multiplier=1,
-        broker_transport_options={{"visibility_timeout": 5}},
+        broker_transport_options={{"visibility_timeout": 5, "unacked_restore_throttle": 1}},
     )
     answer = app.task(task.answer, name="answer")
 """
@@ -104,14 +107,29 @@ class System(NamedTuple):
     """A system beside ours."""
 
     name: str
-    missing: Callable[[], str]
-    """What is not installed; empty: nothing."""
+    modules: tuple[str, ...]
+    commands: tuple[str, ...]
     single: str
     """What it has once."""
     begin: Callable[[Place], dict[str, subprocess.Popen[bytes]]]
     """Start it; what may be killed, by role."""
     program: str
     files: dict[str, str]
+
+    @property
+    def missing(self) -> str:
+        """What is not installed; empty: nothing."""
+        lacking = [one for one in self.modules if importlib.util.find_spec(one) is None]
+        return ", ".join([*lacking, *(one for one in self.commands if shutil.which(one) is None)])
+
+    @property
+    def versions(self) -> str:
+        """What is installed: `celery 5.7.0, …`."""
+        found = [f"{one} {metadata.version(one)}" for one in self.modules]
+        asked = [
+            subprocess.run([one, "--version"], capture_output=True, text=True, check=True) for one in self.commands
+        ]
+        return ", ".join([*found, *(one.stdout.strip() for one in asked)])
 
 
 class Place:
@@ -125,9 +143,11 @@ class Place:
         token.write_text(secrets.token_hex(32))
         self.environment = {
             **os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
         }  # fmt: skip
         self.children: list[subprocess.Popen[bytes]] = []
+        self.folders: list[str] = []
+        """Beside `folder`; deleted at the end."""
 
     def write(self, name: str, text: str) -> None:
         words: dict[str, object] = {"port": self.port, "tasks": TASKS, "seconds": TASK_S}
@@ -157,9 +177,15 @@ class Place:
         file = self.folder / "out"
         return file.exists() and json.loads(file.read_text()) == [answer(index) for index in range(TASKS)]
 
+    def said(self) -> str:
+        """Return the last of what all of them have said."""
+        return "\n".join((self.folder / "log").read_text(errors="replace").splitlines()[-LOG_LINES:])
+
     def end(self) -> None:
         for child in self.children:
             kill(child)
+        for folder in self.folders:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def kill(child: subprocess.Popen[bytes]) -> None:
@@ -191,11 +217,6 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _lacks(*modules: str, commands: Sequence[str] = ()) -> str:
-    lacking = [one for one in modules if importlib.util.find_spec(one) is None]
-    return ", ".join([*lacking, *(one for one in commands if shutil.which(one) is None)])
-
-
 # ---- the systems -----------------------------------------------------------------------------------------------------
 
 
@@ -203,6 +224,7 @@ def _ray(place: Place) -> dict[str, subprocess.Popen[bytes]]:
     ray = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--block"]
     # Its sockets must have short names.
     short = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    place.folders.append(short)
     head = place.spawn(
         *ray, "--head", f"--port={place.port}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={short}",
         "--node-ip-address=127.0.0.1", "--object-store-memory=100000000",
@@ -210,7 +232,8 @@ def _ray(place: Place) -> dict[str, subprocess.Popen[bytes]]:
     wait(lambda: _listens(place.port), READY_S, "Ray's head listens")
     workers = [
         place.spawn(
-            *ray, f"--address=127.0.0.1:{place.port}", "--num-cpus=1", "--object-store-memory=100000000"
+            *ray, f"--address=127.0.0.1:{place.port}", "--num-cpus=1", "--object-store-memory=100000000",
+            "--node-ip-address=127.0.0.1",
         )
         for _ in range(WORKERS)
     ]  # fmt: skip
@@ -229,7 +252,7 @@ def _dask(place: Place) -> dict[str, subprocess.Popen[bytes]]:
 def _celery(place: Place) -> dict[str, subprocess.Popen[bytes]]:
     broker = place.spawn("redis-server", "--port", str(place.port), "--bind", "127.0.0.1")
     wait(lambda: _listens(place.port), READY_S, "the broker listens")
-    one = ["-m", "celery", "-A", "app", "worker", "--concurrency", "1", "--pool", "solo"]
+    one = ["-m", "celery", "-A", "app", "worker", "--concurrency", "1"]
     workers = [place.python(*one, "-n", f"w{number}@here") for number in range(WORKERS)]
     return {"single": broker, "worker": workers[0]}
 
@@ -241,10 +264,10 @@ def _listens(port: int) -> bool:
 
 
 SYSTEMS = (
-    System("Ray", lambda: _lacks("ray"), "head", _ray, _RAY, {}),
-    System("Dask", lambda: _lacks("dask", "distributed"), "scheduler", _dask, _DASK, {}),
+    System("Ray", ("ray",), (), "head", _ray, _RAY, {}),
+    System("Dask", ("dask", "distributed"), (), "scheduler", _dask, _DASK, {}),
     System(
-        "Celery", lambda: _lacks("celery", "redis", commands=["redis-server"]), "broker", _celery, _CELERY,
+        "Celery", ("celery", "kombu", "redis"), ("redis-server",), "broker", _celery, _CELERY,
         {"app.py": _CELERY_APP},
     ),
 )  # fmt: skip
@@ -272,7 +295,10 @@ def ends(system: System, role: str) -> bool:
             place.write(name, text)
         processes = system.begin(place)
         client = place.python("program.py", "ask")
-        wait(lambda: place.begun >= KILL_AT * TASKS, READY_S, f"{system.name} has begun")
+        try:
+            wait(lambda: place.begun >= KILL_AT * TASKS, READY_S, f"{system.name} has begun")
+        except DidNotHappen as error:
+            raise DidNotHappen(f"{error}\n{place.said()}") from None
         kill({**processes, "client": client}[role])
         if role == "client":
             place.python("program.py", "collect")
@@ -311,9 +337,11 @@ def run() -> dict[str, dict[str, str]]:
     for role, what in zip(ROLES, ("a worker node", "the node that took the job", "the program"), strict=True):
         play("p2pgrid", role, what, lambda role=role: ours_ends(role))  # type: ignore[misc]
     for system in SYSTEMS:
-        if lacking := system.missing():
+        if lacking := system.missing:
             print(f"{system.name:8} skipped: {lacking} not installed", file=sys.stderr)
             continue
+        print(f"{system.name:8} {system.versions}", file=sys.stderr, flush=True)
+        found[system.name] = {"versions": system.versions}
         for role, what in zip(ROLES, ("a worker", f"the {system.single}", "the program"), strict=True):
             play(system.name, role, what, lambda system=system, role=role: ends(system, role))  # type: ignore[misc]
     return found

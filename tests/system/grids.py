@@ -42,6 +42,9 @@ LOG_TAIL_LINES = 40
 _GUARD = 'read -r _; kill -CONT "$1"; kill -KILL "$1"'
 """Reads a pipe that only this program writes to: its end means that this program is gone."""
 
+_DISK = 'mount -t tmpfs -o "size=${1}m,mode=700" none "$0" && shift && exec "$@"'
+"""A disk that nobody else sees, with the directory of the node on it. Wants root."""
+
 CLOCK_FILE = "P2PGRID_TEST_CLOCK"
 _CLOCK_PROGRAM = f"""
     # Makes `time.time()` of a process say what the file named in ${CLOCK_FILE} says: seconds to add. Looked at often.
@@ -96,11 +99,14 @@ class Node:
         said: its `ready` event.
         clock: a file that holds how many seconds its clock is ahead; None: it has that of the machine.
         netns: the network namespace it runs in.
+        disk_mb: the size of a disk of its own for its directory, which ends with it; None: it has the machine's.
     """
 
-    def __init__(self, name: str, folder: Path, flags: Sequence[str], netns: str | None, *, clock: bool) -> None:
+    def __init__(
+        self, name: str, folder: Path, flags: Sequence[str], netns: str | None, disk_mb: int | None, *, clock: bool
+    ) -> None:  # fmt: skip
         self.name = name
-        self.dir = folder / name
+        self.disk_mb = disk_mb
         self.log_file = folder / f"{name}.log"
         self.flags = list(flags)
         self.netns = netns
@@ -111,9 +117,15 @@ class Node:
         self._guard: subprocess.Popen[bytes] | None = None
         self._link: Link | None = None
         self._folder = folder
+        self._dir = folder / name
         self._frozen = False
 
     # ---- its process ------------------------------------------------------------------------------------------------
+
+    @property
+    def dir(self) -> Path:
+        """Its directory, as seen from here."""
+        return Path(f"/proc/{self.pid}/root{self._dir}") if self.disk_mb and self.runs else self._dir
 
     @property
     def pid(self) -> int:
@@ -140,6 +152,9 @@ class Node:
             words += ["--join", f"@{file}"]
         if self.netns is not None:
             words = ["ip", "netns", "exec", self.netns, *words]
+        if self.disk_mb is not None:
+            self._dir.mkdir(exist_ok=True)
+            words = ["unshare", "--mount", "sh", "-c", _DISK, str(self._dir), str(self.disk_mb), *words]
         with self.log_file.open("ab") as log:
             self._child = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, cwd=self._folder,
@@ -325,13 +340,14 @@ class Nodes:
         slots: int | None = None,
         netns: str | None = None,
         listen: str = "127.0.0.1:0",
+        disk_mb: int | None = None,
         clock: bool = False,
         mdns: bool = False,
     ) -> Node:
         """Describe one more node; `start` starts it."""
         words = ["--slots", str(slots or self.slots), "--preset", self.preset, "--listen", listen, *flags]
         words += [] if mdns else ["--no-mdns"]
-        made = Node(name, self.folder, words, netns, clock=clock)
+        made = Node(name, self.folder, words, netns, disk_mb, clock=clock)
         self.all.append(made)
         return made
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 import shutil
-import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Event, Timer
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -23,6 +24,9 @@ ALIVE_S = 240.0
 STARTING = 3
 WIRE_MBIT_S = 200
 SMALL_TASKS = 40
+READ_S = 90.0
+SLACK_S = 60.0
+"""How much later than it should this program may look again."""
 MOMENT_MAX_S = 1.5
 """From the call of `start` on: about as long as the small job takes, and a little longer."""
 
@@ -122,7 +126,7 @@ def cut_in_halves(halves: Halves, tasks: int, task_s: float, cut_s: float) -> Cu
         for one, side in zip(fresh, (ours, theirs), strict=True):
             one.must_be_right(side[2], ALIVE_S)  # nobody waits for the other half
             ended.append(time.monotonic() - began)
-        wait(lambda: time.monotonic() - began >= cut_s, cut_s + 1, "the cut lasts")
+        wait(lambda: time.monotonic() - began >= cut_s, cut_s + SLACK_S, "the cut lasts")
         halves.wire.heal()
         healed = time.monotonic()
         halves.nodes.wait_all_alive(ALIVE_S)
@@ -153,6 +157,72 @@ def blackout(nodes: Nodes, sent: Sent, lost: Node) -> list[Node]:
     return back
 
 
+class Frozen(NamedTuple):
+    """What became of two jobs while one node stood still: one that it had taken, and one that another node had."""
+
+    victim: str
+    told_s: tuple[float, ...]
+    """When programs at another node had all results of each job, in seconds since it froze."""
+    again: tuple[int, ...]
+    """Executions in vain, of each."""
+
+
+def freeze(nodes: Nodes, victim: Node, rng: random.Random, tasks: int, seconds: float) -> Frozen:
+    """SIGSTOP one node in the middle of two jobs, SIGCONT later; programs follow both jobs, there and elsewhere.
+
+    Raises:
+        AssertionError: something was lost, counted twice, or told twice to one of these programs.
+    """
+    other, reader = rng.sample([node for node in nodes.all if node is not victim], 2)
+    with ExitStack() as stack:
+        jobs = [stack.enter_context(Sent(node, tasks)) for node in (victim, other)]
+        pool = stack.enter_context(ThreadPoolExecutor(2 * len(jobs)))
+        readers = [_Follower(pool, node, one) for one in jobs for node in (reader, victim)]
+        for each in readers:
+            wait(lambda each=each: each.told or each.ended.done(), ALIVE_S, f"{each} follows")  # type: ignore[misc]
+        for one in jobs:
+            one.wait(0.2)
+        victim.freeze()
+        began = time.monotonic()
+        wait(lambda: time.monotonic() - began >= seconds, seconds + SLACK_S, "the freeze lasts")
+        victim.thaw()
+        nodes.wait_all_alive(ALIVE_S)
+        for one, node in zip(jobs, (reader, victim), strict=True):
+            one.must_be_right(node, ALIVE_S)
+        expected = sorted(map(answer, range(tasks)))
+        for each in readers:
+            each.ended.result(ALIVE_S)
+            assert sorted(value for value, _ in each.told) == expected, f"{each}: {len(each.told)} of {tasks}"
+        for one in jobs:
+            for node in (reader, victim):
+                with node.grid() as session:
+                    assert session.job(one.id).progress() == (tasks, 0, tasks), (one.id, node)
+        told_s = tuple(each.told[-1][1] - began for each in readers[::2])
+        return Frozen(victim.name, told_s, tuple(one.again for one in jobs))
+
+
+class _Follower:
+    """A program at a node that is told of each task of a job as it ends.
+
+    Attributes:
+        told: the values, and when they came.
+        ended: when the program has.
+    """
+
+    def __init__(self, pool: ThreadPoolExecutor, node: Node, sent: Sent) -> None:
+        self.name = f"a program at {node} on {sent.id}"
+        self.told: list[tuple[int, float]] = []
+        self.ended = pool.submit(self._follow, node, sent.id)
+
+    def _follow(self, node: Node, name: str) -> None:
+        with node.grid() as session:
+            for future in session.job(name).as_completed(timeout=ALIVE_S):
+                self.told.append((future.result(), time.monotonic()))
+
+    def __repr__(self) -> str:
+        return self.name
+
+
 def _slow_answer(index: int) -> int:
     time.sleep(0.03)
     return index * 2654435761 % 2**32
@@ -162,37 +232,59 @@ _slow_answer.__module__ = "__main__"  # as if a script had it: it travels by its
 
 
 class Moment(NamedTuple):
-    """One node killed at one moment; `taken` is False if the client was not promised anything before."""
+    """One node killed at one moment of a small job; `taken` is False if its client was promised nothing before."""
 
     right: bool
     taken: bool
     victim: str
+    given_to: str
     at_s: float
+    """After the call of `start`."""
     why: str = ""
 
 
-def moment(nodes: Nodes, rng: random.Random) -> Moment:
-    """Kill one node, any, at a moment of a small job; whatever was promised must come true at another."""
-    given_to, victim = rng.choice(nodes.all), rng.choice(nodes.all)
-    at_s = rng.uniform(0, MOMENT_MAX_S)
-    session = given_to.grid(reconnect=False)
-    killer = threading.Timer(at_s, victim.kill)
-    killer.start()
-    try:
-        job = session.start(_slow_answer, range(SMALL_TASKS))
-    except GridError as error:
-        killer.join()
-        return Moment(victim is given_to, False, victim.name, at_s, "" if victim is given_to else str(error))  # noqa: FBT003
-    finally:
-        session.shutdown(wait=False)
+def moments(nodes: Nodes, rng: random.Random, jobs: int = 1) -> list[Moment]:
+    """Kill one node, any, at a random moment of each of some small jobs; all that was promised must come true."""
+    victim = rng.choice(nodes.all)
+    others = [node for node in nodes.all if node is not victim]
+    plan = [(rng.choice(nodes.all), rng.choice(others), rng.uniform(0, MOMENT_MAX_S)) for _ in range(jobs)]
+    begun, dead = Event(), Event()
+
+    def kill() -> None:
+        victim.kill()
+        dead.set()
+
+    def play(given_to: Node, reader: Node, at_s: float) -> Moment:
+        told = (victim.name, given_to.name, at_s)
+        session = given_to.grid(reconnect=False)
+        begun.wait()
+        dead.wait(MOMENT_MAX_S - at_s)
+        try:
+            name = session.start(_slow_answer, range(SMALL_TASKS)).id
+        except GridError as error:
+            return Moment(victim is given_to, False, *told, "" if victim is given_to else str(error))  # noqa: FBT003
+        finally:
+            session.shutdown(wait=False)
+            dead.wait()
+        why = _why_not_right(name, reader)
+        return Moment(not why, True, *told, why)  # noqa: FBT003
+
+    killer = Timer(MOMENT_MAX_S, kill)
+    with ThreadPoolExecutor(jobs) as pool:
+        playing = [pool.submit(play, *each) for each in plan]
+        killer.start()
+        begun.set()
+        found = [each.result() for each in playing]
     killer.join()
-    reader = rng.choice([node for node in nodes.all if node.runs])
-    why = ""
+    return found
+
+
+def _why_not_right(name: str, reader: Node) -> str:
+    """Return what is wrong with the results of a small job, as another node tells them; empty: nothing."""
     try:
-        with reader.grid() as other:
-            got = list(other.job(job.id).results(timeout=90))
-        if got != [answer(index) for index in range(SMALL_TASKS)]:
-            why = f"{job.id} at {reader.name}: {len(got)} results, or wrong ones"
+        with reader.grid() as session:
+            got = list(session.job(name).results(timeout=READ_S))
     except (GridError, TimeoutError) as error:
-        why = f"{job.id} at {reader.name}: {error!r}"
-    return Moment(not why, True, victim.name, at_s, why)  # noqa: FBT003
+        return f"{name} at {reader.name}: {error!r}"
+    right = got == [answer(index) for index in range(SMALL_TASKS)]
+    return "" if right else f"{name} at {reader.name}: {len(got)} results, or wrong ones"

@@ -71,7 +71,7 @@ class Sent:
         self, node: Node, tasks: int, task_s: float = 0.05, *, name: str = "", failing: Sequence[int] = ()
     ) -> None:
         number = next(_numbers)
-        folder = node.dir.parent
+        folder = node.log_file.parent
         self.tasks = tasks
         self.failing = set(failing)
         self._executed = folder / f"executed-{number}"
