@@ -2,9 +2,9 @@
 
 A program submits 300 tasks of 50 ms to three workers of one slot; at 30 % one of three is killed with SIGKILL, with all
 that it started, and is not started again: a worker, the process that the system has once (Ray's head, Dask's scheduler,
-Celery's broker; here the node that took the job), or the program that asked. `ended` means: within two and a half minutes
-somebody has all results, right; the program itself if it lives, else another one that is
-told what the first one could have written down. Each system is set up as its documentation advises for that:
+Celery's broker; here the node that took the job), or the program that asked. `ended` means: within two and a half
+minutes somebody has all results, right; the program itself if it lives, else another one that is told what the first
+one could have written down. Each system is set up as its documentation advises for that:
 Dask's futures are published, Celery acknowledges late and its broker gives tasks out again after five seconds, looking
 for them at every turn instead of every tenth.
 """
